@@ -1,0 +1,229 @@
+"""Llama by hand, with its KV cache as an argument and a result.
+
+    hidden, kv = model(tokens, prefix=prefix, mask=mask, adapter=adapter)
+
+Nothing is hidden inside attention. What the model is conditioned on comes in as `prefix` (the keys
+and values of every layer) and `adapter` (what replaces a linear map), and what it computed goes out
+as `kv`. The model itself is never changed, so whoever tunes a context or a weight owns the tensor
+that is tuned, and many adaptations of one model live side by side.
+
+Dimensions: B batch, T new tokens, P prefix, S = P + T, H heads, K KV heads, D head_dim, C n_embd,
+V vocab, L layers. Parameters carry their Hugging Face names, so public files load unrenamed.
+
+Cost of a forward over T tokens behind a prefix of P, with N weights outside the embedding:
+2·N·T FLOPs for the linear maps and 4·L·H·D·T·S for attention; backward costs as much again for the
+inputs (what CT-KV needs) and once more for the weights (what pretraining needs).
+
+References: Llama (arXiv 2302.13971), RoPE (2104.09864), GQA (2305.13245), SwiGLU (2002.05202).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int  # n_head: multi-head attention; 1: multi-query
+    n_embd: int
+    head_dim: int  # need not be n_embd / n_head
+    n_ffn: int  # width of the SwiGLU
+    n_position: int  # the longest context the model was made for
+    rope_theta: float = 10000.0
+    rope_scaling: dict | None = None  # of type "llama3", or None
+    norm_eps: float = 1e-5
+    tied: bool = True  # the head is the embedding
+
+    def __post_init__(self):
+        if self.n_head % self.n_kv_head:
+            raise ValueError(f"n_head = {self.n_head} must be a multiple of n_kv_head = {self.n_kv_head}.")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim} must be even: RoPE rotates pairs.")
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, n_embd, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n_embd))
+        self.eps = eps
+
+    def forward(self, x):
+        y = x.float()  # the mean of squares overflows and drowns in bf16
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+def rope_frequencies(config):
+    """Rotation frequency of each of the D/2 pairs, in radians per position, float32 (D/2,).
+
+    With `rope_scaling` of type llama3, wavelengths longer than the original context are stretched by
+    `factor`, short ones kept, those between interpolated (Llama 3.1, section 3.4.2 of arXiv 2407.21783).
+    """
+    D = config.head_dim
+    frequency = 1.0 / config.rope_theta ** (torch.arange(0, D, 2).float() / D)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)  # in the original context
+    keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: short wavelength, left as it is
+    return frequency * (keep + (1 - keep) / scaling["factor"])
+
+
+def rotate(x, cos, sin):
+    """RoPE in the half-split layout: component d is paired with d + D/2. x (B, H, T, D)."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-b, a], dim=-1) * sin
+
+
+def linear(x, layer, adapter):
+    """x through a linear layer, or through what the adapter has in its place."""
+    if adapter and layer.name in adapter:
+        return adapter[layer.name](x, layer.weight)
+    return layer(x)
+
+
+class Attention(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.n_head, self.n_kv_head, self.head_dim = c.n_head, c.n_kv_head, c.head_dim
+        self.q_proj = nn.Linear(c.n_embd, c.n_head * c.head_dim, bias=False)
+        self.k_proj = nn.Linear(c.n_embd, c.n_kv_head * c.head_dim, bias=False)
+        self.v_proj = nn.Linear(c.n_embd, c.n_kv_head * c.head_dim, bias=False)
+        self.o_proj = nn.Linear(c.n_head * c.head_dim, c.n_embd, bias=False)
+
+    def forward(self, x, cos, sin, mask, past, adapter):
+        B, T, _ = x.shape
+        heads = lambda y, n: y.view(B, T, n, self.head_dim).transpose(1, 2)
+        q = rotate(heads(linear(x, self.q_proj, adapter), self.n_head), cos, sin)  # (B, H, T, D)
+        k = rotate(heads(linear(x, self.k_proj, adapter), self.n_kv_head), cos, sin)  # (B, K, T, D)
+        v = heads(linear(x, self.v_proj, adapter), self.n_kv_head)  # (B, K, T, D)
+        keys, values = k, v
+        if past is not None:  # cast: a tuned prefix is float32 also where the model computes in bf16
+            keys, values = (torch.cat([p.to(x.dtype).expand(B, -1, -1, -1), new], dim=2)  # (B, K, S, D)
+                            for p, new in zip(past, (k, v)))
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None and T > 1,
+                                           enable_gqa=self.n_head != self.n_kv_head)
+        y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, H·D)
+        return linear(y, self.o_proj, adapter), (k, v)
+
+
+class MLP(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.gate_proj = nn.Linear(c.n_embd, c.n_ffn, bias=False)
+        self.up_proj = nn.Linear(c.n_embd, c.n_ffn, bias=False)
+        self.down_proj = nn.Linear(c.n_ffn, c.n_embd, bias=False)
+
+    def forward(self, x, adapter):
+        gated = F.silu(linear(x, self.gate_proj, adapter)) * linear(x, self.up_proj, adapter)
+        return linear(gated, self.down_proj, adapter)
+
+
+class Block(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.input_layernorm = RMSNorm(c.n_embd, c.norm_eps)
+        self.self_attn = Attention(c)
+        self.post_attention_layernorm = RMSNorm(c.n_embd, c.norm_eps)
+        self.mlp = MLP(c)
+
+    def forward(self, x, cos, sin, mask, past, adapter):
+        y, kv = self.self_attn(self.input_layernorm(x), cos, sin, mask, past, adapter)
+        x = x + y
+        return x + self.mlp(self.post_attention_layernorm(x), adapter), kv
+
+
+class Llama(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.model = nn.ModuleDict(dict(
+            embed_tokens=nn.Embedding(config.vocab_size, config.n_embd),
+            layers=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            norm=RMSNorm(config.n_embd, config.norm_eps),
+        ))
+        if not config.tied:
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.linears = {}  # the names an adapter may use, such as "layers.3.self_attn.q_proj"
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Linear):
+                module.name = name
+                self.linears[name] = module
+
+    @property
+    def device(self):
+        return self.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self):
+        return self.model.embed_tokens.weight.dtype
+
+    def init_weights(self, generator):
+        """Random weights for pretraining: N(0, .02), the two maps that write to the residual scaled by 1/sqrt(2L)."""
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                scale = 0.02 / math.sqrt(2 * self.config.n_layer) if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+                nn.init.normal_(p, std=scale, generator=generator)
+        return self
+
+    def embed(self, tokens):
+        """Token ids (B, T) -> input embeddings (B, T, C)."""
+        return self.model.embed_tokens(tokens)
+
+    def forward(self, tokens=None, *, embeds=None, positions=None, mask=None, prefix=None, adapter=None):
+        """Run T new tokens behind a prefix.
+
+        tokens     (B, T) int64, or embeds (B, T, C)
+        positions  (B or 1, T) int64; default: prefix.next_position, +1, +2, …
+        mask       (B or 1, T, P+T) bool, True = may attend; default: the whole prefix, causal among the new
+        prefix     has .kv, [(K, V)] per layer of shape (1 or B, K, P, D), and .next_position; or None
+        adapter    {name of a linear: f(x, weight)} used in place of that linear; or None
+        Returns hidden (B, T, C) after the final norm, and the new entries [(K, V)] per layer, each
+        (B, K, T, D), keys after RoPE. Raises ValueError on shapes and names that do not fit.
+        """
+        if (tokens is None) == (embeds is None):
+            raise ValueError("Give the model either tokens or embeds, and not both.")
+        x = self.embed(tokens) if embeds is None else embeds.to(self.dtype)  # (B, T, C)
+        B, T, _ = x.shape
+        P = prefix.kv[0][0].shape[2] if prefix is not None else 0
+        self._check(x, T, P, mask, prefix, adapter)
+        if positions is None:
+            start = prefix.next_position if prefix is not None else 0
+            positions = torch.arange(start, start + T, device=x.device)[None]
+        if mask is not None:
+            mask = mask[:, None]  # (B or 1, 1, T, S): the same for all heads
+        elif P and T > 1:
+            mask = torch.ones(T, P + T, dtype=torch.bool, device=x.device).tril(P)[None, None]
+        angle = positions[:, None, :, None] * rope_frequencies(self.config).to(x.device)  # (B or 1, 1, T, D/2)
+        angle = torch.cat([angle, angle], dim=-1)  # (B or 1, 1, T, D)
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        kv = []
+        for i, block in enumerate(self.model.layers):
+            x, new = block(x, cos, sin, mask, prefix.kv[i] if prefix is not None else None, adapter)
+            kv.append(new)
+        return self.model.norm(x), kv
+
+    def logits(self, hidden):
+        """The head on the rows it is given: (…, C) -> (…, V) float32. Give it answer positions only."""
+        head = self.model.embed_tokens.weight if self.config.tied else self.lm_head.weight
+        return F.linear(hidden, head).float()
+
+    def _check(self, x, T, P, mask, prefix, adapter):
+        c = self.config
+        if x.shape[-1] != c.n_embd:
+            raise ValueError(f"embeds have width {x.shape[-1]}, this model has n_embd = {c.n_embd}.")
+        if mask is not None and mask.shape[-2:] != (T, P + T):
+            raise ValueError(f"mask has shape {tuple(mask.shape)}, expected (B or 1, T, P+T) with T = {T}, P = {P}.")
+        if prefix is not None and (len(prefix.kv) != c.n_layer or prefix.kv[0][0].shape[1::2] != (c.n_kv_head, c.head_dim)):
+            raise ValueError(f"the prefix has {len(prefix.kv)} layers of {tuple(prefix.kv[0][0].shape)}, this model "
+                             f"{c.n_layer} layers of (1, {c.n_kv_head}, P, {c.head_dim}): it belongs to another model.")
+        if adapter and (unknown := sorted(adapter.keys() - self.linears.keys())):
+            raise ValueError(f"the adapter names {unknown[0]!r}, which is no linear of this model; "
+                             f"names look like {next(iter(self.linears))!r}.")
