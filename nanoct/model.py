@@ -54,7 +54,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        y = x.float()  # the mean of squares overflows and drowns in bf16
+        y = x.to(torch.promote_types(x.dtype, torch.float32))  # the mean of squares drowns in bf16
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * y.to(x.dtype)
 
@@ -219,8 +219,8 @@ class Llama(nn.Module):
         c = self.config
         if x.shape[-1] != c.n_embd:
             raise ValueError(f"embeds have width {x.shape[-1]}, this model has n_embd = {c.n_embd}.")
-        if mask is not None and mask.shape[-2:] != (T, P + T):
-            raise ValueError(f"mask has shape {tuple(mask.shape)}, expected (B or 1, T, P+T) with T = {T}, P = {P}.")
+        if mask is not None and (mask.dtype != torch.bool or mask.dim() != 3 or mask.shape[1:] != (T, P + T)):
+            raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}, expected bool (B or 1, T, P+T) with T = {T}, P = {P}.")
         if prefix is not None and (len(prefix.kv) != c.n_layer or prefix.kv[0][0].shape[1::2] != (c.n_kv_head, c.head_dim)):
             raise ValueError(f"the prefix has {len(prefix.kv)} layers of {tuple(prefix.kv[0][0].shape)}, this model "
                              f"{c.n_layer} layers of (1, {c.n_kv_head}, P, {c.head_dim}): it belongs to another model.")

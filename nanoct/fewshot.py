@@ -1,0 +1,200 @@
+"""A few-shot task, what a method makes of it, and how k pairs become ONE row.
+
+    Task --method.adapt--> Adapted(model, adapter, prefix) --score--> accuracy
+
+Every in-context-optimisation method turns demonstrations into weights phi (the model and an adapter) and a
+context theta (a Prefix); prediction is p_phi(y | theta, x) whatever the method was.
+
+Packing. The pairs (x_i, y_i) of a training step, or the queries of a task, share one prefix and differ only
+in what they may see. So they lie side by side in one row of T tokens: positions start anew behind the
+prefix for each pair, a pair sees itself causally and no other pair, and of the prefix what `visible` says.
+Loss and gradients are those of k padded rows with k copies of the prefix; the cost is T tokens through the
+model, no padding, and a bool mask of T·(P+T) bytes.
+
+Dimensions: k pairs, T tokens of a row, P prefix entries, N answer tokens, V vocab, L layers.
+"""
+
+from dataclasses import dataclass
+from typing import Callable, Mapping, Sequence
+
+import torch
+
+
+@dataclass
+class Demo:
+    """An example: token ids of the input x and of the answer y; y ends with the format's terminator, if any."""
+
+    x: Sequence[int]
+    y: Sequence[int]
+
+    def __post_init__(self):
+        _need_tokens(self)
+
+
+@dataclass
+class Query:
+    """A question: x, the answer y that is expected, and the options y is among, if there are any."""
+
+    x: Sequence[int]
+    y: Sequence[int]
+    options: Sequence[Sequence[int]] | None = None
+
+    def __post_init__(self):
+        _need_tokens(self)
+        if self.options is not None and list(self.y) not in [list(option) for option in self.options]:
+            raise ValueError(f"the answer {list(self.y)} is not among the {len(self.options)} options; add it, or leave "
+                             "options out and score by ids or text.")
+
+
+@dataclass
+class Task:
+    """k demos, the queries, and how answers are judged.
+
+    instruction  token ids at the head of the context, a BOS included; the core adds none of its own
+    metric       "accuracy" or "macro_f1" over options; "ids": every token of y by teacher forcing;
+                 "text": greedy decoding until the terminator y[-1], then decode, normalise, compare
+    decode       ids -> str, normalise: str -> str; for "text" alone
+    """
+
+    name: str
+    demos: list[Demo]
+    queries: list[Query]
+    instruction: Sequence[int] = ()
+    metric: str = "ids"
+    decode: Callable | None = None
+    normalise: Callable | None = None
+
+    def need_demos(self, method):
+        """The demos; ValueError if there are none."""
+        if not self.demos:
+            raise ValueError(f"task {self.name!r} has no demos and {method} learns from demos; give at least one, "
+                             "or use zero_shot.")
+        return self.demos
+
+
+@dataclass
+class Prefix:
+    """theta: keys and values of every layer, [(K, V)] of shape (1, n_kv_head, P, head_dim), keys after RoPE.
+
+    owner          (P,) int64: the demo an entry came from, -1 for the instruction and for entries of no demo
+    next_position  position of the first token behind the prefix
+    """
+
+    kv: list
+    owner: torch.Tensor
+    next_position: int
+
+
+@dataclass
+class Adapted:
+    """What a method makes of a task: (phi, theta) = (model with adapter, prefix), and how many numbers it trained."""
+
+    model: torch.nn.Module
+    adapter: Mapping | None = None
+    prefix: Prefix | None = None
+    n_trained: int = 0
+
+
+@dataclass
+class Row:
+    """k pairs side by side: tokens and positions (1, T), pair (T,), and for the N answer tokens where (N,), the
+    index of the token that predicts them, target (N,), their id, and their pair, pair[where]."""
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    pair: torch.Tensor
+    where: torch.Tensor
+    target: torch.Tensor
+
+    def mask(self, visible):
+        """visible (k, P) bool, which prefix entries each pair may see -> the mask (1, T, P+T) of the row."""
+        own = self.pair[:, None] == self.pair  # (T, T)
+        return torch.cat([visible[self.pair], own.tril()], dim=1)[None]
+
+
+def pack(pairs, model, start=0, head=()):
+    """Lay pairs [(x, y)] of token ids side by side, each as head + x + y from position `start` on.
+
+    The last token of y predicts nothing and is left out, so T = sum(len(head) + len(x) + len(y) - 1).
+    Raises ValueError if a pair runs past the model's context.
+    """
+    tokens, positions, pair, where, target = [], [], [], [], []
+    for i, (x, y) in enumerate(pairs):
+        ids = [*head, *x, *y]
+        check_fits(model, start + len(ids) - 1, f"pair {i} behind {start} tokens of context")
+        where += range(len(tokens) + len(ids) - len(y) - 1, len(tokens) + len(ids) - 1)
+        target += y
+        tokens += ids[:-1]
+        positions += range(start, start + len(ids) - 1)
+        pair += [i] * (len(ids) - 1)
+    tensor = lambda values: torch.tensor(values, dtype=torch.int64, device=model.device)
+    return Row(tensor(tokens)[None], tensor(positions)[None], tensor(pair), tensor(where), tensor(target))
+
+
+def visible(prefix, k, leave_one_out=False, token_dropout=0.0, generator=None):
+    """Which of the P prefix entries each of k pairs may see: (k, P) bool.
+
+    leave_one_out hides from pair i the entries that demo i owns; token_dropout hides every entry from every
+    pair independently with that probability, the instruction's too, and nothing is rescaled. The draw is made
+    on the CPU: a seed gives the same masks on every device.
+    """
+    owner = prefix.owner
+    seen = torch.ones(k, len(owner), dtype=torch.bool, device=owner.device)
+    if leave_one_out:
+        seen &= owner != torch.arange(k, device=owner.device)[:, None]
+    if token_dropout:
+        seen &= (torch.rand(k, len(owner), generator=generator) >= token_dropout).to(owner.device)
+    return seen
+
+
+def answer_logits(model, row, prefix=None, adapter=None, mask=None):
+    """Logits (N, V) float32 at the answer tokens of a packed row, and nowhere else.
+
+    mask (1, T, P+T): default, every pair sees the whole prefix.
+    """
+    if mask is None:
+        P = len(prefix.owner) if prefix is not None else 0
+        mask = row.mask(torch.ones(int(row.pair[-1]) + 1, P, dtype=torch.bool, device=row.pair.device))
+    hidden, _ = model(row.tokens, positions=row.positions, mask=mask, prefix=prefix, adapter=adapter)
+    return model.logits(hidden[0, row.where])
+
+
+@torch.no_grad()
+def encode_context(model, instruction=(), demos=(), adapter=None):
+    """Read instruction and demos once and keep their KV cache: a Prefix of all P tokens, or None if there are none.
+
+    Cost: one forward over P tokens. Raises ValueError if they do not fit the model's context.
+    """
+    tokens, owner = list(instruction), [-1] * len(instruction)
+    for i, demo in enumerate(demos):
+        tokens += [*demo.x, *demo.y]
+        owner += [i] * (len(demo.x) + len(demo.y))
+    if not tokens:
+        return None
+    check_fits(model, len(tokens), f"a context of {len(demos)} demos")
+    _, kv = model(torch.tensor([tokens], device=model.device), adapter=adapter)
+    return Prefix(kv, torch.tensor(owner, device=model.device), len(tokens))
+
+
+def grow(prefix, kv):
+    """The prefix (or None) with the entries of new tokens behind it, one row per row of the batch; owner -1."""
+    T, device = kv[0][0].shape[2], kv[0][0].device
+    owner = torch.full((T,), -1, device=device)
+    if prefix is None:
+        return Prefix(kv, owner, T)
+    kv = [tuple(torch.cat([p.to(n.dtype).expand(len(n), -1, -1, -1), n], dim=2) for p, n in zip(old, new))
+          for old, new in zip(prefix.kv, kv)]
+    return Prefix(kv, torch.cat([prefix.owner, owner]), prefix.next_position + T)
+
+
+def check_fits(model, n, what):
+    """ValueError if n tokens are more than the model's context."""
+    if n > model.config.n_position:
+        raise ValueError(f"{what} needs {n} tokens and the model's context is {model.config.n_position}: use fewer or "
+                         "shorter demos, or a model with a longer context.")
+
+
+def _need_tokens(pair):
+    for part, meaning in (("x", "input"), ("y", "answer")):
+        if not len(getattr(pair, part)):
+            raise ValueError(f"an empty {meaning} in {pair!r}: it needs at least one token to be learned from or scored.")

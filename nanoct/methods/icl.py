@@ -1,0 +1,22 @@
+"""In-context learning: read the demonstrations, change nothing (Brown et al., arXiv 2005.14165).
+
+    theta = KV(x_1 y_1 … x_k y_k),    p_phi(y | theta, x)    phi frozen
+
+Trains nothing; costs one forward over the P context tokens, 2·N·P FLOPs. CT-KV starts here.
+
+    python -m nanoct.reproduce --methods icl
+"""
+
+from dataclasses import dataclass
+
+from nanoct.fewshot import Adapted, encode_context
+
+
+@dataclass
+class Config:
+    pass
+
+
+def adapt(model, task, config=Config(), seed=0, progress=None):
+    """theta = KV cache of instruction and demos. Raises ValueError without demos, or if they do not fit."""
+    return Adapted(model, prefix=encode_context(model, task.instruction, task.need_demos("ICL")))

@@ -1,0 +1,190 @@
+"""Meta-train the embedded model: learn to learn a task from the examples in context.
+
+    python -m nanoct.pretrain                       # writes weights/nano, resumes where it was stopped
+    python -m nanoct.pretrain --n-step 200 --out /tmp/nano
+
+A row is `<s> x = y ; x = y ; …`, one task of the training pool with as many examples as fit. The loss is
+the mean cross-entropy of every answer token, so answer number i is a k-shot prediction with k = i: one
+row trains every k at once (MetaICL, arXiv 2110.15943). Nothing of the held-out pool is ever drawn.
+
+AdamW, linear warm-up, constant rate, linear decay over the last quarter: training can be stopped at any
+point and given another --n-step, only the decay is lost. bf16 autocast, float32 weights.
+Cost: 6·N FLOPs a token for N weights, and 12·L·H·D·T/2 for causal attention over rows of T.
+
+Batch number `step` depends on (seed, step) alone and the state holds the optimiser's moments: a run that
+was killed and started again sees the same batches and ends in the same place.
+"""
+
+import argparse
+import json
+import random
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from nanoct.benchmarks import nano
+from nanoct.model import Llama, LlamaConfig
+from nanoct.tokenizer import load_tokenizer
+from nanoct.weights import pick_device, save_model
+
+ARCHITECTURE = dict(n_layer=6, n_head=4, n_kv_head=2, n_embd=128, head_dim=32, n_ffn=256, n_position=512)
+
+
+@dataclass
+class Config:
+    n_step: int = 9000
+    lr: float = 2e-3
+    n_warmup: int = 200
+    decay: float = 0.25  # share of the steps in which the rate falls to 0
+    weight_decay: float = 0.1
+    n_token: int = 6144  # per step
+    row: int = 256  # tokens a row; every eighth step has rows twice as long
+    p_single: float = 0.3  # share of rows whose task is a single primitive
+    seed: int = 0
+    every: int = 250  # steps between two evaluations, and between two saved states
+
+
+class Rows(Dataset):
+    """Batch number `step`: tokens (B, T) and, for every token, the number of its answer or -1 (B, T), int64."""
+
+    def __init__(self, world, tokenizer, config, pool="train"):
+        self.world, self.tokenizer, self.config, self.pool = world, tokenizer, config, pool
+
+    def __len__(self):
+        return self.config.n_step
+
+    def __getitem__(self, step):
+        c = self.config
+        T = 2 * c.row if step % 8 == 7 else c.row
+        rng = random.Random(f"{c.seed}/{self.pool}/{step}")
+        rows = [self.row(rng, T) for _ in range(c.n_token // T)]
+        return tuple(torch.tensor(part) for part in zip(*rows))
+
+    def row(self, rng, T):
+        names = self.world.pools()[self.pool]
+        single = [name for name in names if " then " not in name]
+        name = rng.choice(single if single and rng.random() < self.config.p_single else names)
+        tokens, answer = [self.tokenizer.bos_id], [-1]
+        n = 0
+        while len(tokens) < T:
+            ((x, y),) = self.world.pairs(name, 1, rng)
+            x, y = self.tokenizer.encode(x + "="), self.tokenizer.encode(y + ";")
+            tokens += x + y
+            answer += [-1] * len(x) + [n] * len(y)
+            n += 1
+        return tokens[:T], answer[:T]
+
+
+def answer_logits(model, tokens, answer):
+    """Logits (N, V) for the N answer tokens of a batch, and their ids (N,)."""
+    hidden, _ = model(tokens)
+    is_answer = answer[:, 1:] >= 0
+    return model.logits(hidden[:, :-1][is_answer]), tokens[:, 1:][is_answer]
+
+
+@torch.no_grad()
+def exact_by_k(model, rows, n_batch=4):
+    """Share of answers that are right in every token, by teacher forcing, at k = 0, 5, 10: {k: share}."""
+    right, total = {}, {}
+    for step in range(n_batch):
+        tokens, answer = (t.to(model.device) for t in rows[step])
+        logits, target = answer_logits(model, tokens, answer)
+        wrong = torch.zeros(answer.shape[0], answer.max() + 1, dtype=torch.long, device=model.device)
+        row, column = torch.where(answer[:, 1:] >= 0)
+        wrong.index_put_((row, answer[:, 1:][row, column]), (logits.argmax(-1) != target).long(), accumulate=True)
+        for k in (0, 5, 10):
+            complete = answer.max(1).values > k  # the last answer of a row may be cut off
+            right[k] = right.get(k, 0) + (wrong[complete, k] == 0).sum().item()
+            total[k] = total.get(k, 0) + complete.sum().item()
+    return {k: right[k] / total[k] for k in total}
+
+
+def rate(step, c):
+    """Learning rate at a step: linear up, constant, linear down to 0."""
+    return c.lr * min((step + 1) / c.n_warmup, 1, (c.n_step - step) / (c.decay * c.n_step))
+
+
+def save_state(path, model, optimizer, step):
+    """Weights, both moments of AdamW and the step, in one safetensors file."""
+    tensors = {name: p.detach() for name, p in model.named_parameters()}
+    for name, p in model.named_parameters():
+        tensors |= {f"{name}.{key}": optimizer.state[p][key] for key in ("exp_avg", "exp_avg_sq", "step")}
+    save_file(tensors, path.with_suffix(".tmp"), metadata={"step": str(step)})
+    path.with_suffix(".tmp").replace(path)
+
+
+@torch.no_grad()
+def load_state(path, model, optimizer):
+    """Put a saved state back; returns the step to go on with."""
+    with safe_open(path, "pt", device=str(model.device)) as f:
+        for name, p in model.named_parameters():
+            p.copy_(f.get_tensor(name))
+            optimizer.state[p] = {key: f.get_tensor(f"{name}.{key}") for key in ("exp_avg", "exp_avg_sq", "step")}
+        return int(f.metadata()["step"])
+
+
+def train(config, out, world="strings", device=None):
+    """Train to config.n_step, or go on from the state in `out`; writes model, vocabulary, state and log there."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "vocab.json").write_text(json.dumps(nano.VOCABULARY) + "\n")
+    tokenizer, world, device = load_tokenizer(out), nano.WORLDS[world], pick_device(device)
+    model = Llama(LlamaConfig(vocab_size=len(nano.VOCABULARY), **ARCHITECTURE))
+    model.init_weights(torch.Generator().manual_seed(config.seed)).to(device)
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    gains = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [dict(params=matrices, weight_decay=config.weight_decay), dict(params=gains, weight_decay=0.0)],
+        lr=config.lr, betas=(0.9, 0.98), fused=True)
+    state, log = out / "state.safetensors", out / "log.jsonl"
+    first = load_state(state, model, optimizer) if state.exists() else 0
+    rows = Rows(world, tokenizer, config)
+    batches = DataLoader(Subset(rows, range(first, config.n_step)), batch_size=None,
+                         num_workers=8 if device.type == "cuda" else 0)
+    losses, start = [], time.perf_counter()
+    bar = tqdm(batches, initial=first, total=config.n_step, desc="pretrain", mininterval=5)
+    for step, batch in enumerate(bar, start=first):
+        tokens, answer = (t.to(device) for t in batch)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, config)
+        with torch.autocast(device.type, torch.bfloat16):
+            logits, target = answer_logits(model, tokens, answer)
+        loss = F.cross_entropy(logits.float(), target)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.detach())
+        if (step + 1) % config.every == 0 or step + 1 == config.n_step:
+            line = dict(step=step + 1, loss=torch.stack(losses).mean().item(), seconds=time.perf_counter() - start)
+            for pool in ("train", "validation"):
+                line[pool] = exact_by_k(model, Rows(world, tokenizer, config, pool))
+            with log.open("a") as f:
+                f.write(json.dumps(line) + "\n")
+            bar.set_postfix(loss=f"{line['loss']:.3f}", train=f"{line['train'][10]:.2f}", unseen=f"{line['validation'][10]:.2f}")
+            losses, start = [], time.perf_counter()
+            save_state(state, model, optimizer, step + 1)
+            save_model(model, out, metadata={"step": str(step + 1), **{k: str(v) for k, v in asdict(config).items()}})
+    return model
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for f in fields(Config):
+        parser.add_argument("--" + f.name.replace("_", "-"), type=f.type, default=f.default)
+    parser.add_argument("--out", default="weights/nano")
+    parser.add_argument("--device", default=None)
+    args = vars(parser.parse_args())
+    out, device = args.pop("out"), args.pop("device")
+    train(Config(**args), out, device=device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Prediction and metrics: the same for every method, p_phi(y | theta, x) from an Adapted.
+
+All queries and options of a task are packed into as few rows as memory allows (fewshot.py): one forward
+scores dozens of pairs behind one copy of the prefix.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from nanoct.fewshot import answer_logits, check_fits, grow, pack
+
+METRICS = ("accuracy", "macro_f1", "ids", "text")
+
+
+@dataclass
+class Result:
+    score: float  # in [0, 1]
+    per_query: list[bool]  # right or wrong; their mean is the score, but for macro_f1
+
+
+def evaluate(adapted, task, row_tokens=1024):
+    """Result of an Adapted on the queries of a task, by the task's metric.
+
+    row_tokens bounds the tokens of a packed row, so its mask is at most row_tokens·(P + row_tokens) bytes.
+    Raises ValueError on a task without queries, an unknown metric, or queries without what the metric needs.
+    """
+    if not task.queries:
+        raise ValueError(f"task {task.name!r} has no queries to score; give at least one.")
+    if task.metric == "text":
+        right = [text == wanted for text, wanted in text_answers(adapted, task)]
+        return Result(sum(right) / len(right), right)
+    if task.metric == "ids":
+        right = score_pairs(adapted, [(q.x, q.y) for q in task.queries], row_tokens)[1].tolist()
+        return Result(sum(right) / len(right), right)
+    if task.metric not in METRICS:
+        raise ValueError(f"task {task.name!r} has the metric {task.metric!r}; known are {', '.join(METRICS)}.")
+    if any(q.options is None for q in task.queries):
+        raise ValueError(f"task {task.name!r} is scored by {task.metric} and has a query without options; add them, "
+                         "or score by ids or text.")
+    loss, _ = score_pairs(adapted, [(q.x, option) for q in task.queries for option in q.options], row_tokens)
+    by_query = loss.split([len(q.options) for q in task.queries])
+    predicted = [tuple(q.options[losses.argmin()]) for q, losses in zip(task.queries, by_query)]
+    gold = [tuple(q.y) for q in task.queries]
+    right = [p == g for p, g in zip(predicted, gold)]
+    return Result(macro_f1(predicted, gold) if task.metric == "macro_f1" else sum(right) / len(right), right)
+
+
+@torch.no_grad()
+def score_pairs(adapted, pairs, row_tokens=1024):
+    """Teacher forcing of pairs [(x, y)]: mean loss per token of y in nats (n,) float32, and whether every
+    token of y, the terminator included, is the most likely one (n,) bool, which is to say that greedy
+    decoding yields exactly y."""
+    prefix = adapted.prefix
+    start = prefix.next_position if prefix is not None else 0
+    losses, exact = [], []
+    for chunk in _chunks(pairs, row_tokens):
+        row = pack(chunk, adapted.model, start)
+        logits = answer_logits(adapted.model, row, prefix, adapted.adapter)
+        pair, n = row.pair[row.where], len(chunk)
+        total = lambda values: torch.zeros(n, device=logits.device).index_add_(0, pair, values)
+        loss = F.cross_entropy(logits, row.target, reduction="none")
+        losses.append(total(loss) / total(torch.ones_like(loss)))
+        exact.append(total((logits.argmax(-1) != row.target).float()) == 0)
+    return torch.cat(losses).cpu(), torch.cat(exact).cpu()
+
+
+def _chunks(pairs, row_tokens):
+    """Consecutive pairs in groups of at most row_tokens tokens; a longer pair is a group of its own."""
+    chunk, n = [], 0
+    for x, y in pairs:
+        if chunk and n + len(x) + len(y) > row_tokens:
+            yield chunk
+            chunk, n = [], 0
+        chunk.append((x, y))
+        n += len(x) + len(y)
+    yield chunk
+
+
+def macro_f1(predicted, gold):
+    """Mean F1 over the classes that occur in gold; a class that is never predicted has precision 1, so F1 0."""
+    f1 = []
+    for c in set(gold):
+        hits = sum(p == g == c for p, g in zip(predicted, gold))
+        f1.append(2 * hits / (predicted.count(c) + gold.count(c)))
+    return sum(f1) / len(f1)
+
+
+def text_answers(adapted, task):
+    """(decoded text, wanted text) of every query, both normalised, the terminator cut off; queries with inputs
+    of one length are decoded in one batch."""
+    if task.decode is None:
+        raise ValueError(f"task {task.name!r} is scored by text and has no decode; give the tokenizer's.")
+    normalise = task.normalise or (lambda text: text)
+    stop = task.queries[0].y[-1]
+    if any(q.y[-1] != stop for q in task.queries):
+        raise ValueError(f"task {task.name!r} is scored by text, so all answers must end with the same terminator.")
+    limit = max(len(q.y) for q in task.queries) + 8  # longer than any answer: what is cut there is wrong anyway
+    answers = [None] * len(task.queries)
+    for length in sorted({len(q.x) for q in task.queries}):
+        group = [i for i, q in enumerate(task.queries) if len(q.x) == length]
+        decoded = generate(adapted, [task.queries[i].x for i in group], limit, stop)
+        for i, ids in zip(group, decoded):
+            wanted = task.queries[i].y
+            answers[i] = tuple(normalise(task.decode(list(y[:-1] if y[-1] == stop else y))) for y in (ids, wanted))
+    return answers
+
+
+@torch.no_grad()
+def generate(adapted, prompts, max_new_tokens, stop=None):
+    """Greedy decoding with the KV cache: prompts, B lists of ids of one length -> B lists of new ids.
+
+    A list ends with `stop` if that came within max_new_tokens. Cost: one forward over the prompts, then one
+    over B tokens per new id. Raises ValueError on prompts of different lengths or a context that is too long.
+    """
+    model, prefix = adapted.model, adapted.prefix
+    if len({len(p) for p in prompts}) != 1:
+        raise ValueError(f"generate takes prompts of one length in a batch, got lengths {sorted({len(p) for p in prompts})}.")
+    position = prefix.next_position if prefix is not None else 0
+    check_fits(model, position + len(prompts[0]) + max_new_tokens - 1, f"decoding {max_new_tokens} tokens")
+    tokens, new = torch.tensor(prompts, device=model.device), []
+    running = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
+    for _ in range(max_new_tokens):
+        hidden, kv = model(tokens, prefix=prefix, adapter=adapted.adapter)
+        prefix = grow(prefix, kv)
+        tokens = model.logits(hidden[:, -1]).argmax(-1, keepdim=True)  # (B, 1)
+        new.append(tokens)
+        running &= tokens[:, 0] != stop
+        if stop is not None and not running.any():
+            break
+    new = torch.cat(new, dim=1).tolist()
+    return [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in new]

@@ -1,0 +1,201 @@
+"""Text to token ids and back: `load_tokenizer(folder)` reads the tokenizer file that a model comes with.
+
+tokenizer.json    byte-level BPE as Hugging Face `tokenizers` writes it: Llama-3.x, SmolLM2, GPT-2
+tokenizer.model   Llama-3's tiktoken ranks, one "base64 rank" a line (Meta's llama-models repository)
+vocab.json        the embedded model's vocabulary, a list of strings: encoding takes the longest token at each place
+
+The first of them that is there decides. All become one `tiktoken.Encoding`: a regex that cuts text into pieces, and
+the tokens in the order of their merges. Ids may be in another order (SmolLM2 and GPT-2 give low ids to special
+tokens), so a table maps ranks to ids. Nothing is fetched or cached.
+"""
+import base64
+import json
+import re
+from pathlib import Path
+
+import tiktoken
+
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+          r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# GPT2 between isolated digits, as one regex: whitespace before a digit stands at the end of its part of the text
+SMOLLM = r"'s|'t|'re|'ve|'m|'ll|'d|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+
+NAMED = """begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id step_id
+    start_header_id end_header_id eom_id eot_id python_tag image""".split()
+LLAMA3_SPECIAL = [f"<|{name}|>" for name in NAMED + [f"reserved_special_token_{i}" for i in range(2, 246)]]
+
+# GPT-2's alphabet: printable Latin-1 characters stand for their own byte, U+0100 and on for the others
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+ALPHABET = PRINTABLE + [byte for byte in range(256) if byte not in PRINTABLE]
+BYTE_OF = {chr(byte if byte in PRINTABLE else 256 + i - len(PRINTABLE)): byte for i, byte in enumerate(ALPHABET)}
+
+
+class Tokenizer:
+    """One vocabulary: `vocab_size` (highest id + 1), `special` (name -> id), `bos_id` and `eos_id` (int or None).
+
+    pattern: regex of the pieces. merges: the tokens that text can become, as bytes, first merge first. ids: all
+    ordinary tokens, bytes -> id. special, plain: added tokens, name -> id, found in text if asked and always.
+    """
+
+    def __init__(self, source, pattern, merges, ids, special, plain=(), prefix_space=False, bos=None, eos=None):
+        self.source, self.special, self.plain, self.prefix_space = source, special, dict(plain), prefix_space
+        self.bos_id, self.eos_id = special.get(bos), special.get(eos)
+        # tiktoken panics at a byte without a rank: bytes that no token covers get the last ranks, and no id
+        uncovered = list({bytes([byte]) for byte in range(256)}.difference(merges))
+        ranks = {token: rank for rank, token in enumerate(merges + uncovered)}
+        self._encoding = tiktoken.Encoding(str(source), pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        self._ids = [ids[token] for token in merges] + [None] * len(uncovered)
+        self._bytes = {i: token for token, i in ids.items()}
+        self._bytes |= {i: name.encode() for name, i in (self.plain | special).items()}
+        self.vocab_size = max(self._bytes) + 1
+
+    def encode(self, text: str, bos: bool = False, special: bool = False) -> list[int]:
+        """Ids of `text`, bos_id first if `bos`; the names of special tokens are plain text unless `special`.
+
+        Raises ValueError for a character that no token covers and for `bos` without a bos_id.
+        """
+        if bos and self.bos_id is None:
+            raise ValueError(f"bos=True, but {self.source} has no beginning-of-sequence token: use bos=False")
+        added = self.plain | self.special if special else self.plain
+        names = "|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)"  # (?!) matches nowhere
+        ids, start = [self.bos_id] if bos else [], 0
+        for i, part in enumerate(re.split(f"({names})", text)):  # the odd parts are added tokens
+            ids += [added[part]] if i % 2 else self._encode_plain(part, start)
+            start += len(part)
+        return ids
+
+    def _encode_plain(self, text, start):
+        space = " " if self.prefix_space and text and text[0] != " " else ""
+        ids = [self._ids[rank] for rank in self._encoding.encode_ordinary(space + text)]
+        if None in ids:
+            before = b"".join(self._bytes[i] for i in ids[:ids.index(None)]).decode(errors="ignore")
+            at = len(before) - len(space)
+            raise ValueError(f"{self.source} has no token for {text[at]!r}, character {start + at} of {text[:60]!r}")
+        return ids
+
+    def decode(self, ids) -> str:
+        """Text of `ids`, special tokens by name, invalid UTF-8 as U+FFFD; ValueError for an id that is no token's."""
+        try:
+            return b"".join(self._bytes[int(i)] for i in ids).decode(errors="replace")
+        except KeyError as error:
+            raise ValueError(f"no token has id {error}: {self.source} has ids 0 to {self.vocab_size - 1}") from None
+
+
+def load_tokenizer(folder) -> Tokenizer:
+    """The tokenizer of the model in `folder`.
+
+    bos and eos are what tokenizer_config.json says, without it Llama-3's, "<s>" and "</s>", or "<|endoftext|>".
+    Raises FileNotFoundError without a known file, ValueError for one that is broken or of an unsupported kind.
+    """
+    folder = Path(folder)
+    for name, read in [("tokenizer.json", _hugging_face), ("tokenizer.model", _llama3), ("vocab.json", _word_list)]:
+        if (folder / name).is_file():
+            break
+    else:
+        raise FileNotFoundError(f"no tokenizer.json, tokenizer.model (Llama-3) or vocab.json in {folder}: "
+                                "put the tokenizer file of the model there")
+    fields, path = read(folder / name), folder / "tokenizer_config.json"
+    config = _json(path, dict) if path.is_file() else {}
+    for key, usual in [("bos", ["<|begin_of_text|>", "<s>"]), ("eos", ["<|end_of_text|>", "</s>", "<|endoftext|>"])]:
+        token = config.get(key + "_token", next((name for name in usual if name in fields["special"]), None))
+        fields[key] = token["content"] if isinstance(token, dict) else token
+        if fields[key] not in [None, *fields["special"]]:
+            raise ValueError(f"{path} has {key}_token {fields[key]!r}, which {folder / name} has no special token for")
+    return Tokenizer(folder / name, **fields)
+
+
+def _json(path, kind):
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
+        raise ValueError(f"{path} is not JSON ({error}): fetch it again") from error
+    if not isinstance(data, kind):
+        raise ValueError(f"{path} holds {str(data)[:60]!r}: expected a JSON {'object' if kind is dict else 'list'}")
+    return data
+
+
+def _llama3(path):
+    data, ids = path.read_bytes(), {}
+    if b"\0" in data or not data.isascii():
+        raise ValueError(f"{path} is binary, as Llama-2's SentencePiece: supported are Llama-3's lines of base64")
+    for number, line in enumerate(data.splitlines()):
+        try:
+            token, rank = line.split()
+            ids[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:
+            raise ValueError(f"{path}, line {number + 1}: {line[:60]!r} is not a base64 token and its rank") from None
+        if int(rank) != number or len(ids) != number + 1:
+            raise ValueError(f"{path}, line {number + 1}: {line[:60]!r} repeats a token or is out of order")
+    special = {name: len(ids) + i for i, name in enumerate(LLAMA3_SPECIAL)}
+    return dict(pattern=LLAMA3, merges=list(ids), ids=ids, special=special)
+
+
+def _word_list(path):
+    vocab = {}
+    for i, token in enumerate(_json(path, list)):
+        if not isinstance(token, str) or not token or token in vocab:
+            raise ValueError(f"{path} has {token!r} as token {i}: expected strings, none empty, none twice")
+        vocab[token] = i
+    special = {token: i for token, i in vocab.items() if re.fullmatch("<.+>", token)}
+    words = sorted(vocab.keys() - special, key=len, reverse=True)
+    ids = {word.encode(): vocab[word] for word in words}
+    pattern = "|".join([*map(re.escape, words), r"[\s\S]"])
+    return dict(pattern=pattern, merges=list(ids), ids=ids, special=special)
+
+
+def _hugging_face(path):
+    def refuse(found):
+        raise ValueError(f"{path} has {found}: supported is byte-level BPE as Llama-3, SmolLM2 and GPT-2 have it, "
+                         "without a normalizer")
+
+    file = _json(path, dict)
+    model, normalizer = file.get("model") or {}, file.get("normalizer")
+    if (kind := model.get("type", "BPE" if "merges" in model else None)) != "BPE":  # old files name no type
+        refuse(f"model type {kind!r}")
+    for option in "byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix":
+        if model.get(option):
+            refuse(f"{option} {model[option]!r}")
+    if normalizer and normalizer != {"type": "Sequence", "normalizers": []}:
+        refuse(f"normalizer {normalizer.get('type')!r}")
+    pattern, prefix_space = _pieces(file.get("pre_tokenizer") or {}, refuse)
+    added = {token["content"]: token for token in file.get("added_tokens", [])}
+    for name, token in added.items():
+        if option := next((option for option in ("lstrip", "rstrip", "single_word") if token.get(option)), None):
+            refuse(f"added token {name!r} with {option}")
+    special = {name: token["id"] for name, token in added.items() if token.get("special")}
+    plain = {name: token["id"] for name, token in added.items() if name not in special}
+
+    def as_bytes(token):
+        if not BYTE_OF.keys() >= set(token):
+            refuse(f"token {token!r}, not spelled in GPT-2's byte alphabet")
+        return bytes(map(BYTE_OF.get, token))
+
+    made = {}
+    for merge in model["merges"]:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if len(pair) != 2 or "".join(pair) not in model["vocab"]:
+            refuse(f"merge {merge!r}, which makes no token of its vocabulary")
+        made.setdefault("".join(pair))
+    ids = {as_bytes(token): i for token, i in model["vocab"].items() if token in made or token not in added}
+    merges = dict.fromkeys(token for token in ids if len(token) == 1) | dict.fromkeys(map(as_bytes, made))
+    # tiktoken looks for a whole piece before it merges, as ignore_merges does. Without that, a token that no merge
+    # makes must never be found and gets no rank. (Of a trained vocabulary, merging makes every token.)
+    if model.get("ignore_merges"):
+        merges |= dict.fromkeys(ids)
+    return dict(pattern=pattern, merges=list(merges), ids=ids, special=special, plain=plain, prefix_space=prefix_space)
+
+
+def _pieces(pre_tokenizer, refuse):
+    """(regex of the pieces, whether text gets a leading space) of a tokenizer.json's pre-tokenizer."""
+    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
+    match [{"use_regex": True, **step} for step in steps]:  # old files do without use_regex
+        case [{"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
+              {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}] if regex == LLAMA3:
+            return LLAMA3, False
+        case [{"type": "Digits", "individual_digits": True},
+              {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
+            return SMOLLM, False
+        case [{"type": "ByteLevel", "add_prefix_space": bool(prefix_space), "use_regex": True}]:
+            return GPT2, prefix_space
+    refuse(f"pre-tokenizer {json.dumps(pre_tokenizer)[:300]}")

@@ -1,0 +1,235 @@
+"""Public Llama files in and out: config.json with model.safetensors, whole or in shards.
+
+    model = load_model("meta-llama/Llama-3.2-1B")   # or a folder
+    save_model(model, "folder")                     # transformers reads it
+
+Reading is strict: a file that does not fit is refused with a sentence that names what does not fit.
+Headers are checked before any weight is read; then each tensor goes from the mapped file straight
+to its device and dtype, so there is one copy of the model in memory.
+"""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nanoct.model import Llama, LlamaConfig
+
+SIZES = dict(vocab_size="vocab_size", n_layer="num_hidden_layers", n_head="num_attention_heads",
+             n_embd="hidden_size", n_ffn="intermediate_size", n_position="max_position_embeddings")
+# What a Llama file may ask for beyond what model.py computes: anything but these values is refused.
+PLAIN = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, sliding_window=None, rope_interleaved=False,
+             partial_rotary_factor=1.0, quantization_config=None)
+LLAMA3 = dict(factor=float, low_freq_factor=float, high_freq_factor=float, original_max_position_embeddings=int)
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def load_model(folder_or_name, device=None, dtype=None) -> Llama:
+    """A frozen Llama from a folder or a hub name such as "meta-llama/Llama-3.2-1B".
+
+    Raises FileNotFoundError where a file is missing, ValueError where one cannot be read, asks for what
+    this model does not compute, or holds other tensors than its config says; all in one sentence.
+    """
+    device = pick_device(device)
+    dtype = resolve_dtype(dtype, device)
+    folder = fetch(folder_or_name)
+    with torch.device("meta"):  # shapes without memory
+        model = Llama(read_config(folder)).requires_grad_(False).eval()
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    tensors = {name: file for file in map(_open, _weight_files(folder)) for name in file.keys()
+               if not name.endswith("rotary_emb.inv_freq")}  # older files hold this constant
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    if model.config.tied and head in tensors:  # some files hold the embedding twice
+        shapes[head] = shapes[embedding]
+    seen = {name: (part.get_dtype(), tuple(part.get_shape())) for name in tensors
+            for part in [tensors[name].get_slice(name)]}
+    wrong = dict(missing=[name for name in shapes if name not in seen],
+                 unexpected=[name for name in seen if name not in shapes],
+                 misshapen=[f"{name} is {seen[name][0]} {seen[name][1]}, expected floats {shape}"
+                            for name, shape in shapes.items()
+                            if name in seen and (seen[name][0] not in DTYPES or seen[name][1] != shape)])
+    if any(wrong.values()):
+        raise ValueError(f"{folder}: the weights do not fit config.json: "
+                         + "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names) + ".")
+    # copy: a view of the mapped file would change, and die, with the file
+    state = {name: file.get_tensor(name).to(device, dtype, copy=True) for name, file in tensors.items()}
+    if model.config.tied and not torch.equal(state.pop(head, state[embedding]), state[embedding]):
+        raise ValueError(f"{folder}: tie_word_embeddings is true, but {head} differs from {embedding}; set it to false.")
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def save_model(model, folder, dtype=None, metadata=None) -> Path:
+    """Write config.json and model.safetensors as transformers (4.x and 5.x) reads them; return the folder.
+
+    dtype: default the model's. metadata: {str: str} for the header of the safetensors file.
+    An interrupted call leaves the older files as they were. Raises ValueError on an unknown dtype.
+    """
+    folder, c = Path(folder), model.config
+    dtype = resolve_dtype(dtype or model.dtype, model.device)
+    config = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", attention_bias=False,
+                  mlp_bias=False, bos_token_id=None, eos_token_id=None, torch_dtype=str(dtype).removeprefix("torch."),
+                  **{theirs: getattr(c, ours) for ours, theirs in SIZES.items()}, num_key_value_heads=c.n_kv_head,
+                  head_dim=c.head_dim, rms_norm_eps=c.norm_eps, tie_word_embeddings=c.tied, rope_theta=c.rope_theta,
+                  rope_scaling=c.rope_scaling and {"rope_type": "llama3", **c.rope_scaling})
+    state = {name: p.detach().to("cpu", dtype).contiguous() for name, p in model.named_parameters()}
+    folder.mkdir(parents=True, exist_ok=True)
+    new = {folder / name: folder / f".{name}.{os.getpid()}" for name in ("model.safetensors", "config.json")}
+    try:
+        weights, text = new.values()
+        save_file(state, weights, metadata={**(metadata or {}), "format": "pt"})
+        text.write_text(json.dumps(config, indent=2) + "\n")
+        for file, temporary in new.items():
+            os.replace(temporary, file)
+    finally:
+        for temporary in new.values():
+            temporary.unlink(missing_ok=True)
+    return folder
+
+
+def fingerprint(model) -> str:
+    """12 hex digits that say which base model a result or a tuned context belongs to.
+
+    A sha256 over the config and the weights rounded to bfloat16: the same on every device, and for one file
+    loaded in float32 or bfloat16. Tensors below two million values are hashed whole, of larger ones one to
+    two million evenly spaced values, so an 8B model costs about a second and a gigabyte.
+    """
+    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    for name, p in sorted(model.named_parameters()):
+        stride = p.numel() // 2**20 | 1  # odd, so that it walks through all columns
+        values = p.detach().flatten()[::stride].to(torch.bfloat16).cpu()
+        digest.update(f"{name} {tuple(p.shape)}".encode() + values.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def fetch(folder_or_name) -> Path:
+    """The folder itself, or the folder of the hub's cache that holds a model (and its tokenizer) named "org/name".
+
+    Raises FileNotFoundError or ValueError with a sentence: no such folder, no network, not allowed, not found.
+    """
+    name, path = str(folder_or_name), Path(folder_or_name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ValueError(f"{name!r} is a file; give the folder that holds config.json and model.safetensors.")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        raise FileNotFoundError(f"There is no folder {name!r}, nor is that a hub name such as 'meta-llama/Llama-3.2-1B'.")
+    from huggingface_hub import errors, snapshot_download  # a folder needs neither the hub nor its import
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "tokenizer.model",
+                                                            "original/tokenizer.model"]))
+    except errors.GatedRepoError:
+        raise ValueError(f"{name!r} is gated: accept the licence on https://huggingface.co/{name} and log in "
+                         "with `hf auth login`.") from None
+    except errors.RepositoryNotFoundError:  # the hub's answer to strangers is the same for private and for absent
+        raise FileNotFoundError(f"There is neither a folder nor a public hub model {name!r}; check the name, or log in "
+                                "with `hf auth login` if the model is private.") from None
+    except errors.LocalEntryNotFoundError:
+        raise FileNotFoundError(f"There is no folder {name!r}, and the hub model of that name is not in the cache and "
+                                "the hub cannot be reached; connect, or give the folder of a download.") from None
+    except Exception as error:  # a download dies in many ways: disk, proxy, time-out
+        raise ValueError(f"{name!r} could not be fetched ({_line(error)}); try again, or give the folder of a download.") from error
+
+
+def read_config(folder) -> LlamaConfig:
+    """config.json as a LlamaConfig. Raises ValueError with the key and the value that this model does not compute."""
+    file = Path(folder) / "config.json"
+    c = _read_json(file)
+    rope = c.get("rope_scaling") or c.get("rope_parameters") or {}  # as transformers 4 and 5 write it
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else [rope]
+    if c.get("model_type") != "llama" or kind not in ("default", "llama3"):
+        raise ValueError(f"{file}: model_type is {c.get('model_type')!r} and the RoPE type {kind!r}; "
+                         "nanoct runs 'llama' with 'default' or 'llama3'.")
+    c = {**c, **rope}
+    for key, value in PLAIN.items():
+        if c.get(key, value) not in (value, None):
+            raise ValueError(f"{file}: {key} is {c[key]!r}; nanoct's Llama computes {value!r} only.")
+
+    def number(key, kind, default=None):
+        value = default if c.get(key) is None else c[key]
+        if value is None:
+            raise ValueError(f"{file}: {key} is missing; take the config.json that came with the weights.")
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < float("inf"):
+            raise ValueError(f"{file}: {key} is {value!r}; it must be a positive {kind.__name__}.")
+        return kind(value)
+
+    scaling = {key: number(key, type_) for key, type_ in LLAMA3.items()} if kind == "llama3" else None
+    sizes = {ours: number(theirs, int) for ours, theirs in SIZES.items()}
+    sizes.update(n_kv_head=number("num_key_value_heads", int, sizes["n_head"]),
+                 head_dim=number("head_dim", int, sizes["n_embd"] // sizes["n_head"]))
+    rest = dict(rope_theta=number("rope_theta", float, 10000.0), rope_scaling=scaling,
+                norm_eps=number("rms_norm_eps", float), tied=bool(c.get("tie_word_embeddings", False)))
+    try:
+        return LlamaConfig(**sizes, **rest)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def pick_device(device=None) -> torch.device:
+    """The device told, else the first there is of cuda, mps, cpu. Raises ValueError where it does not exist."""
+    count = dict(cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()), cpu=1)
+    here = [kind for kind, n in count.items() if n]
+    try:
+        chosen = torch.device(here[0] if device is None else device)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or (chosen.index or 0) >= count.get(chosen.type, 0):
+        raise ValueError(f"There is no device {str(device)!r} here; this machine has {', '.join(here)}.")
+    return chosen
+
+
+def resolve_dtype(dtype, device) -> torch.dtype:
+    """A torch.dtype or its name; None is bfloat16 on cuda and float32 elsewhere. Raises ValueError on any other."""
+    if dtype is None:
+        return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
+        raise ValueError(f"dtype is {dtype!r}; it must be 'float32', 'bfloat16', 'float16' or 'float64'.")
+    return chosen
+
+
+def _read_json(file):
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no {file}; the folder of a model holds config.json and model.safetensors.")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({_line(error)}); download it again.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}, expected a JSON object; download it again.")
+    return content
+
+
+def _weight_files(folder):
+    """model.safetensors, or the shards that model.safetensors.index.json names."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists() or not index.exists():
+        return [whole]
+    shards = _read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards or any(Path(str(s)).name != s for s in shards.values()):
+        raise ValueError(f"{index}: weight_map must map each tensor to a file of this folder; download it again.")
+    return [folder / shard for shard in sorted(set(shards.values()))]
+
+
+def _open(file):
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no {file}; download it, or convert the pickled weights (.bin, .pth) "
+                                "with transformers' save_pretrained.")
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or no safetensors file ({_line(error)}); download it again.") from None
+
+
+def _some(names, limit=5):
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _line(error):
+    return " ".join(str(error).split()) or type(error).__name__
