@@ -41,6 +41,8 @@ class Query:
 
     def __post_init__(self):
         _need_tokens(self)
+        if self.options is not None and not all(len(option) for option in self.options):
+            raise ValueError(f"an empty option in {self!r}: it needs at least one token to be scored.")
         if self.options is not None and list(self.y) not in [list(option) for option in self.options]:
             raise ValueError(f"the answer {list(self.y)} is not among the {len(self.options)} options; add it, or leave "
                              "options out and score by ids or text.")

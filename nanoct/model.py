@@ -219,7 +219,7 @@ class Llama(nn.Module):
         c = self.config
         if x.shape[-1] != c.n_embd:
             raise ValueError(f"embeds have width {x.shape[-1]}, this model has n_embd = {c.n_embd}.")
-        if mask is not None and (mask.dtype != torch.bool or mask.dim() != 3 or mask.shape[1:] != (T, P + T)):
+        if mask is not None and (mask.dtype != torch.bool or mask.shape[1:] != (T, P + T)):
             raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}, expected bool (B or 1, T, P+T) with T = {T}, P = {P}.")
         if prefix is not None and (len(prefix.kv) != c.n_layer or prefix.kv[0][0].shape[1::2] != (c.n_kv_head, c.head_dim)):
             raise ValueError(f"the prefix has {len(prefix.kv)} layers of {tuple(prefix.kv[0][0].shape)}, this model "

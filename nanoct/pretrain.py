@@ -91,19 +91,20 @@ def answer_logits(model, tokens, answer):
 
 @torch.no_grad()
 def exact_by_k(model, rows, n_batch=4):
-    """Share of answers that are right in every token, by teacher forcing, at k = 0, 5, 10: {k: share}."""
+    """Share of answers that are right in every token, by teacher forcing, at k = 0, 5, 10: {k: share},
+    nan where no row holds that many."""
     right, total = {}, {}
     for step in range(n_batch):
         tokens, answer = (t.to(model.device) for t in rows[step])
         logits, target = answer_logits(model, tokens, answer)
-        wrong = torch.zeros(answer.shape[0], answer.max() + 1, dtype=torch.long, device=model.device)
+        wrong = torch.zeros(answer.shape[0], max(answer.max() + 1, 11), dtype=torch.long, device=model.device)
         row, column = torch.where(answer[:, 1:] >= 0)
         wrong.index_put_((row, answer[:, 1:][row, column]), (logits.argmax(-1) != target).long(), accumulate=True)
         for k in (0, 5, 10):
             complete = answer.max(1).values > k  # the last answer of a row may be cut off
             right[k] = right.get(k, 0) + (wrong[complete, k] == 0).sum().item()
             total[k] = total.get(k, 0) + complete.sum().item()
-    return {k: right[k] / total[k] for k in total}
+    return {k: right[k] / total[k] if total[k] else float("nan") for k in total}
 
 
 def rate(step, c):

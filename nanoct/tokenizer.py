@@ -96,6 +96,8 @@ def load_tokenizer(folder) -> Tokenizer:
         raise FileNotFoundError(f"no tokenizer.json, tokenizer.model (Llama-3) or vocab.json in {folder}: "
                                 "put the tokenizer file of the model there")
     fields, path = read(folder / name), folder / "tokenizer_config.json"
+    if not fields["ids"]:
+        raise ValueError(f"{folder / name} has no tokens: fetch it again")
     config = _json(path, dict) if path.is_file() else {}
     for key, usual in [("bos", ["<|begin_of_text|>", "<s>"]), ("eos", ["<|end_of_text|>", "</s>", "<|endoftext|>"])]:
         token = config.get(key + "_token", next((name for name in usual if name in fields["special"]), None))
@@ -153,6 +155,8 @@ def _hugging_face(path):
     model, normalizer = file.get("model") or {}, file.get("normalizer")
     if (kind := model.get("type", "BPE" if "merges" in model else None)) != "BPE":  # old files name no type
         refuse(f"model type {kind!r}")
+    if not model.get("vocab") or "merges" not in model:
+        refuse("a BPE model without vocab or merges")
     for option in "byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix":
         if model.get(option):
             refuse(f"{option} {model[option]!r}")

@@ -27,7 +27,7 @@ SIZES = dict(vocab_size="vocab_size", n_layer="num_hidden_layers", n_head="num_a
 PLAIN = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, sliding_window=None, rope_interleaved=False,
              partial_rotary_factor=1.0, quantization_config=None)
 LLAMA3 = dict(factor=float, low_freq_factor=float, high_freq_factor=float, original_max_position_embeddings=int)
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16)
 
 
 def load_model(folder_or_name, device=None, dtype=None) -> Llama:
@@ -42,23 +42,22 @@ def load_model(folder_or_name, device=None, dtype=None) -> Llama:
     with torch.device("meta"):  # shapes without memory
         model = Llama(read_config(folder)).requires_grad_(False).eval()
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    tensors = {name: file for file in map(_open, _weight_files(folder)) for name in file.keys()
+    tensors = {name: file.get_slice(name) for file in map(_open, _weight_files(folder)) for name in file.keys()
                if not name.endswith("rotary_emb.inv_freq")}  # older files hold this constant
     embedding, head = "model.embed_tokens.weight", "lm_head.weight"
     if model.config.tied and head in tensors:  # some files hold the embedding twice
         shapes[head] = shapes[embedding]
-    seen = {name: (part.get_dtype(), tuple(part.get_shape())) for name in tensors
-            for part in [tensors[name].get_slice(name)]}
+    seen = {name: (t.get_dtype(), tuple(t.get_shape())) for name, t in tensors.items()}
     wrong = dict(missing=[name for name in shapes if name not in seen],
                  unexpected=[name for name in seen if name not in shapes],
-                 misshapen=[f"{name} is {seen[name][0]} {seen[name][1]}, expected floats {shape}"
-                            for name, shape in shapes.items()
-                            if name in seen and (seen[name][0] not in DTYPES or seen[name][1] != shape)])
+                 misshapen=[f"{name} is {dtype} {shape}, expected floats {shapes[name]}"
+                            for name, (dtype, shape) in seen.items()
+                            if name in shapes and (shape != shapes[name] or dtype not in FLOATS)])
     if any(wrong.values()):
         raise ValueError(f"{folder}: the weights do not fit config.json: "
                          + "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names) + ".")
     # copy: a view of the mapped file would change, and die, with the file
-    state = {name: file.get_tensor(name).to(device, dtype, copy=True) for name, file in tensors.items()}
+    state = {name: t[:].to(device, dtype, copy=True) for name, t in tensors.items()}
     if model.config.tied and not torch.equal(state.pop(head, state[embedding]), state[embedding]):
         raise ValueError(f"{folder}: tie_word_embeddings is true, but {head} differs from {embedding}; set it to false.")
     model.load_state_dict(state, assign=True)
@@ -85,6 +84,7 @@ def save_model(model, folder, dtype=None, metadata=None) -> Path:
         weights, text = new.values()
         save_file(state, weights, metadata={**(metadata or {}), "format": "pt"})
         text.write_text(json.dumps(config, indent=2) + "\n")
+        weights.chmod(text.stat().st_mode)  # safetensors writes for the owner only
         for file, temporary in new.items():
             os.replace(temporary, file)
     finally:
@@ -189,7 +189,7 @@ def resolve_dtype(dtype, device) -> torch.dtype:
     if dtype is None:
         return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if chosen not in DTYPES.values():
+    if chosen not in FLOATS.values():
         raise ValueError(f"dtype is {dtype!r}; it must be 'float32', 'bfloat16', 'float16' or 'float64'.")
     return chosen
 

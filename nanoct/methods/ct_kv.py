@@ -55,7 +55,7 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
         mask = row.mask(visible(context, len(demos), leave_one_out, config.token_dropout, generator))
         loss = F.cross_entropy(answer_logits(model, row, theta(), mask=mask), row.target)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward(inputs=[keys, values])
         torch.nn.utils.clip_grad_norm_([keys, values], 1.0)
         optimizer.step()
         schedule.step()

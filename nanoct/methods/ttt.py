@@ -54,7 +54,7 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
         hidden, _ = model(tokens[:, :-1], adapter=adapter)
         loss = F.cross_entropy(model.logits(hidden[is_answer[:, 1:]]), tokens[:, 1:][is_answer[:, 1:]])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward(inputs=leaves)
         torch.nn.utils.clip_grad_norm_(leaves, 1.0)
         optimizer.step()
         schedule.step()

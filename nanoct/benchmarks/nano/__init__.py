@@ -4,7 +4,10 @@ Every world has `pools()`, a training and a held-out pool that are disjoint as f
 `pairs`, which pretraining reads.
 """
 
+from pathlib import Path
+
 from nanoct.benchmarks.nano import strings
 
 WORLDS = {"strings": strings}
+FOLDER = Path(__file__).parents[3] / "weights" / "nano"  # the model meta-trained on them
 VOCABULARY = [strings.BOS, strings.EQUALS, strings.END, *strings.LETTERS]

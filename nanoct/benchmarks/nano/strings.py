@@ -111,9 +111,12 @@ def pools():
     pairs = [name for name in functions if name not in PRIMITIVES]
     rng.shuffle(pairs)
     train, unseen = [*PRIMITIVES, *pairs[: 2 * len(pairs) // 5]], pairs[2 * len(pairs) // 5 :]
-    near = agreement([functions[n] for n in unseen], [functions[n] for n in train]).max(1) > 0.5
-    train += [name for name, n in zip(unseen, near) if n]
-    unseen = [name for name, n in zip(unseen, near) if not n]
+    near = unseen
+    while near:  # what joins the trained has neighbours of its own
+        close = agreement([functions[n] for n in unseen], [functions[n] for n in train]).max(1) > 0.5
+        near = [name for name, c in zip(unseen, close) if c]
+        unseen = [name for name in unseen if name not in near]
+        train += near
     return {"train": train, "validation": unseen[: len(unseen) // 5], "held_out": unseen[len(unseen) // 5 :]}
 
 

@@ -1,0 +1,41 @@
+"""Figures: one function each, one colour per method everywhere, labels at the curves."""
+
+import matplotlib
+
+matplotlib.use("Agg")  # files, no window
+import matplotlib.pyplot as plt
+
+COLOURS = {"zero_shot": "#9a9a9a", "icl": "#4d4d4d", "ttt": "#2a6fbb", "ct_kv": "#d1495b"}
+NAMES = {"zero_shot": "zero-shot", "icl": "ICL", "ttt": "TTT", "ct_kv": "CT-KV"}
+
+
+def accuracy_vs_seconds(curves, path, title):
+    """Score against seconds of adaptation, a curve per method over its numbers of steps.
+
+    curves: {method: [(seconds, score %, s.e. %, label of the point)]}; untuned methods have one point, and
+    a dashed line across. Writes an image of 800 x 500 px.
+    """
+    figure, axes = plt.subplots(figsize=(8, 5), dpi=100)
+    for method, points in curves.items():
+        colour, name = COLOURS.get(method, "black"), NAMES.get(method, method)
+        points = sorted(points)
+        seconds, score, error, labels = zip(*points)
+        if len(points) == 1:
+            axes.axhline(score[0], color=colour, linewidth=1, linestyle="--")
+            axes.annotate(f"{name} {score[0]:.1f}%", (0.01, score[0]), xycoords=("axes fraction", "data"),
+                          xytext=(0, 3), textcoords="offset points", color=colour, fontsize=10)
+            continue
+        axes.errorbar(seconds, score, yerr=error, color=colour, marker="o", markersize=5, linewidth=2, elinewidth=1, capsize=2)
+        for x, y, label in zip(seconds, score, labels):
+            axes.annotate(label, (x, y), xytext=(0, -14), textcoords="offset points", ha="center", color=colour, fontsize=8)
+        axes.annotate(name, (seconds[-1], score[-1]), xytext=(8, 4), textcoords="offset points", color=colour,
+                      fontsize=12, fontweight="bold")
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds of adaptation per task (median); numbers are optimiser steps")
+    axes.set_ylabel("score on held-out tasks, %")
+    axes.set_title(title, fontsize=11)
+    axes.margins(x=0.12, y=0.1)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)

@@ -1,0 +1,130 @@
+"""The main job: planning, resuming, error bars, and every mistake answered with a sentence."""
+
+import json
+import subprocess
+import sys
+from math import isclose, sqrt
+
+import pytest
+import torch
+
+from nanoct import cli, results
+from nanoct.benchmarks import nano
+from nanoct.model import Llama, LlamaConfig
+from nanoct.reproduce import configs, main, race
+from nanoct.weights import save_model
+
+
+def line(method="icl", task="a", seed=0, score=0.5, seconds=1.0, config=None):
+    return dict(model="m", world="strings", pool="held_out", k=10, method=method, config=config or {}, task=task, seed=seed,
+                score=score, seconds=seconds, n_trained=0)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    config = LlamaConfig(len(nano.VOCABULARY), n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=512)
+    save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), folder)
+    (folder / "vocab.json").write_text(json.dumps(nano.VOCABULARY))
+    return folder
+
+
+def reproduce(*arguments):
+    command = [sys.executable, "-m", "nanoct.reproduce", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tmp_path):
+    job = ("--model", model_folder, "--tasks", 2, "--workers", 1, "--out", tmp_path, "--set", "ct_kv.n_step=1,2",
+           "--set", "ttt.n_step=1", "--set", "ttt.batch=1")
+    done = reproduce(*job)
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "results.jsonl"
+    before = results.read(file)
+    assert len(before) == 2 * 5  # zero_shot, icl, ttt, ct_kv twice; on two tasks
+    assert {key for l in before for key in l} >= {"config", "seed", "torch", "device", "seconds", "score", "date"}
+    assert (tmp_path / "accuracy_vs_seconds.png").stat().st_size > 10_000
+    text = file.read_text()
+    file.write_text(text[: text.rindex("{") + 40])  # killed in the middle of the last line
+
+    again = reproduce(*job)
+    assert again.returncode == 0 and "half-written" in again.stderr and "9 of 10 runs" in again.stdout, again.stderr
+    after = results.read(file)
+    assert len(after) == 10 and {results.key(l) for l in after} == {results.key(l) for l in before}
+    stable = lambda l: (results.key(l), l["score"], l["loss"], l["n_trained"])
+    assert sorted(map(stable, after)) == sorted(map(stable, before))  # the same bits when done again
+
+    redrawn = reproduce("--report", file)
+    assert redrawn.returncode == 0
+    rows = lambda out: [l for l in out.stdout.splitlines() if l.startswith("| ")]
+    assert rows(redrawn) == rows(again) and len(rows(again)) > 4
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--methods", "magic"], "magic"),
+    (["--tasks", "turn into gold"], "turn into gold"),
+    (["--tasks", "100000"], "100000"),
+    (["--set", "ct_kv.speed=3"], "speed"),
+    (["--set", "ct_kv.lr=fast"], "fast"),
+    (["--set", "ct_kv"], "ct_kv"),
+    (["--frobnicate"], "--frobnicate"),
+    (["--k", "0"], "--k 0"),
+    (["--device", "abacus"], "abacus"),
+    (["--model", "no/where/at/all"], "no/where/at/all"),
+    (["--out", "/dev/null/results"], "/dev/null"),
+    (["--report", "nothing.jsonl"], "nothing.jsonl"),
+])
+def test_mistakes_get_one_sentence(arguments, says, model_folder, monkeypatch, capsys):
+    if "--model" not in arguments:
+        arguments = [*arguments, "--model", str(model_folder)]
+    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and says in said and len(said.strip().splitlines()) == 1
+
+
+def test_a_context_that_is_too_long_is_said_and_what_is_done_is_kept(model_folder, tmp_path):
+    done = reproduce("--model", model_folder, "--tasks", 1, "--k", 60, "--workers", 1, "--out", tmp_path)
+    assert done.returncode == 2 and "context is 512" in done.stderr and "Traceback" not in done.stderr
+    assert [l["method"] for l in results.read(tmp_path / "results.jsonl")] == ["zero_shot"]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    file = tmp_path / "results.jsonl"
+    file.write_text(json.dumps(line()) + "\nnot json\n" + json.dumps(line(seed=1)) + "\n")
+    with pytest.raises(ValueError, match="line 2"):
+        results.read(file)
+    file.write_text('{"method": "icl"}\n')
+    with pytest.raises(ValueError, match="line 1"):
+        results.Results(file)
+
+
+def test_error_bars_are_over_tasks_and_differences_paired():
+    lines = [line(task=t, seed=s, score=x) for t, s, x in [("a", 0, .2), ("a", 1, .4), ("b", 0, .9), ("b", 1, .9)]]
+    assert results.by_task(lines) == pytest.approx({"a": 30, "b": 90})
+    s = results.summary(lines)
+    assert s["n"] == 2 and isclose(s["score"], 60) and isclose(s["se"], 60 / sqrt(2) / sqrt(2))
+    other = [line(task="b", score=1.0), line(task="a", score=.5), line(task="c", score=0.0)]
+    assert sorted(results.paired(other, lines)) == pytest.approx([10, 20])
+
+
+@pytest.mark.parametrize("n, t", [(10, 2.262), (24, 2.069), (61, 2.000)])  # two-sided 95%, n - 1 degrees of freedom
+def test_interval_is_students(n, t):
+    values = [float(i % 7) for i in range(n)]
+    centre, half = results.interval(values)
+    assert isclose(centre, sum(values) / n) and isclose(half / results.standard_error(values), t, rel_tol=2e-3)
+
+
+def test_settings_are_a_product_and_typed():
+    made = configs("ct_kv", "strings", {"ct_kv": {"lr": ["1e-3", "1e-2"], "n_step": ["4", "8", "16"], "leave_one_out": ["False"]}})
+    assert {(c.lr, c.n_step) for c in made} == {(lr, n) for lr in (1e-3, 1e-2) for n in (4, 8, 16)} and len(made) == 6
+    assert all(c.leave_one_out is False and type(c.n_step) is int for c in made)
+    assert len(configs("icl", "strings", {})) == 1
+
+
+def test_race_compares_seconds_to_reach_the_others_best():
+    points = [("ttt", {}, dict(score=80, seconds=4.0)), ("ttt", {}, dict(score=82, seconds=8.0)),
+              ("ct_kv", {}, dict(score=81, seconds=1.0)), ("ct_kv", {}, dict(score=83, seconds=2.0))]
+    assert "82.0% in 8.00 s" in race(points) and "0.25 times" in race(points)
+    assert "not reached" in race(points[:3])

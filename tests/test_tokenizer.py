@@ -1,0 +1,413 @@
+"""The tokenizer against its references: Meta's published vectors and the `tokenizers` library."""
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Reference
+
+from nanoct.tokenizer import LLAMA3_SPECIAL, load_tokenizer
+
+LLAMA3_FOLDER = Path(__file__).parents[2] / "shared" / "data" / "llama3_tokenizer"
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+          r"|\s*[\r\n]+|\s+(?!\S)|\s+")  # spelled out once more: the published file must be accepted as it is
+needs_llama3 = pytest.mark.skipif(not LLAMA3_FOLDER.is_dir(), reason=f"no Llama-3 tokenizer in {LLAMA3_FOLDER}")
+
+WORDS = ["the", "and", "they", "we", "there", "then", "can", "zebra", "Sure", "naïve", "größer", "мир", "日本語", "नमस्ते",
+         "x1", "2024", "3.14", "ⅷ", "¾", "return", "don't", "IT'S", "you'll", "it'ſ", "I'Llama", "👩‍👩‍👧", "é", "🙂🙂",
+         "<|a|>", "<s>", "hello", ";", "...", "!?", "->", "==", "\u200b", "\ufeff", "\x00", "\x7f", "\u0085",
+         "\ufffd", "ﬁ", "ß"]
+SPACES = ["", " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", " \n ", "\u00a0", "\u3000", "\u2028"]
+CORPUS = [a + space + b for a in WORDS for b in WORDS for space in (" ", "  ", "\n") if "<" not in a + b]
+CORPUS += ["'s", "'ll", "sX", "llX", " !", "! !", " #", "# #", " 7", "7 7"] * 100
+TEXTS = [*(word + space + word for word in WORDS for space in SPACES), "".join(SPACES), " ".join(WORDS), "".join(WORDS),
+         "", " ", "a", "\n", "12345 6  7 \n8", "a  5", "a \n 5\n", "  <|a|>  <s>x<|a|><|ab|>", "<|a|",
+         "it'sX I'llX IT'SX 'tX", "a ! # b !! ##7 7  #", "x" * 3000, " " * 3000, "ab12" * 500]
+fragments = st.sampled_from(WORDS + SPACES + ["<|ab|>", "'", "s", "7"])
+repeatable = settings(deadline=None, derandomize=True, database=None)
+texts = st.lists(fragments | st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=3)).map("".join)
+
+
+def train(layout, **options):
+    """A small byte-level BPE of the `tokenizers` library in one of four layouts.
+
+    It is trained on uncut text, so there are merges across every border that the layout's pre-tokenizer must keep.
+    """
+    tokenizer = Reference(models.BPE(ignore_merges=layout == "llama3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    special = ["<|a|>", "<s>", "<|ab|>", "<|endoftext|>"]
+    first = special if layout == "smollm2" else []  # low ids for special tokens
+    options = {"vocab_size": 900, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), **options}
+    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(special_tokens=first, show_progress=False, **options))
+    tokenizer.add_special_tokens(special)
+    tokenizer.pre_tokenizer = {
+        "llama3": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
+                                           pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]),
+        "smollm2": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
+                                            pre_tokenizers.ByteLevel(add_prefix_space=False)]),
+        "gpt2": pre_tokenizers.ByteLevel(add_prefix_space=False),
+        "prefix_space": pre_tokenizers.ByteLevel(add_prefix_space=True)}[layout]
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def write(folder, file, **more):
+    """A folder with `file` as its tokenizer.json, and each of `more` as NAME.json."""
+    folder.mkdir(exist_ok=True)
+    for name, data in {"tokenizer": file, **more}.items():
+        (folder / f"{name}.json").write_text(json.dumps(data), encoding="utf-8")
+    return folder
+
+
+def layout_of(reference):
+    return json.loads(reference.to_str())
+
+
+def check(ours, reference, text):
+    """Ids of `text` with special tokens as text and as themselves, and the way back, equal the reference's."""
+    for special in (False, True):
+        reference.encode_special_tokens = not special
+        ids = ours.encode(text, special=special)
+        assert ids == reference.encode(text, add_special_tokens=False).ids, (text, special)
+        assert ours.decode(ids) == reference.decode(ids, skip_special_tokens=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """layout -> (the reference, ours loaded from the file it writes)."""
+    pairs = {}
+    for layout in ("llama3", "smollm2", "gpt2", "prefix_space"):
+        reference = train(layout)
+        pairs[layout] = reference, load_tokenizer(write(tmp_path_factory.mktemp(layout), layout_of(reference)))
+    return pairs
+
+
+# ---- Llama-3's tokenizer.model
+
+@pytest.fixture(scope="module")
+def llama3():
+    return load_tokenizer(LLAMA3_FOLDER)
+
+
+@needs_llama3
+def test_llama3_gives_the_published_vectors(llama3):
+    for vector in json.loads((LLAMA3_FOLDER / "vectors.json").read_text(encoding="utf-8")):
+        assert llama3.encode(vector["text"]) == vector["ids"]
+        assert llama3.decode(vector["ids"]) == vector["text"]
+
+
+@needs_llama3
+def test_llama3_special_tokens(llama3):
+    names = {"<|begin_of_text|>": 128000, "<|end_of_text|>": 128001, "<|finetune_right_pad_id|>": 128004,
+             "<|start_header_id|>": 128006, "<|eom_id|>": 128008, "<|eot_id|>": 128009, "<|python_tag|>": 128010}
+    assert names.items() <= llama3.special.items()
+    assert sorted(llama3.special.values()) == list(range(128000, 128256))
+    assert (llama3.vocab_size, llama3.bos_id, llama3.eos_id) == (128256, 128000, 128001)
+    assert llama3.encode("hi<|eot_id|>", bos=True, special=True) == [128000, 6151, 128009]
+
+
+@needs_llama3
+@repeatable
+@given(text=texts)
+def test_llama3_decodes_what_it_encodes(llama3, text):
+    ids = llama3.encode(text)
+    assert max(ids, default=0) < 128000  # no special token, whatever the text
+    assert llama3.decode(ids) == text
+
+
+def write_ranks(folder, reference):
+    """The reference's ordinary tokens as a tokenizer.model."""
+    direct = {ord(c) for c in pre_tokenizers.ByteLevel.alphabet() if ord(c) < 256}
+    indirect = [byte for byte in range(256) if byte not in direct]
+    vocab = sorted(reference.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
+    spelled = [bytes(ord(c) if ord(c) < 256 else indirect[ord(c) - 256] for c in token) for token, _ in vocab]
+    folder.joinpath("tokenizer.model").write_bytes(b"".join(b"%s %d\n" % (base64.b64encode(token), i)
+                                                            for i, token in enumerate(spelled)))
+    return folder
+
+
+def test_ranks_and_json_of_one_vocabulary_agree(trained, tmp_path):
+    reference, from_json = trained["llama3"]
+    ranks = load_tokenizer(write_ranks(tmp_path, reference))
+    n = reference.get_vocab_size(with_added_tokens=False)
+    assert ranks.vocab_size == n + 256 and ranks.special == {name: n + i for i, name in enumerate(LLAMA3_SPECIAL)}
+    for text in TEXTS:
+        assert ranks.encode(text) == from_json.encode(text)
+
+
+@pytest.mark.parametrize("line, found", [(b"YQ= 3", "YQ= 3"), (b"Yg== x", "Yg== x"), (b"Yg==", "Yg=="),
+                                         (b"!!!! 3", "!!!! 3"), (b"enp6eg== 7", "enp6eg== 7"), (b"IQ== 3", "IQ== 3")])
+def test_a_broken_line_of_ranks_is_named(trained, tmp_path, line, found):
+    path = write_ranks(tmp_path, trained["llama3"][0]) / "tokenizer.model"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*lines[:3], line, *lines[4:]]))
+    refused(tmp_path, "tokenizer.model, line 4", found)
+
+
+def test_a_sentencepiece_model_is_refused(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02\n\x08\n\x03\xe2\x96\x81")
+    refused(tmp_path, "tokenizer.model", "SentencePiece", "Llama-3")
+
+
+# ---- tokenizer.json against the library that writes it
+
+LAYOUTS = pytest.mark.parametrize("layout", ["llama3", "smollm2", "gpt2", "prefix_space"])
+
+
+@LAYOUTS
+def test_json_equals_the_reference(trained, layout):
+    reference, ours = trained[layout]
+    assert ours.vocab_size == reference.get_vocab_size()
+    for text in TEXTS:
+        check(ours, reference, text)
+
+
+@LAYOUTS
+@repeatable
+@given(text=texts)
+def test_json_equals_the_reference_on_any_text(trained, layout, text):
+    reference, ours = trained[layout]
+    check(ours, reference, text)
+
+
+def test_ids_differ_from_ranks_in_the_smollm2_layout(trained):
+    """What makes the comparison above bite: special tokens come first, so no ordinary id is its rank."""
+    _, ours = trained["smollm2"]
+    assert sorted(ours.special.values()) == [0, 1, 2, 3] and min(ours.encode("\x00!")) >= 4
+
+
+@pytest.mark.parametrize("layout", ["llama3", "smollm2"])
+def test_a_token_that_no_merge_makes(trained, tmp_path, layout):
+    """Found as a whole piece with ignore_merges, never without."""
+    file = layout_of(trained[layout][0])
+    file["model"]["vocab"]["qqqq"] = new = 5000
+    reference, ours = Reference.from_str(json.dumps(file)), load_tokenizer(write(tmp_path, file))
+    for text in ["qqqq", " qqqq", "qqqqq", "qqqq 1"]:
+        check(ours, reference, text)
+    assert (ours.encode("qqqq") == [new]) == (layout == "llama3")
+    assert ours.decode([new]) == "qqqq" and ours.vocab_size == new + 1
+
+
+def test_a_special_token_of_the_vocabulary_is_no_word(trained, tmp_path):
+    file = layout_of(trained["llama3"][0])
+    file["model"]["vocab"]["qqqq"] = new = 5000
+    file["added_tokens"].append({**file["added_tokens"][0], "id": new, "content": "qqqq"})
+    ours = load_tokenizer(write(tmp_path, file))
+    assert new not in ours.encode("qqqq qqqq") and ours.encode("qqqq", special=True) == [new]
+
+
+def test_an_old_file_that_relies_on_defaults(trained, tmp_path):
+    file = layout_of(trained["gpt2"][0])
+    del file["model"]["type"], file["pre_tokenizer"]["use_regex"]
+    old, reference = load_tokenizer(write(tmp_path, file)), Reference.from_str(json.dumps(file))
+    for text in TEXTS:
+        check(old, reference, text)
+
+
+def test_merges_as_strings_or_pairs(trained, tmp_path):
+    reference, ours = trained["smollm2"]
+    file = layout_of(reference)
+    assert isinstance(file["model"]["merges"][0], list)
+    file["model"]["merges"] = [" ".join(pair) for pair in file["model"]["merges"]]
+    strings = load_tokenizer(write(tmp_path, file))
+    assert all(strings.encode(text) == ours.encode(text) for text in TEXTS)
+
+
+def test_added_tokens_that_are_not_special_are_always_found(trained, tmp_path):
+    reference = Reference.from_str(trained["smollm2"][0].to_str())
+    reference.add_tokens([AddedToken("then we", normalized=False), AddedToken("then", normalized=False)])
+    ours = load_tokenizer(write(tmp_path, layout_of(reference)))
+    assert len(ours.encode("then we")) == 1 and "then we" not in ours.special
+    for text in ["then we", "and then we can<s>", " then", "the then"]:
+        ours_ids = ours.encode(text, special=True)
+        reference.encode_special_tokens = False
+        assert ours_ids == reference.encode(text).ids
+        assert ours.decode(ours_ids) == text
+
+
+def test_a_byte_without_a_token_is_named(tmp_path):
+    file = layout_of(train("smollm2", initial_alphabet=[]))
+    ours = load_tokenizer(write(tmp_path, file))
+    assert ours.decode(ours.encode("the zebra")) == "the zebra"
+    with pytest.raises(ValueError, match="no token for 'Ж', character 10 of 'the zebra Ж'") as error:
+        ours.encode("the zebra Ж")
+    one_line(error)
+    with pytest.raises(ValueError, match="no token for 'Ж', character 4 of 'xЖ'"):
+        ours.encode("<s>xЖ", special=True)
+
+
+def test_special_tokens_come_from_text_only_if_asked(trained):
+    for layout, (_, ours) in trained.items():
+        for name, i in ours.special.items():
+            assert i not in ours.encode(f"a{name} {name}"), layout
+            assert ours.encode(f"a{name}b", special=True).count(i) == 1
+            assert ours.decode([i]) == name
+
+
+@pytest.mark.parametrize("config, bos, eos", [
+    (None, "<s>", "<|endoftext|>"),
+    ({"bos_token": "<|a|>", "eos_token": {"content": "<|ab|>", "lstrip": False}}, "<|a|>", "<|ab|>"),
+    ({"bos_token": None}, None, "<|endoftext|>")])
+def test_bos_and_eos(trained, tmp_path, config, bos, eos):
+    more = {"tokenizer_config": config} if config else {}
+    ours = load_tokenizer(write(tmp_path, layout_of(trained["gpt2"][0]), **more))
+    assert (ours.bos_id, ours.eos_id) == (ours.special.get(bos), ours.special.get(eos))
+    if bos:
+        assert ours.encode("a", bos=True) == [ours.bos_id, *ours.encode("a")]
+    else:
+        with pytest.raises(ValueError, match="no beginning-of-sequence token") as error:
+            ours.encode("a", bos=True)
+        one_line(error)
+
+
+def test_invalid_utf8_is_replaced_and_unknown_ids_are_refused(trained):
+    for layout, (_, ours) in trained.items():
+        euro = ours.encode("€")
+        assert len(euro) >= 2 and ours.decode(euro[-1:]) == "\ufffd"
+        for i in (-1, ours.vocab_size):
+            with pytest.raises(ValueError, match=f"no token has id {i}: .* ids 0 to {ours.vocab_size - 1}") as error:
+                ours.decode([*euro, i])
+            one_line(error)
+
+
+# ---- vocab.json
+
+NANO = ["<s>", "=", ";", *"abcdefghijklmnop", "blue", "blueb", " blue", "\n", "é", "日本", ".*", "</s>"]
+
+
+def test_word_list_round_trip(tmp_path):
+    (tmp_path / "vocab.json").write_text(json.dumps(NANO))
+    ours = load_tokenizer(tmp_path)
+    assert (ours.vocab_size, ours.bos_id, ours.eos_id) == (len(NANO), 0, len(NANO) - 1)
+    assert ours.special == {"<s>": 0, "</s>": len(NANO) - 1}
+    for i, token in enumerate(NANO):
+        assert ours.encode(token, special=True) == [i] and ours.decode([i]) == token
+    tokens = ["a", "b", "blueb", "e", "=", " blue", ";", "\n", "日本", "é", ".*"]
+    assert ours.encode("".join(tokens), bos=True) == [0] + [NANO.index(token) for token in tokens]
+    assert ours.decode(ours.encode("".join(tokens))) == "".join(tokens)
+    assert ours.encode("ab=ba;<s>a", special=True)[-2:] == [0, NANO.index("a")]
+
+
+@pytest.mark.parametrize("text, message", [
+    ("ab=q", "no token for 'q', character 3 of 'ab=q'"), ("日本z", "no token for 'z', character 2 of '日本z'"),
+    ("日a", "no token for '日', character 0 of '日a'"), ("a<s>", "no token for '<', character 1 of 'a<s>'"),
+    ("a🙂", "no token for '🙂', character 1 of 'a🙂'"), ("a\r", r"no token for '\\r', character 1 of 'a\\r'")])
+def test_text_outside_the_word_list_is_named(tmp_path, text, message):
+    (tmp_path / "vocab.json").write_text(json.dumps(NANO))
+    with pytest.raises(ValueError, match=message) as error:
+        load_tokenizer(tmp_path).encode(text)
+    one_line(error)
+
+
+@repeatable
+@given(words=st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=30, unique=True), data=st.data())
+def test_word_list_takes_the_longest_token(tmp_path_factory, words, data):
+    folder = tmp_path_factory.mktemp("words")
+    (folder / "vocab.json").write_text(json.dumps(words))
+    ours = load_tokenizer(folder)
+    plain = [word for word in words if word not in ours.special]
+    text = "".join(data.draw(st.lists(st.sampled_from(plain), max_size=8))) if plain else ""
+    expected, rest = [], text
+    while rest:  # the definition, which may run aground where another cut would not
+        token = max((word for word in plain if rest.startswith(word)), key=len, default=None)
+        if token is None:
+            with pytest.raises(ValueError, match="no token for"):
+                ours.encode(text)
+            return
+        expected.append(words.index(token))
+        rest = rest[len(token):]
+    assert ours.encode(text) == expected and ours.decode(expected) == text
+
+
+@pytest.mark.parametrize("vocab, found", [
+    ({"a": 0}, "expected a JSON list"), (["a", ""], "'' as token 1"), (["a", 3], "3 as token 1"),
+    (["a", "b", "a"], "'a' as token 2")])
+def test_a_broken_word_list_is_refused(tmp_path, vocab, found):
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    refused(tmp_path, "vocab.json", found)
+
+
+# ---- what is refused
+
+def one_line(error):
+    assert "\n" not in str(error.value) and len(str(error.value)) < 800, error.value
+
+
+def refused(folder, *found, kind=ValueError):
+    with pytest.raises(kind) as error:
+        load_tokenizer(folder)
+    one_line(error)
+    for value in found:
+        assert value in str(error.value), error.value
+
+
+def test_no_file_at_all(tmp_path):
+    (tmp_path / "merges.txt").write_text("a b")
+    for folder in (tmp_path, tmp_path / "absent"):
+        refused(folder, str(folder), "tokenizer.json", "tokenizer.model", "vocab.json", kind=FileNotFoundError)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("data", [b'["a", ', b"\xff\xfe", b"", b"3"])
+def test_broken_json_is_named(tmp_path, name, data):
+    (tmp_path / "vocab.json").write_text("[\"a\"]")
+    (tmp_path / name).write_bytes(data)
+    refused(tmp_path, name)
+
+
+@pytest.mark.parametrize("name, data", [("tokenizer.model", ""), ("vocab.json", "[]"), ("vocab.json", '["<s>"]')])
+def test_a_file_without_tokens_is_refused(tmp_path, name, data):
+    (tmp_path / name).write_text(data)
+    refused(tmp_path, name, "has no tokens")
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+SPLIT = {"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": False}
+
+
+def steps(*pre_tokenizers):
+    return {"type": "Sequence", "pretokenizers": list(pre_tokenizers)}
+
+
+
+@pytest.mark.parametrize("change, found", [
+    ({"model": {"type": "Unigram", "vocab": []}}, "model type 'Unigram'"),
+    ({"model": {"type": "WordPiece", "vocab": {}}}, "model type 'WordPiece'"),
+    ({"model": None}, "model type None"),
+    ({"model": {"type": "BPE"}}, "without vocab or merges"),
+    ({"model.byte_fallback": True}, "byte_fallback True"),
+    ({"model.dropout": 0.1}, "dropout 0.1"),
+    ({"model.end_of_word_suffix": "</w>"}, "end_of_word_suffix '</w>'"),
+    ({"model.continuing_subword_prefix": "##"}, "continuing_subword_prefix '##'"),
+    ({"model.merges": [], "model.vocab": {"a\u4e2d": 0}}, "token 'a\u4e2d'"),
+    ({"model.merges": ["t h e"]}, "merge 't h e'"),
+    ({"model.merges": [["q", "qqqqq"]]}, "merge ['q', 'qqqqq']"),
+    ({"normalizer": {"type": "NFC"}}, "normalizer 'NFC'"),
+    ({"pre_tokenizer": None}, "pre-tokenizer {}"),
+    ({"pre_tokenizer": {"type": "Metaspace", "replacement": "_"}}, "Metaspace"),
+    ({"pre_tokenizer": BYTE_LEVEL}, '"use_regex": false'),
+    ({"pre_tokenizer": steps({**SPLIT, "behavior": "Removed"}, BYTE_LEVEL)}, "Removed"),
+    ({"pre_tokenizer": steps({**SPLIT, "pattern": {"Regex": "a+"}}, BYTE_LEVEL)}, "a+"),
+    ({"pre_tokenizer": steps(SPLIT, {**BYTE_LEVEL, "add_prefix_space": True})}, "Split"),
+    ({"pre_tokenizer": steps({"type": "Digits", "individual_digits": False}, {**BYTE_LEVEL, "use_regex": True})},
+     "Digits"),
+    ({"added_tokens": [{"content": "<mask>", "id": 0, "special": True, "lstrip": True}]}, "'<mask>' with lstrip")])
+def test_another_kind_of_json_is_refused(trained, tmp_path, change, found):
+    file = layout_of(trained["gpt2"][0])
+    for key, value in change.items():
+        place = file["model"] if key.startswith("model.") else file
+        place[key.removeprefix("model.")] = value
+    refused(write(tmp_path, file), "tokenizer.json", found, "byte-level BPE")
+
+
+def test_an_empty_normalizer_is_none(trained, tmp_path):
+    file = layout_of(trained["gpt2"][0]) | {"normalizer": {"type": "Sequence", "normalizers": []}}
+    assert load_tokenizer(write(tmp_path, file)).encode("a") == trained["gpt2"][1].encode("a")
+
+
+def test_a_bos_that_is_no_special_token_is_refused(trained, tmp_path):
+    write(tmp_path, layout_of(trained["gpt2"][0]), tokenizer_config={"bos_token": "<bos>"})
+    refused(tmp_path, "tokenizer_config.json", "bos_token '<bos>'")
