@@ -96,10 +96,13 @@ def text_answers(adapted, task):
     stop = task.queries[0].y[-1]
     if any(q.y[-1] != stop for q in task.queries):
         raise ValueError(f"task {task.name!r} is scored by text, so all answers must end with the same terminator.")
-    limit = max(len(q.y) for q in task.queries) + 8  # longer than any answer: what is cut there is wrong anyway
+    longest = max(len(q.y) for q in task.queries)
+    start = adapted.prefix.next_position if adapted.prefix is not None else 0
     answers = [None] * len(task.queries)
     for length in sorted({len(q.x) for q in task.queries}):
         group = [i for i, q in enumerate(task.queries) if len(q.x) == length]
+        room = adapted.model.config.n_position - start - length + 1
+        limit = max(longest, min(longest + 8, room))  # longer than any answer: what is cut there is wrong anyway
         decoded = generate(adapted, [task.queries[i].x for i in group], limit, stop)
         for i, ids in zip(group, decoded):
             wanted = task.queries[i].y

@@ -1,0 +1,211 @@
+"""Scoring: packed against one pair at a time, teacher forcing against decoding, metrics against hand-counted ones."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import V, random_ids, random_task, tiny_llama
+
+from nanoct.adapters import lora
+from nanoct.fewshot import Adapted, Query, Task, encode_context
+from nanoct.score import evaluate, generate, macro_f1, score_pairs
+
+
+def icl(model, task):
+    """An Adapted, and the same context as plain ids."""
+    context = [*task.instruction, *(t for demo in task.demos for t in (*demo.x, *demo.y))]
+    return Adapted(model, prefix=encode_context(model, task.instruction, task.demos)), context
+
+
+@torch.no_grad()
+def slow_loss(model, context, x, y):
+    """Mean loss of y and whether every token of it is the argmax, by one plain forward over everything."""
+    logits = model.logits(model(torch.tensor([[*context, *x, *y]]))[0])[0, -len(y) - 1 : -1]
+    target = torch.tensor(y)
+    return -logits.log_softmax(-1)[range(len(y)), target].mean().item(), torch.equal(logits.argmax(-1), target)
+
+
+@torch.no_grad()
+def slow_greedy(model, context, prompt, n):
+    """Greedy decoding that reads everything anew for every token."""
+    new = []
+    for _ in range(n):
+        new.append(model.logits(model(torch.tensor([[*context, *prompt, *new]]))[0])[0, -1].argmax().item())
+    return new
+
+
+# --- teacher forcing ---
+
+
+@pytest.mark.parametrize("row_tokens", [1, 13, 1024])
+@pytest.mark.parametrize("demos", [True, False])
+def test_packed_losses_equal_one_pair_at_a_time(model, row_tokens, demos):
+    task = random_task(n_query=7, options=3)
+    adapted, context = icl(model, task) if demos else (Adapted(model), [])
+    pairs = [(q.x, option) for q in task.queries for option in q.options]
+    pairs += [(x, slow_greedy(model, context, x, 3)) for x, _ in pairs[:3]]  # some that are right
+    loss, exact = score_pairs(adapted, pairs, row_tokens)
+    slow, right = zip(*(slow_loss(model, context, x, y) for x, y in pairs))
+    assert loss.tolist() == pytest.approx(list(slow), rel=1e-4)
+    assert exact.tolist() == list(right) and {True, False} == set(right)
+
+
+def test_ids_by_teacher_forcing_is_greedy_decoding():
+    """Right if and only if `generate` yields exactly y; answers are decoded ones, half of them with one id changed."""
+    outcomes = Counter()
+    for seed in range(12):
+        model, g = tiny_llama(seed=seed), torch.Generator().manual_seed(seed)
+        task = random_task(seed=seed)
+        adapted, context = icl(model, task)
+        queries = []
+        for i in range(8):
+            x = random_ids(1 + i % 4, g)
+            y = slow_greedy(model, context, x, 1 + i % 5)
+            if i % 2:
+                at = torch.randint(len(y), (), generator=g)
+                y[at] = (y[at] + 1) % V
+            queries.append(Query(x, y))
+        right = evaluate(adapted, replace(task, queries=queries, metric="ids")).per_query
+        decoded = [generate(adapted, [q.x], len(q.y)) == [q.y] for q in queries]
+        assert right == decoded
+        outcomes.update(right)
+    assert outcomes == {True: 48, False: 48}
+
+
+@pytest.mark.parametrize("metric", ["ids", "accuracy", "macro_f1"])
+def test_evaluate_does_not_depend_on_the_rows(model, metric):
+    task = random_task(n_query=9, options=4, metric=metric)
+    adapted, context = icl(model, task)
+    if metric == "ids":
+        task.queries += [Query([i], slow_greedy(model, context, [i], 2)) for i in range(3)]
+    results = [evaluate(adapted, task, row_tokens) for row_tokens in (1, 17, 10_000)]
+    assert results[0] == results[1] == results[2] and 0 < results[0].score < 1
+
+
+def test_options_are_ranked_by_mean_loss_of_their_tokens(model):
+    task = random_task(n_query=40, options=3, metric="accuracy")
+    adapted, context = icl(model, task)
+    predicted = [min(q.options, key=lambda option: slow_loss(model, context, q.x, option)[0]) for q in task.queries]
+    right = [p == q.y for p, q in zip(predicted, task.queries)]
+    by_sum = [min(q.options, key=lambda y: slow_loss(model, context, q.x, y)[0] * len(y)) == q.y for q in task.queries]
+    assert right != by_sum
+    result = evaluate(adapted, task)
+    assert result.per_query == right and result.score == sum(right) / 40
+    f1 = macro_f1([tuple(p) for p in predicted], [tuple(q.y) for q in task.queries])
+    assert evaluate(adapted, replace(task, metric="macro_f1")).score == f1
+
+
+@pytest.mark.parametrize("gold, predicted, expected", [
+    ("aabb", "aabb", 1.0),
+    ("aabb", "bbaa", 0.0),
+    ("aabb", "aaab", (4 / 5 + 2 / 3) / 2),
+    ("aabb", "aaaa", (2 / 3 + 0) / 2),  # b is never predicted
+    ("aabb", "aabc", (1 + 2 / 3) / 2),  # c is no class of the answers and no term of the mean
+    ("abc", "abb", (1 + 2 / 3 + 0) / 3),
+    ("aaaa", "aaab", 6 / 7),
+])
+def test_macro_f1_by_hand(gold, predicted, expected):
+    assert macro_f1(list(predicted), list(gold)) == pytest.approx(expected, abs=1e-12)
+
+
+# --- decoding ---
+
+
+@torch.no_grad()
+def test_an_adapter_scores_and_decodes_as_its_merged_weights(model):
+    g, merged = torch.Generator().manual_seed(6), tiny_llama()
+    adapter = lora(model, ("q_proj", "k_proj", "down_proj"), rank=2, alpha=3.0, generator=g)
+    for name, part in adapter.items():
+        part.b.normal_(std=0.5, generator=g)
+        merged.linears[name].weight += 1.5 * part.b @ part.a
+    task = random_task(n_query=8)
+    adapted = Adapted(model, adapter, encode_context(model, task.instruction, task.demos, adapter))
+    plain, context = icl(merged, task)
+    pairs = [(q.x, q.y) for q in task.queries]
+    torch.testing.assert_close(score_pairs(adapted, pairs)[0], score_pairs(plain, pairs)[0], rtol=1e-4, atol=0)
+    prompts = [random_ids(3, g) for _ in range(8)]
+    decoded = generate(adapted, prompts, 6)
+    assert decoded == [slow_greedy(merged, context, p, 6) for p in prompts]
+    assert decoded != [slow_greedy(model, context, p, 6) for p in prompts]
+
+
+@pytest.mark.parametrize("demos", [True, False])
+def test_generate_equals_decoding_without_a_cache(model, demos):
+    adapted, context = icl(model, random_task()) if demos else (Adapted(model), [])
+    g = torch.Generator().manual_seed(2)
+    prompts = [random_ids(4, g) for _ in range(8)]
+    slow = [slow_greedy(model, context, p, 10) for p in prompts]
+    assert len({tuple(ids) for ids in slow}) > 4
+    assert generate(adapted, prompts, 10) == slow
+    assert [generate(adapted, [p], 10)[0] for p in prompts] == slow
+    for stop in Counter(t for ids in slow for t in ids):  # every id that occurs
+        wanted = [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in slow]
+        assert generate(adapted, prompts, 10, stop) == wanted
+        assert generate(adapted, prompts[:1], 10, stop) == wanted[:1]
+
+
+def decode(ids):
+    """One letter an id; ids 2n and 2n + 1 differ in case only."""
+    return "".join(chr((97 if i % 2 else 65) + i // 2) for i in ids)
+
+
+def text_task(model):
+    """Queries of several lengths whose answers are what the model says up to a common terminator."""
+    task = random_task(decode=decode, normalise=str.lower, metric="text")
+    adapted, context = icl(model, task)
+    g = torch.Generator().manual_seed(5)
+    prompts = [random_ids(1 + i % 3, g) for i in range(24)]
+    said = [slow_greedy(model, context, p, 4) for p in prompts]
+    stop = Counter(t for ids in said for t in ids[1:]).most_common(1)[0][0]
+    task.queries = [Query(p, ids[: ids.index(stop) + 1]) for p, ids in zip(prompts, said) if stop in ids[1:] and ids[0] != stop]
+    assert len(task.queries) > 3
+    return adapted, task
+
+
+def test_text_is_decoded_up_to_the_terminator_and_normalised(model):
+    adapted, task = text_task(model)
+    n = len(task.queries)
+    assert evaluate(adapted, task).per_query == [True] * n
+    other_case = [Query(q.x, [t ^ 1 for t in q.y[:-1]] + q.y[-1:]) for q in task.queries]
+    assert evaluate(adapted, replace(task, queries=other_case)).score == 1
+    assert evaluate(adapted, replace(task, queries=other_case, normalise=None)).score == 0
+    wrong = [Query(q.x, [(t + 2) % V for t in q.y[:-1]] + q.y[-1:]) for q in task.queries[:1]] + task.queries[1:]
+    assert evaluate(adapted, replace(task, queries=wrong)).per_query == [False] + [True] * (n - 1)
+    longer = [Query(q.x, [*q.y[:-1], q.y[0], q.y[-1]]) for q in task.queries]
+    assert evaluate(adapted, replace(task, queries=longer)).score == 0
+
+
+# --- bad input: one line that holds the value ---
+
+
+@pytest.mark.parametrize("changes, named", [
+    (dict(queries=[]), "no queries"),
+    (dict(metric="rouge"), "'rouge'"),
+    (dict(metric="accuracy"), "without options"),
+    (dict(metric="macro_f1"), "without options"),
+    (dict(metric="text"), "no decode"),
+    (dict(metric="text", decode=decode, queries=[Query([1], [2, 3]), Query([1], [2, 4])]), "same terminator"),
+])
+def test_bad_tasks_are_refused(model, changes, named):
+    with pytest.raises(ValueError) as error:
+        evaluate(Adapted(model), replace(random_task(), **changes))
+    assert named in str(error.value) and "'random'" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_queries_that_do_not_fit_are_refused(model):
+    n = model.config.n_position
+    adapted, context = icl(model, random_task())
+    room = n - len(context)
+    assert evaluate(adapted, Task("long", [], [Query([1] * room, [2])])).score in (0, 1)
+    with pytest.raises(ValueError, match=f"needs {n + 1} tokens.* is {n}"):
+        evaluate(adapted, Task("long", [], [Query([1] * (room + 1), [2])]))
+
+
+def test_generate_refuses_what_it_cannot_decode(model):
+    n = model.config.n_position
+    assert len(generate(Adapted(model), [[1] * (n - 3)], 4)[0]) == 4  # the last id is not read
+    with pytest.raises(ValueError, match=f"decoding 5 tokens needs {n + 1} tokens.* is {n}"):
+        generate(Adapted(model), [[1] * (n - 3)], 5)
+    with pytest.raises(ValueError, match=r"lengths \[1, 2\]"):
+        generate(Adapted(model), [[1], [1, 2]], 3)
