@@ -1,19 +1,33 @@
-"""The benchmark: seconds of one CT-KV step, against transformers on the same weights, pairs and masks.
+"""Seconds of one CT-KV step, against transformers on the same weights, pairs and masks.
 
-    python -m nanoct.speed                          # 24M body, vocabularies of 32,000 and 128,000
+    python -m nanoct.speed                        # a random Llama of 24M + vocabularies of 32,000 and 128,000
     python -m nanoct.speed --model meta-llama/Llama-3.2-1B --context 1400
+
+A step is forward, loss on the answers, backward to the keys and values, clipping, AdamW. Three do the same one:
+    nanoct                     the packed row of methods/ct_kv.py: P + T keys for T tokens, logits of the answers
+    transformers               as released: k right-padded rows of t tokens (sdpa), the prefix copied k times behind a
+                               DynamicCache, a 2-D attention mask, logits of all k·t tokens, labels of -100
+    transformers, labels only  the same batch, the head on the tokens before an answer alone
+They run in turn, round after round, and only once loss and gradients agree. Beside them a TTT step on one
+order of the demos: CT-KV makes every demo a target in one step, TTT, each behind all others, in k orders.
+
+FLOPs, for N weights of the body: 4·N·T + 12·L·H·D·T·S + 4·V·C·n for T tokens against S keys, n of them with
+logits: forward and the gradient of the inputs. A score that is masked counts, LoRA's own share does not.
+
+Measured: MEASURED
 """
 
 import json
 import math
+import os
 import platform
+import re
 import resource
 import tempfile
 import time
 from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib import metadata
-from importlib.util import find_spec
+from importlib import metadata, util
 from pathlib import Path
 from statistics import median
 
@@ -29,36 +43,36 @@ from nanoct.model import Llama, LlamaConfig
 from nanoct.results import table
 from nanoct.weights import fetch, load_model, pick_device, resolve_dtype, save_model
 
-SIZES = {  # by the parameters of the body, which is all but the embedding (the head is tied to it)
+SIZES = {  # by the weights of the body: all but the embedding, which is the head as well
     "24m": dict(n_layer=8, n_head=8, n_kv_head=4, n_embd=512, head_dim=64, n_ffn=1440),
     "tiny": dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_ffn=48),
 }
-SPREAD = 0.38  # of the pairs' lengths, std / mean: the mean over 13 tasks of NLP-LR with k = 16
+SPREAD = 0.38  # std / mean of the lengths of 16 pairs: the mean over 13 tasks of NLP-LR, in words
+DROPOUT = ct_kv.Config.token_dropout
 
 
-def random_task(k, context, vocab, seed=0):
-    """k pairs of random ids, `context` tokens in all: lengths at the quantiles of a log-normal, answers of 1 to 4.
+def random_task(k, context, vocab_size, spread=SPREAD, seed=0):
+    """k pairs of random ids, about `context` tokens in all: lengths at the quantiles of a log-normal, answers of 1 to 4.
 
-    Raises ValueError unless there is room for the pairs.
+    spread: std / mean of the log-normal; 0 makes all pairs of one length. Raises ValueError without room for the pairs.
     """
     if k < 2 or context < 8 * k:
-        raise ValueError(f"k = {k} and context = {context}: it takes two pairs or more, and 8 tokens or more for each.")
+        raise ValueError(f"k = {k} and context = {context}: it takes 2 pairs or more, and 8 tokens or more for each.")
     generator = torch.Generator().manual_seed(seed)
     quantile = (torch.randperm(k, generator=generator) + 0.5) / k
-    length = torch.exp(math.sqrt(math.log1p(SPREAD**2)) * torch.special.ndtri(quantile))
-    ids = lambda n: torch.randint(vocab, (n,), generator=generator).tolist()
+    length = torch.exp(math.sqrt(math.log1p(spread**2)) * torch.special.ndtri(quantile))
+    ids = lambda n: torch.randint(vocab_size, (n,), generator=generator).tolist()
     demos = []
-    for n in (context * length / length.sum()).round().long().tolist():
+    for n in (context * length / length.sum()).round().long().clamp(min=2).tolist():
         n_answer = 1 + len(demos) % min(4, n - 1)
         demos.append(Demo(ids(n - n_answer), ids(n_answer)))
-    return Task(f"random {k}x{context // k}", demos, queries=[])
+    return Task("random", demos, queries=[])
 
 
 class Step:
-    """One contestant: calling it makes a full optimiser step on its own leaves and returns the loss.
+    """A contestant: loss() draws the masks and runs forward, calling the step trains its own leaves once.
 
-    loss() draws the step's masks and computes the loss; n_token run through the model, each against n_key
-    keys, and n_logit of them through the head.
+    n_token tokens run through the model, each against n_key keys, and n_logit of them through the head.
     """
 
     def __init__(self, loss, leaves, lr, n_token, n_key, n_logit):
@@ -71,67 +85,64 @@ class Step:
         loss.backward(inputs=self.leaves)
         torch.nn.utils.clip_grad_norm_(self.leaves, 1.0)
         self.optimizer.step()
-        return loss.detach()
+        return loss.item()
 
     def flops(self, c, n_body):
-        """4·N·T + 12·L·H·D·T·S + 4·V·C·n: forward and the gradient of the inputs; every score counts, masked or not."""
         return (4 * n_body * self.n_token + 12 * c.n_layer * c.n_head * c.head_dim * self.n_token * self.n_key
                 + 4 * c.vocab_size * c.n_embd * self.n_logit)
 
 
 def packed(model, task, context, seed=0):
-    """nanoct's CT-KV step, as in methods/ct_kv.py: all pairs in one row."""
-    config, generator = ct_kv.Config(), torch.Generator().manual_seed(seed)
+    """The step of methods/ct_kv.py: all pairs in one row, one prefix."""
+    generator = torch.Generator().manual_seed(seed)
     row = pack([(demo.x, demo.y) for demo in task.demos], model, start=context.next_position)
-    keys, values = leaves = _leaves(context)
+    keys, values = leaves = trainable(context)
 
     def loss():
         theta = Prefix(list(zip(keys.unbind(), values.unbind())), context.owner, context.next_position)
-        mask = row.mask(visible(context, len(task.demos), True, config.token_dropout, generator))
+        mask = row.mask(visible(context, len(task.demos), True, DROPOUT, generator))
         return F.cross_entropy(answer_logits(model, row, theta, mask=mask), row.target)
 
     T = row.tokens.shape[1]
-    return Step(loss, leaves, config.lr, T, len(context.owner) + T, len(row.where))
+    return Step(loss, leaves, ct_kv.Config.lr, T, len(context.owner) + T, len(row.where))
 
 
 def padded(theirs, task, context, seed=0, labels_only=False):
-    """The same step as released: a right-padded batch of k rows behind k copies of the prefix, logits of every token.
-
-    labels_only: the head runs on the tokens that predict an answer and on no other.
-    """
-    from transformers import DynamicCache
-    config, generator = ct_kv.Config(), torch.Generator().manual_seed(seed)
-    device, k, P = theirs.device, len(task.demos), len(context.owner)
-    pad = lambda rows, value: pad_sequence([torch.tensor(row) for row in rows], True, value).to(device)
+    """The same step in transformers: k padded rows, k copies of the prefix; logits of every token unless labels_only."""
+    from transformers import DynamicCache  # of the test extra
+    generator, k, P = torch.Generator().manual_seed(seed), len(task.demos), len(context.owner)
+    pad = lambda rows, value: pad_sequence([torch.tensor(row) for row in rows], True, value).to(theirs.device)
     tokens = pad([[*demo.x, *demo.y] for demo in task.demos], 0)  # (k, T)
-    labels = pad([[-100] * len(demo.x) + list(demo.y) for demo in task.demos], -100)  # (k, T)
-    real = pad([[True] * len(demo.x + demo.y) for demo in task.demos], False)  # (k, T)
+    labels = pad([[-100] * len(demo.x) + [*demo.y] for demo in task.demos], -100)  # (k, T)
+    real = pad([[1] * (len(demo.x) + len(demo.y)) for demo in task.demos], 0)  # (k, T)
     T, is_answer = tokens.shape[1], labels[:, 1:] != -100
-    positions = torch.arange(P, P + T, device=device).expand(k, T)
-    keys, values = leaves = _leaves(context)
+    positions = torch.arange(P, P + T, device=theirs.device).expand(k, T)
+    keys, values = leaves = trainable(context)
 
     def loss():
-        seen = visible(context, k, True, config.token_dropout, generator)
+        seen = visible(context, k, True, DROPOUT, generator)
         cache = DynamicCache()
         for layer, kv in enumerate(zip(keys, values)):
             cache.update(*(part.to(theirs.dtype).expand(k, -1, -1, -1) for part in kv), layer)
-        inputs = dict(input_ids=tokens, attention_mask=torch.cat([seen, real], dim=1).long(),  # (k, P+T)
-                      position_ids=positions, past_key_values=cache)
+        inputs = dict(input_ids=tokens, attention_mask=torch.cat([seen, real], dim=1), position_ids=positions,
+                      past_key_values=cache)
         if not labels_only:
             return theirs(**inputs, labels=labels).loss
         hidden = theirs.model(**inputs).last_hidden_state[:, :-1][is_answer]  # (n, C)
         return F.cross_entropy(theirs.lm_head(hidden).float(), labels[:, 1:][is_answer])
 
-    return Step(loss, leaves, config.lr, k * T, P + T, int(is_answer.sum()) if labels_only else k * T)
+    return Step(loss, leaves, ct_kv.Config.lr, k * T, P + T, int(is_answer.sum()) if labels_only else k * T)
 
 
-def sequence(model, task, seed=0):
-    """nanoct's TTT step, as in methods/ttt.py, on one order of the demos."""
-    config, generator = ttt.Config(), torch.Generator().manual_seed(seed)
-    adapter = lora(model, ttt.TARGETS, config.rank, config.alpha, config.dropout,
-                   torch.Generator(model.device).manual_seed(seed))
-    n_answer = sum(len(demo.y) for demo in task.demos)
-    T = sum(len(demo.x) for demo in task.demos) + n_answer - 1
+def trainable(context):
+    """Keys and values of a context as the two float32 leaves (L, 1, K, P, D) that a step trains."""
+    return [torch.stack(part).float().requires_grad_() for part in zip(*context.kv)]
+
+
+def one_order(model, task, seed=0):
+    """The step of methods/ttt.py on one random order of the demos."""
+    c, generator = ttt.Config(), torch.Generator().manual_seed(seed)
+    adapter = lora(model, ttt.TARGETS, c.rank, c.alpha, c.dropout, torch.Generator(model.device).manual_seed(seed))
 
     def loss():
         order = torch.randperm(len(task.demos), generator=generator).tolist()
@@ -139,154 +150,138 @@ def sequence(model, task, seed=0):
         hidden, _ = model(tokens[:, :-1], adapter=adapter)
         return F.cross_entropy(model.logits(hidden[is_answer[:, 1:]]), tokens[:, 1:][is_answer[:, 1:]])
 
-    return Step(loss, [leaf for part in adapter.values() for leaf in (part.a, part.b)], config.lr, T, T, n_answer)
-
-
-def _leaves(context):
-    """Keys and values of a context as the two float32 leaves (L, 1, K, P, D) that a step trains."""
-    return [torch.stack(part).float().requires_grad_() for part in zip(*context.kv)]
+    T = sum(len(demo.x) + len(demo.y) for demo in task.demos) - 1
+    return Step(loss, [leaf for part in adapter.values() for leaf in (part.a, part.b)], c.lr, T, T,
+                sum(len(demo.y) for demo in task.demos))
 
 
 def agree(steps, tolerance):
-    """The loss of all steps before any training, or ValueError if losses or gradients differ relative to the first."""
-    first = None
+    """The loss that all steps start from. Raises ValueError if a loss or gradient differs from the first step's."""
+    results = {}
     for name, step in steps.items():
         loss = step.loss()
-        gradients = torch.autograd.grad(loss, step.leaves)
-        first = first or (loss.detach(), gradients)
-        errors = [((new - old).norm() / old.norm()).item() for new, old in zip((loss.detach(), *gradients), (first[0], *first[1]))]
-        if not max(errors) <= tolerance:
-            raise ValueError(f"{name} differs from {next(iter(steps))} by {max(errors):.1e} of loss or gradient, more than "
-                             f"{tolerance:.0e}: they do not compute the same step, so no time is reported.")
+        results[name] = (loss.detach(), *torch.autograd.grad(loss, step.leaves))
+        first = next(iter(results.values()))
+        error = max(((mine - other).norm() / other.norm()).item() for mine, other in zip(results[name], first))
+        if not error <= tolerance:
+            raise ValueError(f"{name} differs from {next(iter(results))} by {error:.1e} in loss or gradient, more than "
+                             f"{tolerance:.0e}: this is not the same step, so no time is reported.")
     return first[0].item()
 
 
 def seconds(step, device):
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
     start = time.perf_counter()
     step()
-    wait()
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
     return time.perf_counter() - start
 
 
 def peak_memory(step, device):
-    """Bytes at the peak of one step, model included: allocated on cuda, resident on the CPU."""
+    """Bytes at the peak of a step: allocated on cuda; else resident, the process with all contestants in it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
-    except OSError:
-        pass  # no Linux: the peak of the process so far
+    if os.access("/proc/self/clear_refs", os.W_OK):  # elsewhere it is the peak of the process so far
+        Path("/proc/self/clear_refs").write_text("5")
     step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else 1024 * peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def measure(model, theirs, task, repeat, seed=0):
-    """One line per contestant: median seconds over `repeat` interleaved rounds, ratios to nanoct's step, FLOPs, memory.
+    """One line per contestant: median seconds of `repeat` rounds, the ratio to nanoct in each round, FLOPs, memory.
 
-    theirs: the same weights in transformers, or None. Raises ValueError if two contestants do not agree.
+    theirs: the same weights in transformers, or None.
     """
-    device, c = model.device, model.config
     context = encode_context(model, task.instruction, task.demos)
     steps = {"nanoct": packed(model, task, context, seed)}
     if theirs is not None:
         steps["transformers"] = padded(theirs, task, context, seed)
         steps["transformers, labels only"] = padded(theirs, task, context, seed, labels_only=True)
     loss = agree(steps, 1e-4 if model.dtype == torch.float32 else 5e-2)
-    steps["nanoct TTT, one order"] = sequence(model, task, seed)
-    peak = {name: peak_memory(step, device) for name, step in steps.items()}  # the warm-up as well
-    times = {name: [] for name in steps}
-    for _ in range(repeat):
-        for name, step in steps.items():
-            times[name].append(seconds(step, device))
-    n_body = sum(p.numel() for p in model.model.layers.parameters())
-    lines = []
+    steps["nanoct TTT, one order"] = one_order(model, task, seed)
+    peak = {name: peak_memory(step, model.device) for name, step in steps.items()}  # and the warm-up
+    rounds = [{name: seconds(step, model.device) for name, step in steps.items()} for _ in range(repeat)]
+    n_body, lines = sum(p.numel() for p in model.model.layers.parameters()), []
     for name, step in steps.items():
-        ratios = sorted(own / ours for own, ours in zip(times[name], times["nanoct"]))
-        flops, middle = step.flops(c, n_body), median(times[name])
-        lines.append(dict(name=name, seconds=middle, ratio=median(ratios), ratio_min=ratios[0], ratio_max=ratios[-1],
+        ratio = sorted(times[name] / times["nanoct"] for times in rounds)
+        middle, flops = median(times[name] for times in rounds), step.flops(model.config, n_body)
+        lines.append(dict(name=name, seconds=middle, ratio=median(ratio), ratio_min=ratio[0], ratio_max=ratio[-1],
                           peak_bytes=peak[name], flops=flops, flops_per_second=flops / middle, n_token=step.n_token,
                           n_logit=step.n_logit, k=len(task.demos), context=len(context.owner), repeat=repeat, seed=seed,
-                          loss=loss, n_body=n_body, dtype=str(model.dtype).removeprefix("torch."), **asdict(c)))
+                          loss=loss, n_body=n_body, dtype=str(model.dtype).removeprefix("torch."), **asdict(model.config)))
     return lines
 
 
-def load(name, vocab, context, device, dtype):
-    """The model, random for a name of SIZES, and the same weights in transformers (sdpa), or None without transformers."""
+def load(name, vocab_size, context, device, dtype):
+    """The model, random for a name of SIZES, and the same weights in transformers, or None without transformers."""
     with tempfile.TemporaryDirectory() as folder:
         if name in SIZES:
-            model = Llama(LlamaConfig(vocab_size=vocab, n_position=2 * context, **SIZES[name]))
+            model = Llama(LlamaConfig(vocab_size=vocab_size, n_position=2 * context, **SIZES[name]))
             model.init_weights(torch.Generator().manual_seed(0)).requires_grad_(False).eval().to(device, dtype)
             save_model(model, folder)
         else:
             folder = fetch(name)
             model = load_model(folder, device, dtype)
-        try:
-            import transformers
-        except ImportError:
+        if not util.find_spec("transformers"):
             return model, None
+        import transformers
         transformers.utils.logging.disable_progress_bar()
         theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     return model, theirs.requires_grad_(False).eval().to(device)
 
 
 def machine(device):
-    """What a time depends on beside the code: device, threads, versions, date."""
+    """What a time depends on beside the code."""
     cpu = Path("/proc/cpuinfo")
-    cpu = next((line for line in cpu.read_text().splitlines() if "model name" in line), "") if cpu.is_file() else ""
-    version = lambda package: metadata.version(package) if find_spec(package) else None
-    return dict(device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu.split(": ")[-1] or platform.machine(),
-                threads=torch.get_num_threads(), torch=torch.__version__, transformers=version("transformers"),
-                date=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    cpu = re.search("model name.*: (.*)", cpu.read_text() if cpu.exists() else "")
+    cpu = cpu[1] if cpu else platform.machine()
+    theirs = metadata.version("transformers") if util.find_spec("transformers") else None
+    return dict(device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu, threads=torch.get_num_threads(),
+                torch=torch.__version__, transformers=theirs, date=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 
 def report(lines):
-    """The table of one vocabulary, and what a pass over all demos costs."""
-    ours, ttt_line, first = lines[0], lines[-1], lines[0]
-    print(f"{first['n_body'] / 1e6:.1f}M body, vocabulary {first['vocab_size']:,}, k = {first['k']}, {first['context']} tokens of "
-          f"context, {first['dtype']}, {first['device']}, {first['threads']} threads; loss {first['loss']:.4f} for all")
-    rows = [[line["name"], f"{line['n_token']:,}", f"{line['n_logit']:,}", f"{line['seconds']:.3f}",
-             f"{line['ratio']:.2f} ({line['ratio_min']:.2f}-{line['ratio_max']:.2f})", f"{line['peak_bytes'] / 2**20:,.0f}",
-             f"{line['flops'] / 1e9:,.0f}", f"{line['flops_per_second'] / 1e9:,.0f}"] for line in lines]
-    print(table(rows, ["step", "tokens", "logits", "seconds", "times nanoct's", "peak MiB", "GFLOP", "GFLOP/s"]))
-    k, order = ours["k"], ttt_line["seconds"]
-    print(f"A pass, every demo a target once behind the others: CT-KV {ours['seconds']:.2f} s (one step), "
-          f"TTT {k * order:.2f} s ({k} orders), {k * ttt_line['ratio']:.1f} times CT-KV's.\n")
+    """Print the table of one model, and what a pass over all demos costs."""
+    ours, order = lines[0], lines[-1]
+    print("{:.1f}M body, vocabulary {vocab_size:,}, k = {k}, {context} tokens of context, {dtype}, {device}, {threads} threads; "
+          "loss {loss:.4f}".format(ours["n_body"] / 1e6, **ours))
+    row = "{name}|{n_token:,}|{n_logit:,}|{seconds:.3f}|{ratio:.2f} ({ratio_min:.2f}-{ratio_max:.2f})|{:,.0f}|{:,.0f}|{:,.0f}"
+    rows = [row.format(x["peak_bytes"] / 2**20, x["flops"] / 1e9, x["flops_per_second"] / 1e9, **x).split("|") for x in lines]
+    print(table(rows, ["step", "tokens", "logits", "seconds", "ratio (min-max)", "peak MiB", "GFLOP", "GFLOP/s"]))
+    k = ours["k"]
+    print(f"A pass with every demo a target behind all others: CT-KV {ours['seconds']:.2f} s in one step, TTT "
+          f"{k * order['seconds']:.2f} s in {k} orders, {k * order['ratio']:.1f} times as long.\n")
 
 
 def main():
     p = cli.Parser(prog="nanoct.speed", description=__doc__.split("\n")[0])
-    p.add_argument("--model", default="24m", help=f"a random Llama ({', '.join(SIZES)}), a folder, or a hub name; default: 24m")
-    p.add_argument("--vocab", nargs="+", type=int, help="of the random Llama; default: 32000 128000")
+    p.add_argument("--model", default="24m", help=f"random: {', '.join(SIZES)}; or a folder or hub name; default: 24m")
+    p.add_argument("--vocab", nargs="+", type=int, help="vocabularies of the random Llama; default: 32000 128000")
     p.add_argument("--k", type=int, default=16, help="demos")
     p.add_argument("--context", type=int, default=700, help="tokens of all demos together")
-    p.add_argument("--device", help="default: the first there is of cuda, mps, cpu")
-    p.add_argument("--dtype", help="default: bfloat16 on cuda, else float32")
+    p.add_argument("--spread", type=float, default=SPREAD, help="std / mean of the pairs' lengths; 0: nothing to pad")
+    p.add_argument("--device", help="cuda or cpu; default: cuda if there is one")
+    p.add_argument("--dtype", help="default: bfloat16 on cuda, float32 elsewhere")
     p.add_argument("--repeat", type=int, default=5, help="rounds, after one of warm-up")
-    p.add_argument("--out", default="results/speed.jsonl", help="lines are appended")
+    p.add_argument("--out", default="results/speed.jsonl", help="file that lines are appended to")
     args = p.parse_args()
     device = pick_device(args.device)
-    dtype = resolve_dtype(args.dtype, device)
     if args.repeat < 1:
         raise ValueError(f"--repeat {args.repeat} must be at least 1.")
     if args.vocab and (args.model not in SIZES or min(args.vocab) < 2):
-        raise ValueError(f"--vocab {args.vocab[0]} of --model {args.model}: a vocabulary of 2 or more, for a random Llama only.")
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.open("a").close()
-    for vocab in args.vocab or ([32000, 128000] if args.model in SIZES else [None]):
-        model, theirs = load(args.model, vocab, args.context, device, dtype)
+        raise ValueError(f"--vocab {min(args.vocab)} with --model {args.model}: it sizes a random Llama, and is 2 or more.")
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    for vocab_size in args.vocab or ([32000, 128000] if args.model in SIZES else [None]):
+        model, theirs = load(args.model, vocab_size, args.context, device, resolve_dtype(args.dtype, device))
         if theirs is None:
-            print("transformers is not installed, so only nanoct is timed: pip install -e '.[test]'")
-        task = random_task(args.k, args.context, model.config.vocab_size)
-        lines = [line | machine(device) for line in measure(model, theirs, task, args.repeat)]
+            print("transformers is not installed, so nanoct runs alone; for the comparison: pip install -e '.[test]'")
+        task = random_task(args.k, args.context, model.config.vocab_size, args.spread)
+        lines = [line | dict(spread=args.spread) | machine(device) for line in measure(model, theirs, task, args.repeat)]
         report(lines)
-        with out.open("a") as f:
-            f.writelines(json.dumps(line) + "\n" for line in lines)
+        with open(args.out, "a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 if __name__ == "__main__":

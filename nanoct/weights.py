@@ -68,7 +68,7 @@ def save_model(model, folder, dtype=None, metadata=None) -> Path:
     """Write config.json and model.safetensors as transformers (4.x and 5.x) reads them; return the folder.
 
     dtype: default the model's. metadata: {str: str} for the header of the safetensors file.
-    An interrupted call leaves the older files as they were. Raises ValueError on an unknown dtype.
+    Files are replaced whole: an interrupted call leaves no half-written one. Raises ValueError on an unknown dtype.
     """
     folder, c = Path(folder), model.config
     dtype = resolve_dtype(dtype or model.dtype, model.device)
@@ -98,7 +98,7 @@ def fingerprint(model) -> str:
 
     A sha256 over the config and the weights rounded to bfloat16: the same on every device, and for one file
     loaded in float32 or bfloat16. Tensors below two million values are hashed whole, of larger ones one to
-    two million evenly spaced values, so an 8B model costs about a second and a gigabyte.
+    two million evenly spaced values: half a gigabyte and a few seconds for an 8B model.
     """
     digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
     for name, p in sorted(model.named_parameters()):
@@ -134,7 +134,8 @@ def fetch(folder_or_name) -> Path:
         raise FileNotFoundError(f"There is no folder {name!r}, and the hub model of that name is not in the cache and "
                                 "the hub cannot be reached; connect, or give the folder of a download.") from None
     except Exception as error:  # a download dies in many ways: disk, proxy, time-out
-        raise ValueError(f"{name!r} could not be fetched ({_line(error)}); try again, or give the folder of a download.") from error
+        raise ValueError(f"{name!r} could not be fetched ({_line(error)}); try again, or give the folder of "
+                         "a download.") from error
 
 
 def read_config(folder) -> LlamaConfig:

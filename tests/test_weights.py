@@ -1,0 +1,367 @@
+"""Files in and out: exact round trips, transformers as reader, and a sentence for everything that does not fit."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import errors
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_model import LAYOUTS, LLAMA3, assert_logits, ids, read, write
+
+from nanoct import weights
+from nanoct.weights import fetch, fingerprint, load_model, pick_device, read_config, save_model
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit_config(folder, drop=(), **values):
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) | values
+    file.write_text(json.dumps({key: value for key, value in config.items() if key not in drop}))
+
+
+def edit_tensors(folder, edit):
+    tensors = {name: t.clone() for name, t in load_file(folder / "model.safetensors").items()}
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def sentence(error, call, *arguments, **options):
+    """The message with which call(...) fails: one line that ends as a sentence does."""
+    with pytest.raises(error) as caught:
+        call(*arguments, **options)
+    assert type(caught.value) is error
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith(".")
+    return message
+
+
+def same_bits(model, other):
+    pairs = list(zip(model.named_parameters(), other.named_parameters(), strict=True))
+    return all(name == name_ and p.dtype == q.dtype and torch.equal(p, q) for (name, p), (name_, q) in pairs)
+
+
+# --- out and in again ---
+
+
+@pytest.mark.parametrize("layout", ["gqa", "narrow heads", "untied", "llama3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_round_trip_is_exact(tmp_path, layout, dtype):
+    write(tmp_path / "theirs", **LAYOUTS[layout])
+    model = load_model(tmp_path / "theirs", device="cpu", dtype=dtype)
+    assert save_model(model, tmp_path / "ours" / "new") == tmp_path / "ours" / "new"
+    again = load_model(tmp_path / "ours" / "new", device="cpu", dtype=dtype)
+    assert same_bits(model, again) and again.config == model.config and again.dtype == dtype
+    assert sorted(file.name for file in (tmp_path / "ours" / "new").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_transformers_reads_what_is_written(tmp_path, layout):
+    write(tmp_path / "theirs", **LAYOUTS[layout])
+    model = load_model(tmp_path / "theirs", device="cpu")
+    save_model(model, tmp_path / "ours")
+    theirs = read(tmp_path / "ours")
+    assert_logits(model, theirs, ids(1, 100))
+    written = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert all(getattr(theirs.config, key) == value for key, value in written.items()
+               if key not in ("rope_theta", "rope_scaling", "torch_dtype"))
+    with safe_open(tmp_path / "ours" / "model.safetensors", "pt") as f:
+        assert ("lm_head.weight" in f.keys()) == (not model.config.tied)
+
+
+def test_dtype_and_metadata_of_a_saved_file(folder, tmp_path):
+    save_model(load_model(folder, device="cpu"), tmp_path / "new", dtype="bfloat16", metadata={"seed": "7"})
+    with safe_open(tmp_path / "new" / "model.safetensors", "pt") as f:
+        assert f.metadata() == {"format": "pt", "seed": "7"}
+        assert f.get_tensor(EMBEDDING).dtype == torch.bfloat16
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert len({file.stat().st_mode for file in (tmp_path / "new").iterdir()}) == 1
+
+
+def test_a_model_saved_over_its_own_files_stays_whole(folder):
+    model = load_model(folder, device="cpu")
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    save_model(model, folder)
+    assert all(torch.equal(p, before[name]) for name, p in load_model(folder, device="cpu").named_parameters())
+
+
+def test_an_interrupted_save_leaves_the_older_files(folder, monkeypatch):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def dies(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "save_file", dies)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(load_model(folder, device="cpu"), folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+# --- what is read ---
+
+
+def test_a_loaded_model_is_frozen_float32_on_the_cpu(folder):
+    model = load_model(str(folder), device="cpu")
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert {(p.dtype, p.device.type) for p in model.parameters()} == {(torch.float32, "cpu")}
+
+
+def test_dtype_by_name_by_value_and_by_device(folder):
+    for dtype in ("bfloat16", "torch.bfloat16", torch.bfloat16):
+        assert load_model(folder, device="cpu", dtype=dtype).dtype == torch.bfloat16
+    assert weights.resolve_dtype(None, "cuda:1") == torch.bfloat16
+    assert weights.resolve_dtype(None, torch.device("mps")) == weights.resolve_dtype(None, "cpu") == torch.float32
+
+
+def test_device_order(monkeypatch):
+    for cuda, mps, expected in [(2, True, "cuda"), (0, True, "mps"), (0, False, "cpu")]:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        assert pick_device() == torch.device(expected) and pick_device("cpu") == torch.device("cpu")
+        assert not cuda or pick_device("cuda:1") == torch.device("cuda:1")
+        assert f"'cuda:{cuda}'" in sentence(ValueError, pick_device, f"cuda:{cuda}")
+
+
+def test_the_file_may_change_after_loading(folder):
+    model = load_model(folder, device="cpu")
+    before = model.model.embed_tokens.weight.clone()
+    with open(folder / "model.safetensors", "r+b") as f:
+        f.seek(2000)
+        f.write(bytes(60000))
+    assert torch.equal(model.model.embed_tokens.weight, before)
+
+
+def test_harmless_leftovers(folder):
+    model = load_model(folder, device="cpu")
+
+    def edit(tensors):
+        tensors["lm_head.weight"] = tensors[EMBEDDING].clone()
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+
+    edit_tensors(folder, edit)
+    assert same_bits(load_model(folder, device="cpu"), model)
+
+
+def test_rope_as_transformers_4_and_5_write_it(folder):
+    classic = {key: value for key, value in LLAMA3.items() if key != "rope_type"}
+    for written in (dict(rope_theta=7.0, rope_scaling=LLAMA3),
+                    dict(rope_theta=7.0, rope_scaling=classic | dict(type="llama3")),
+                    dict(rope_parameters=LLAMA3 | dict(rope_theta=7.0))):
+        edit_config(folder, drop=("rope_parameters",) * ("rope_parameters" not in written), **written)
+        assert (c := read_config(folder)).rope_theta == 7.0 and c.rope_scaling == classic
+        edit_config(folder, drop=("rope_theta", "rope_scaling", "rope_parameters"))
+    assert (c := read_config(folder)).rope_theta == 10000.0 and c.rope_scaling is None
+    edit_config(folder, rope_parameters=dict(rope_type="default", rope_theta=3.0))
+    assert (c := read_config(folder)).rope_theta == 3.0 and c.rope_scaling is None
+
+
+def test_defaults_are_those_of_transformers(folder):
+    edit_config(folder, drop=("head_dim", "num_key_value_heads", "tie_word_embeddings", "hidden_act", "attention_bias"))
+    c = read_config(folder)
+    assert (c.head_dim, c.n_kv_head, c.tied) == (8, 4, False)
+
+
+# --- the fingerprint ---
+
+
+def test_fingerprint_tells_models_apart_and_nothing_else(folder, tmp_path):
+    model = load_model(folder, device="cpu")
+    mark = fingerprint(model)
+    assert re.fullmatch("[0-9a-f]{12}", mark)
+    assert mark == fingerprint(load_model(folder, device="cpu", dtype="bfloat16"))
+    assert mark == fingerprint(load_model(save_model(model, tmp_path / "new"), device="cpu"))
+    edit_config(folder, rms_norm_eps=1e-6)
+    assert mark != fingerprint(load_model(folder, device="cpu"))
+    edit_config(folder, rms_norm_eps=1e-5)
+    for name, p in model.named_parameters():
+        last = p.view(-1)[-1].clone()
+        p.view(-1)[-1] += 1
+        assert mark != fingerprint(model), name
+        p.view(-1)[-1] = last
+    assert mark == fingerprint(model)
+
+
+# --- what does not fit ---
+
+
+@pytest.mark.parametrize("edit, said", [
+    (lambda t: t.pop("model.norm.weight"), ["missing: model.norm.weight."]),
+    (lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}),
+     ["unexpected: model.layers.0.self_attn.q_proj.bias."]),
+    (lambda t: t.update({"model.norm.weight": torch.ones(33)}), ["misshapen: model.norm.weight", "(33,)", "(32,)"]),
+    (lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}), ["model.norm.weight is I8 (32,)"]),
+    (lambda t: t.update({"lm_head.weight": t[EMBEDDING] + 1}), ["lm_head.weight", EMBEDDING, "tie_word_embeddings"]),
+    (lambda t: t.update({"lm_head.weight": torch.ones(60, 32)}), ["lm_head.weight", "(60, 32)", "(61, 32)"]),
+    (lambda t: (t.pop("model.norm.weight"), t.update({"a": torch.ones(1), EMBEDDING: torch.ones(62, 32)})),
+     ["missing: model.norm.weight; ", "unexpected: a; ", f"misshapen: {EMBEDDING}", "(62, 32)"]),
+])
+def test_tensors_that_do_not_fit_are_named(folder, edit, said):
+    edit_tensors(folder, edit)
+    message = sentence(ValueError, load_model, folder, device="cpu")
+    assert str(folder) in message and all(part in message for part in said), message
+
+
+def test_very_many_missing_tensors_are_counted(folder):
+    edit_config(folder, num_hidden_layers=102)
+    message = sentence(ValueError, load_model, folder, device="cpu")
+    assert "model.layers.2.input_layernorm.weight" in message or "model.layers.2.self_attn.q_proj.weight" in message
+    assert "and 895 more" in message and len(message) < 600
+
+
+def test_an_untied_config_wants_a_head(folder):
+    edit_config(folder, tie_word_embeddings=False)
+    assert "missing: lm_head.weight." in sentence(ValueError, load_model, folder, device="cpu")
+
+
+@pytest.mark.parametrize("values, said", [
+    (dict(model_type="gpt2"), "'gpt2'"),
+    (dict(attention_bias=True), "attention_bias is True"),
+    (dict(mlp_bias=True), "mlp_bias is True"),
+    (dict(hidden_act="gelu"), "hidden_act is 'gelu'"),
+    (dict(sliding_window=128), "sliding_window is 128"),
+    (dict(quantization_config={"bits": 4}), "{'bits': 4}"),
+    (dict(rope_scaling={"type": "yarn", "factor": 2.0}), "'yarn'"),
+    (dict(rope_scaling={"rope_type": "linear", "factor": 2.0}), "'linear'"),
+    (dict(rope_scaling="llama3"), "['llama3']"),
+    (dict(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4}), "'dynamic'"),
+    (dict(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}), "partial_rotary_factor is 0.5"),
+    (dict(rope_scaling={"rope_type": "llama3", "factor": 8.0}), "low_freq_factor is missing"),
+    (dict(hidden_size="64"), "hidden_size is '64'"),
+    (dict(num_hidden_layers=True), "num_hidden_layers is True"),
+    (dict(num_hidden_layers=0), "num_hidden_layers is 0"),
+    (dict(vocab_size=1.5), "vocab_size is 1.5"),
+    (dict(rms_norm_eps=-1.0), "rms_norm_eps is -1.0"),
+    (dict(num_key_value_heads=3), "n_kv_head = 3"),
+    (dict(head_dim=5), "head_dim = 5"),
+])
+def test_a_config_of_another_model_is_refused(folder, values, said):
+    edit_config(folder, **values)
+    message = sentence(ValueError, load_model, folder, device="cpu")
+    assert said in message and "config.json" in message
+
+
+@pytest.mark.parametrize("key", ["model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                                 "num_attention_heads", "max_position_embeddings", "rms_norm_eps"])
+def test_a_missing_key_is_named(folder, key):
+    edit_config(folder, drop=(key,))
+    assert key in sentence(ValueError, load_model, folder, device="cpu")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"model_type": "llama",', b"[1, 2]", b"\xff\xfe\x00"])
+def test_broken_json_is_named(folder, content):
+    (folder / "config.json").write_bytes(content)
+    assert "config.json" in sentence(ValueError, load_model, folder, device="cpu")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b[:50], lambda b: b"", lambda b: b + b"x",
+                                    lambda b: b"version https://git-lfs.github.com/spec/v1\n", lambda b: b"\x80\x02" + b[2:]])
+def test_a_damaged_file_is_named(folder, damage):
+    file = folder / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    assert str(file) in sentence(ValueError, load_model, folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    assert str(folder / name) in sentence(FileNotFoundError, load_model, folder, device="cpu")
+
+
+def test_missing_and_foreign_shards_are_named(tmp_path):
+    write(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    content = shard.read_bytes()
+    shard.unlink()
+    assert str(shard) in sentence(FileNotFoundError, load_model, tmp_path, device="cpu")
+    shard.write_bytes(content[:-1])
+    assert str(shard) in sentence(ValueError, load_model, tmp_path, device="cpu")
+    for broken in ("{", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../a.safetensors"}}', '{"weight_map": {"a": 1}}'):
+        index.write_text(broken)
+        assert str(index) in sentence(ValueError, load_model, tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "xpu", "meta", "toaster", "cpu:1"])
+def test_a_device_that_does_not_exist(folder, device):
+    message = sentence(ValueError, load_model, folder, device=device)
+    assert repr(device) in message and "cpu" in message
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float7", "nn", torch.int64, 32])
+def test_a_dtype_that_does_not_exist(folder, dtype):
+    assert repr(dtype) in sentence(ValueError, load_model, folder, device="cpu", dtype=dtype)
+
+
+# --- by name ---
+
+
+def answer(monkeypatch, result):
+    """Let the hub answer with a folder or an error; return the calls it got."""
+    calls = []
+
+    def snapshot_download(name, **options):
+        calls.append((name, options))
+        if isinstance(result, Exception):
+            raise result
+        return str(result)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return calls
+
+
+def http(kind):
+    return kind("401 Client Error.\nAccess denied.", response=SimpleNamespace(headers={}, request=None))
+
+
+def test_a_hub_name_is_fetched(folder, monkeypatch):
+    calls = answer(monkeypatch, folder)
+    assert fetch("meta-llama/Llama-3.2-1B") == folder and load_model("org/name.v1", device="cpu").config.n_layer == 2
+    assert [name for name, _ in calls] == ["meta-llama/Llama-3.2-1B", "org/name.v1"]
+    assert set(calls[0][1]["allow_patterns"]) == {"*.safetensors", "*.json", "tokenizer.model", "original/tokenizer.model"}
+
+
+@pytest.mark.parametrize("reply, error, said", [
+    (http(errors.GatedRepoError), ValueError, ["accept the licence", "https://huggingface.co/org/name", "`hf auth login`"]),
+    (http(errors.RepositoryNotFoundError), FileNotFoundError, ["neither a folder nor a public hub model", "`hf auth login`"]),
+    (errors.LocalEntryNotFoundError("Got: ConnectError\nTry again."), FileNotFoundError, ["no folder", "cannot be reached"]),
+    (OSError(28, "No space\nleft on device"), ValueError, ["No space left on device"]),
+    (TimeoutError(), ValueError, ["TimeoutError"]),
+])
+def test_a_hub_that_does_not_deliver(monkeypatch, reply, error, said):
+    answer(monkeypatch, reply)
+    message = sentence(error, load_model, "org/name", device="cpu")
+    assert "'org/name'" in message and all(part in message for part in said)
+
+
+def test_no_network(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # its own switch: no request leaves the machine
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert "cannot be reached" in sentence(FileNotFoundError, fetch, "org/name")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "./nowhere", "../a", "a/b/c"])
+def test_a_path_that_does_not_exist_never_reaches_the_hub(monkeypatch, tmp_path, name):
+    calls = answer(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert repr(name) in sentence(FileNotFoundError, load_model, name, device="cpu")
+    assert not calls
+
+
+def test_a_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert fetch("~/model") == folder
+
+
+def test_a_file_in_place_of_a_folder(folder):
+    assert "model.safetensors'" in sentence(ValueError, load_model, folder / "model.safetensors", device="cpu")
