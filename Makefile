@@ -1,10 +1,10 @@
-# make reproduce   environment, main job on the embedded model, table, figure, JSON lines
+# make reproduce   environment, main job on the embedded model, table, figure, JSON lines; ARGS=--quick for a first look
 # make test        environment with the test extra, then the suite (no network, no GPU)
 PYTHON ?= python3
 PY := .venv/bin/python
 
 reproduce: .venv/installed
-	$(PY) -m nanoct.reproduce
+	$(PY) -m nanoct.reproduce $(ARGS)
 
 test: .venv/installed-test
 	$(PY) -m pytest

@@ -120,6 +120,8 @@ def test_lines_and_table(tmp_path, monkeypatch, capsys):
         assert line["flops_per_second"] == line["flops"] / line["seconds"] and line["peak_bytes"] > 1e6
         assert (line["k"], line["n_body"], line["dtype"], line["repeat"]) == (K, 15488, "float32", 2)
         assert line["device"] and line["threads"] and line["torch"] and line["transformers"] and line["date"]
+    demos = speed.random_task(K, CONTEXT, V).demos
+    assert lines[0]["context"] == sum(len(demo.x) + len(demo.y) for demo in demos)
     assert lines[0]["ratio"] == 1 and lines[0]["n_logit"] < lines[1]["n_logit"]
     printed = capsys.readouterr().out
     assert all(name in printed for name in names) and f"in {K} orders" in printed
