@@ -147,8 +147,8 @@ def train(config, out, world="strings", device=None):
     state, log = out / "state.safetensors", out / "log.jsonl"
     first = load_state(state, model, optimizer) if state.exists() else 0
     rows = Rows(world, tokenizer, config)
-    batches = DataLoader(Subset(rows, range(first, config.n_step)), batch_size=None,
-                         num_workers=8 if device.type == "cuda" else 0)
+    ahead = dict(num_workers=8, multiprocessing_context="fork") if device.type == "cuda" else {}  # a GPU would wait for Python
+    batches = DataLoader(Subset(rows, range(first, config.n_step)), batch_size=None, **ahead)
     losses, start = [], time.perf_counter()
     bar = tqdm(batches, initial=first, total=config.n_step, desc="pretrain", mininterval=5)
     for step, batch in enumerate(bar, start=first):

@@ -28,7 +28,8 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.benchmarks.nano import FOLDER, WORLDS
 from nanoct.methods import METHODS
-from nanoct.results import Results, by_task, group, interval, key, paired, read, summary, table
+from nanoct.report import report
+from nanoct.results import Results, key, read
 from nanoct.score import evaluate
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fingerprint, load_model, pick_device
@@ -136,65 +137,6 @@ def n_core():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def report(lines, folder):
-    """Print the table and the curves of a set of runs; write table.md and accuracy_vs_seconds.png into folder."""
-    world, pool, k = lines[0]["world"], lines[0]["pool"], lines[0]["k"]
-    groups = group(lines)
-    curves, chosen = {}, {}
-    for (method, config), runs in groups.items():
-        curves.setdefault(method, []).append((json.loads(config), runs))
-    for method, points in curves.items():
-        preset = PRESETS[world].get(method, {})
-        is_preset = lambda point: all(point[0].get(name) == value for name, value in preset.items())
-        chosen[method] = next(filter(is_preset, points), points[-1])
-    rows = []
-    for method, (config, runs) in chosen.items():
-        s = summary(runs)
-        difference = ""
-        if "icl" in chosen and method != "icl":
-            difference = "{:+.1f} ± {:.1f}".format(*interval(paired(runs, chosen["icl"][1])))
-        rows.append([method, f"{s['score']:.1f} ± {s['se']:.1f}", difference, f"{s['seconds']:.2f}",
-                     f"{s['n_trained']:,}", " ".join(f"{name}={value}" for name, value in config.items())])
-    n_task, n_seed = len(by_task(lines)), len({line["seed"] for line in lines})
-    text = (f"{world}, {pool} pool: {n_task} tasks x {n_seed} seed{'s' * (n_seed > 1)} of demos, k = {k}, model "
-            f"{lines[0]['model']}\n\n")
-    text += table(rows, ["method", "score % ± s.e.", "minus ICL, 95%", "s per task", "trained", "config"]) + "\n"
-    settings = [(method, config, summary(runs)) for method, points in curves.items() if len(points) > 1 for config, runs in points]
-    if settings:
-        text += "\n" + table([[method, changed(config, method, curves), f"{s['score']:.1f} ± {s['se']:.1f}", f"{s['seconds']:.2f}"]
-                              for method, config, s in settings], ["method", "setting", "score % ± s.e.", "s per task"]) + "\n"
-    if (sentence := race(settings)):
-        text += f"\n{sentence}\n"
-    print(f"\n{text}")
-    from nanoct import plots  # matplotlib is slow to import, and workers do without
-
-    points = {method: [((s := summary(runs))["seconds"], s["score"], s["se"], changed(config, method, curves, short=True))
-                       for config, runs in points] for method, points in curves.items()}
-    figure = Path(folder) / "accuracy_vs_seconds.png"
-    plots.accuracy_vs_seconds(points, figure, f"{world}: {n_task} {pool.replace('_', '-')} tasks, k = {k}")
-    figure.with_name("table.md").write_text(text)
-    print(f"wrote {figure} and {figure.with_name('table.md')}")
-
-
-def changed(config, method, curves, short=False):
-    """What tells a config from the method's other ones, as text."""
-    others = [other for other, _ in curves[method]]
-    differs = {name: value for name, value in config.items() if any(other[name] != value for other in others)}
-    return " ".join(str(value) if short else f"{name}={value}" for name, value in differs.items())
-
-
-def race(settings):
-    """One sentence: the least seconds at which CT-KV is as good as the best of TTT, against TTT's seconds there."""
-    best = max((s for method, _, s in settings if method == "ttt"), key=lambda s: s["score"], default=None)
-    if best is None or not any(method == "ct_kv" for method, _, _ in settings):
-        return ""
-    faster = min((s["seconds"] for method, _, s in settings if method == "ct_kv" and s["score"] >= best["score"]), default=None)
-    if faster is None:
-        return f"TTT's best, {best['score']:.1f}% in {best['seconds']:.2f} s, is not reached by CT-KV at any setting here."
-    return (f"TTT's best, {best['score']:.1f}% in {best['seconds']:.2f} s, is reached by CT-KV in {faster:.2f} s: "
-            f"{faster / best['seconds']:.2f} times the seconds.")
-
-
 def parse():
     p = cli.Parser(prog="nanoct.reproduce", description=__doc__.split("\n")[0])
     p.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: all")
@@ -241,14 +183,17 @@ def parse():
 def main():
     args = parse()
     if args.report:
-        report(read(args.report), Path(args.report).parent)
+        lines = read(args.report)
+        if not lines:
+            raise ValueError(f"--report {args.report}: there is no result in it yet.")
+        report(lines, PRESETS[lines[0]["world"]], Path(args.report).parent)
         return
     runs = plan(args, fingerprint(load_model(args.model, "cpu", "float32")))
     results = Results(Path(args.out) / "results.jsonl")
     start = time.perf_counter()
     execute(runs, results, args)
     wanted = set(map(key, runs))
-    report([line for line in results.lines if key(line) in wanted], args.out)
+    report([line for line in results.lines if key(line) in wanted], PRESETS[args.world], args.out)
     print(f"{len(runs)} runs, {time.perf_counter() - start:.0f} seconds; lines in {results.path}")
 
 

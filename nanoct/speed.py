@@ -44,7 +44,7 @@ from nanoct.adapters import lora
 from nanoct.fewshot import Demo, Prefix, Task, answer_logits, encode_context, pack, visible
 from nanoct.methods import ct_kv, ttt
 from nanoct.model import Llama, LlamaConfig
-from nanoct.results import table
+from nanoct.report import table
 from nanoct.weights import fetch, load_model, pick_device, resolve_dtype, save_model
 
 SIZES = {  # by the weights of the body: all but the embedding, which is the head as well

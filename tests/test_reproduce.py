@@ -8,10 +8,10 @@ from math import isclose, sqrt
 import pytest
 import torch
 
-from nanoct import cli, results
+from nanoct import cli, report, results
 from nanoct.benchmarks import nano
 from nanoct.model import Llama, LlamaConfig
-from nanoct.reproduce import configs, main, race
+from nanoct.reproduce import configs, main
 from nanoct.weights import save_model
 
 
@@ -102,18 +102,18 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
 
 def test_error_bars_are_over_tasks_and_differences_paired():
     lines = [line(task=t, seed=s, score=x) for t, s, x in [("a", 0, .2), ("a", 1, .4), ("b", 0, .9), ("b", 1, .9)]]
-    assert results.by_task(lines) == pytest.approx({"a": 30, "b": 90})
-    s = results.summary(lines)
-    assert s["n"] == 2 and isclose(s["score"], 60) and isclose(s["se"], 60 / sqrt(2) / sqrt(2))
-    other = [line(task="b", score=1.0), line(task="a", score=.5), line(task="c", score=0.0)]
-    assert sorted(results.paired(other, lines)) == pytest.approx([10, 20])
+    lines += [line("ttt", t, score=x) for t, x in [("b", 1.0), ("a", .5), ("c", 0.0)]]
+    icl, ttt = (among[0] for among in report.settings(lines).values())
+    assert icl.by_task() == pytest.approx({"a": 30, "b": 90})
+    assert isclose(icl.score, 60) and isclose(icl.error, 60 / sqrt(2) / sqrt(2))
+    assert ttt.minus(icl) == pytest.approx(report.interval([20, 10]))  # task c has no pair
 
 
 @pytest.mark.parametrize("n, t", [(10, 2.262), (24, 2.069), (61, 2.000)])  # two-sided 95%, n - 1 degrees of freedom
 def test_interval_is_students(n, t):
     values = [float(i % 7) for i in range(n)]
-    centre, half = results.interval(values)
-    assert isclose(centre, sum(values) / n) and isclose(half / results.standard_error(values), t, rel_tol=2e-3)
+    centre, half = report.interval(values)
+    assert isclose(centre, sum(values) / n) and isclose(half / report.standard_error(values), t, rel_tol=2e-3)
 
 
 def test_settings_are_a_product_and_typed():
@@ -124,7 +124,12 @@ def test_settings_are_a_product_and_typed():
 
 
 def test_race_compares_seconds_to_reach_the_others_best():
-    points = [("ttt", {}, dict(score=80, seconds=4.0)), ("ttt", {}, dict(score=82, seconds=8.0)),
-              ("ct_kv", {}, dict(score=81, seconds=1.0)), ("ct_kv", {}, dict(score=83, seconds=2.0))]
-    assert "82.0% in 8.00 s" in race(points) and "0.25 times" in race(points)
-    assert "not reached" in race(points[:3])
+    at = lambda score, seconds: report.Setting("m", {}, [line(score=score, seconds=seconds)])
+    ttt, ct_kv = [at(.80, 4.0), at(.82, 8.0)], [at(.81, 1.0), at(.83, 2.0)]
+    assert "82.0% in 8.00 s" in report.race(ct_kv, ttt) and "0.25 times" in report.race(ct_kv, ttt)
+    assert "not reached" in report.race(ct_kv[:1], ttt)
+
+
+def test_the_table_shows_the_preset_and_not_the_best():
+    lines = [line("ct_kv", score=x, config=dict(n_step=n)) for n, x in [(4, .9), (8, .5), (16, .7)]]
+    assert report.text(lines, {"ct_kv": dict(n_step=8)}).splitlines()[4].split("|")[2].split()[0] == "50.0"
