@@ -39,3 +39,26 @@ def accuracy_vs_seconds(curves, path, title):
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
+
+
+def pretraining(lines, path):
+    """Exact-match accuracy at k = 10 and loss over the steps of pretraining; lines as in log.jsonl. 800 x 400 px."""
+    figure, axes = plt.subplots(figsize=(8, 4), dpi=100)
+    step = [line["step"] for line in lines]
+    for pool, colour in (("train", COLOURS["ttt"]), ("validation", COLOURS["ct_kv"])):
+        share = [100 * line[pool]["10"] for line in lines]
+        axes.plot(step, share, color=colour, linewidth=2)
+        axes.annotate(f"{pool} pool, k = 10", (step[-1], share[-1]), xytext=(0, 8), textcoords="offset points",
+                      ha="right", color=colour, fontweight="bold")
+    loss = axes.twinx()
+    loss.plot(step, [line["loss"] for line in lines], color=COLOURS["zero_shot"], linewidth=1)
+    loss.set_ylabel("loss, nats per answer token", color=COLOURS["zero_shot"])
+    loss.set_ylim(bottom=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel("answers right in every letter, %")
+    axes.set_ylim(0, 100)
+    axes.spines["top"].set_visible(False)
+    loss.spines["top"].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)

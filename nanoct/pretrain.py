@@ -1,7 +1,7 @@
 """Meta-train the embedded model: learn to learn a task from the examples in context.
 
-    python -m nanoct.pretrain                       # writes weights/nano, resumes where it was stopped
-    python -m nanoct.pretrain --n-step 200 --out /tmp/nano
+    python -m nanoct.pretrain                       # into results/nano; started again, it goes on where it was stopped
+    python -m nanoct.reproduce --model results/nano
 
 A row is `<s> x = y ; x = y ; …`, one task of the training pool with as many examples as fit. The loss is
 the mean cross-entropy of every answer token, so answer number i is a k-shot prediction with k = i: one
@@ -15,7 +15,6 @@ Batch number `step` depends on (seed, step) alone and the state holds the optimi
 was killed and started again sees the same batches and ends in the same place.
 """
 
-import argparse
 import json
 import random
 import time
@@ -29,6 +28,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from nanoct import cli, plots
 from nanoct.benchmarks import nano
 from nanoct.model import Llama, LlamaConfig
 from nanoct.tokenizer import load_tokenizer
@@ -39,7 +39,7 @@ ARCHITECTURE = dict(n_layer=6, n_head=4, n_kv_head=2, n_embd=128, head_dim=32, n
 
 @dataclass
 class Config:
-    n_step: int = 9000
+    n_step: int = 7000
     lr: float = 2e-3
     n_warmup: int = 200
     decay: float = 0.25  # share of the steps in which the rate falls to 0
@@ -146,6 +146,8 @@ def train(config, out, world="strings", device=None):
         lr=config.lr, betas=(0.9, 0.98), fused=True)
     state, log = out / "state.safetensors", out / "log.jsonl"
     first = load_state(state, model, optimizer) if state.exists() else 0
+    lines = log.read_text().splitlines() if log.exists() else []
+    lines = [line for line in lines if json.loads(line)["step"] <= first]  # what came after the state is done again
     rows = Rows(world, tokenizer, config)
     ahead = dict(num_workers=8, multiprocessing_context="fork") if device.type == "cuda" else {}  # a GPU would wait for Python
     batches = DataLoader(Subset(rows, range(first, config.n_step)), batch_size=None, **ahead)
@@ -167,20 +169,21 @@ def train(config, out, world="strings", device=None):
             line = dict(step=step + 1, loss=torch.stack(losses).mean().item(), seconds=time.perf_counter() - start)
             for pool in ("train", "validation"):
                 line[pool] = exact_by_k(model, Rows(world, tokenizer, config, pool))
-            with log.open("a") as f:
-                f.write(json.dumps(line) + "\n")
+            lines.append(json.dumps(line))
+            log.write_text("\n".join(lines) + "\n")
             bar.set_postfix(loss=f"{line['loss']:.3f}", train=f"{line['train'][10]:.2f}", unseen=f"{line['validation'][10]:.2f}")
             losses, start = [], time.perf_counter()
             save_state(state, model, optimizer, step + 1)
             save_model(model, out, metadata={"step": str(step + 1), **{k: str(v) for k, v in asdict(config).items()}})
+    plots.pretraining([json.loads(line) for line in lines], out / "curve.png")
     return model
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = cli.Parser(prog="nanoct.pretrain", description=__doc__.split("\n")[0])
     for f in fields(Config):
         parser.add_argument("--" + f.name.replace("_", "-"), type=f.type, default=f.default)
-    parser.add_argument("--out", default="weights/nano")
+    parser.add_argument("--out", default="results/nano", help="folder of the model, its state and its log")
     parser.add_argument("--device", default=None)
     args = vars(parser.parse_args())
     out, device = args.pop("out"), args.pop("device")
@@ -188,4 +191,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

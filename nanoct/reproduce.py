@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import platform
+import signal
 import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, fields
@@ -77,6 +78,7 @@ def plan(args, model_id):
 def start_worker(model_name, device, n_thread):
     """One process: the model once, and a first run so that no measured one pays for warming up."""
     global MODEL, TOKENIZER
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     torch.set_num_threads(n_thread)
     MODEL, TOKENIZER = load_model(model_name, device), load_tokenizer(model_name)
     task = WORLDS["strings"].make_task("reverse", TOKENIZER, seed=0, k=4, n_query=4)
@@ -186,7 +188,7 @@ def main():
         lines = read(args.report)
         if not lines:
             raise ValueError(f"--report {args.report}: there is no result in it yet.")
-        report(lines, PRESETS[lines[0]["world"]], Path(args.report).parent)
+        report(lines, PRESETS.get(lines[0]["world"], {}), Path(args.report).parent)
         return
     runs = plan(args, fingerprint(load_model(args.model, "cpu", "float32")))
     results = Results(Path(args.out) / "results.jsonl")
