@@ -152,7 +152,7 @@ def parse():
     p.add_argument("--set", action="append", default=[], metavar="METHOD.FIELD=V1,V2", help="a setting, or several to compare")
     p.add_argument("--model", default=str(FOLDER), help="folder of a model trained on the embedded worlds")
     p.add_argument("--device", help="cuda, mps or cpu; default: cpu for the embedded model, which is too small for more")
-    p.add_argument("--workers", type=int, default=n_core(), help="processes; default: one per core")
+    p.add_argument("--workers", type=int, help="processes; default: one per core, or 1 on a GPU")
     p.add_argument("--out", default="results", help="folder of results.jsonl, table and figure")
     p.add_argument("--report", metavar="FILE", help="redraw table and figure from a results file and run nothing")
     args = p.parse_args()
@@ -161,6 +161,8 @@ def parse():
     world = WORLDS[args.world]
     args.k = world.K if args.k is None else args.k
     args.device = str(pick_device(args.device or "cpu"))
+    if args.workers is None:
+        args.workers = n_core() if args.device == "cpu" else 1
     if args.k < 1 or args.workers < 1:
         raise ValueError(f"--k {args.k} and --workers {args.workers} must both be at least 1.")
     pool = world.pools()[args.pool]

@@ -4,10 +4,10 @@
 
 A task is a function on strings: one of the primitives below, or an ordered pair of them. Names lie:
 `reverse then sort` is `sort`. So functions decide: two tasks with equal outputs on a large probe set
-are one task. Of the distinct functions all primitives and two fifths of the rest are trained on, the
-others are never seen in training, and no function of those agrees with a trained one on more than half of the
-probes. The unseen ones are cut once more: `validation`, on which settings are chosen, and `held_out`,
-on which results are reported. The cut is by seed, made before any training.
+are one task. Of the distinct functions all primitives and two fifths of the pairs are trained on, and so
+is every function that agrees with a trained one on more than half of the probes. The others are never seen
+in training; they are cut once more: `validation`, on which settings are chosen, and `held_out`, on which
+results are reported. The cut is by seed, made before any training.
 """
 
 import random
