@@ -166,7 +166,8 @@ def parse():
     if args.k < 1 or args.workers < 1:
         raise ValueError(f"--k {args.k} and --workers {args.workers} must both be at least 1.")
     pool = world.pools()[args.pool]
-    n = 6 if args.quick else len(pool) if args.full else int(args.tasks[0]) if args.tasks[0].isdigit() else None
+    count = int(args.tasks[0]) if len(args.tasks) == 1 and args.tasks[0].isdigit() else None
+    n = 6 if args.quick else len(pool) if args.full else count
     if n is not None and not 1 <= n <= len(pool):
         raise ValueError(f"--tasks {n}: the {args.pool} pool of {args.world} has {len(pool)} tasks.")
     args.tasks = pool[:n] if n is not None else args.tasks
@@ -181,6 +182,7 @@ def parse():
             raise ValueError(f"--set {text!r}: write METHOD.FIELD=VALUE, the method one of {', '.join(METHODS)}.")
         overrides.setdefault(method, {})[name] = values.split(",")
     args.set = overrides
+    args.methods, args.tasks, args.seeds = (list(dict.fromkeys(asked)) for asked in (args.methods, args.tasks, args.seeds))
     return args
 
 
