@@ -56,12 +56,12 @@ def interval(values, level=0.95):
 
 
 def settings(lines):
-    """{method: its settings}, in order of appearance."""
+    """{method: its settings, in the order of their values}, methods in order of appearance."""
     groups = {}
     for line in lines:
         group = groups.setdefault(line["method"], {})
         group.setdefault(json.dumps(line["config"]), Setting(line["method"], line["config"])).lines.append(line)
-    return {method: list(group.values()) for method, group in groups.items()}
+    return {method: sorted(group.values(), key=lambda s: list(s.config.values())) for method, group in groups.items()}
 
 
 def varied(setting, among):

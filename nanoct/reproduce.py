@@ -35,11 +35,11 @@ from nanoct.score import evaluate
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fingerprint, load_model, pick_device
 
-N_STEP = (4, 8, 16, 32, 64)  # of every method that takes steps: the curve
+N_STEP = {"ct_kv": (4, 8, 16, 32, 64, 128), "ttt": (2, 4, 8, 16, 32, 64)}  # the curves, over like seconds
 PRESETS = {  # world -> method -> config, chosen by sweeps on the validation pool (weights/nano/README.md)
     "strings": {
-        "ct_kv": dict(lr=1e-2, token_dropout=0.1, n_step=64),
-        "ttt": dict(lr=1e-3, rank=16, alpha=16.0, batch=4, n_step=64),
+        "ct_kv": dict(lr=3e-2, token_dropout=0.05, n_step=64),
+        "ttt": dict(lr=1e-3, rank=8, alpha=16.0, batch=4, n_step=32),
     },
 }
 
@@ -49,8 +49,8 @@ def configs(method, world, overrides):
     Config = METHODS[method].Config
     types = {f.name: f.type for f in fields(Config)}
     values = {name: [value] for name, value in PRESETS[world].get(method, {}).items()}
-    if "n_step" in types:
-        values["n_step"] = N_STEP
+    if method in N_STEP:
+        values["n_step"] = N_STEP[method]
     for name, texts in overrides.get(method, {}).items():
         if name not in types:
             raise ValueError(f"{method} has no setting {name!r}; it has {', '.join(types) or 'none'}.")
@@ -198,8 +198,8 @@ def main():
     results = Results(Path(args.out) / "results.jsonl")
     start = time.perf_counter()
     execute(runs, results, args)
-    wanted = set(map(key, runs))
-    report([line for line in results.lines if key(line) in wanted], PRESETS[args.world], args.out)
+    lines = {key(line): line for line in results.lines}
+    report([lines[key(run)] for run in runs], PRESETS[args.world], args.out)
     print(f"{len(runs)} runs, {time.perf_counter() - start:.0f} seconds; lines in {results.path}")
 
 
