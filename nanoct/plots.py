@@ -25,16 +25,18 @@ def accuracy_vs_seconds(curves, path, title):
             axes.annotate(f"{name} {score[0]:.1f}%", (0.01, score[0]), xycoords=("axes fraction", "data"),
                           xytext=(0, 3), textcoords="offset points", color=colour, fontsize=10)
             continue
-        axes.errorbar(seconds, score, yerr=error, color=colour, marker="o", markersize=5, linewidth=2, elinewidth=1, capsize=2)
+        axes.plot(seconds, score, color=colour, marker="o", markersize=5, linewidth=2)
+        axes.errorbar(seconds, score, yerr=error, color=colour, linestyle="", elinewidth=1, alpha=0.35)
         for x, y, label in zip(seconds, score, labels):
-            axes.annotate(label, (x, y), xytext=(0, -14), textcoords="offset points", ha="center", color=colour, fontsize=8)
-        axes.annotate(name, (seconds[-1], score[-1]), xytext=(8, 4), textcoords="offset points", color=colour,
-                      fontsize=12, fontweight="bold")
+            axes.annotate(label, (x, y), xytext=(5, -10), textcoords="offset points", color=colour, fontsize=8)
+        axes.annotate(name, (seconds[0], score[0]), xytext=(-8, 0), textcoords="offset points", ha="right", va="center",
+                      color=colour, fontsize=12, fontweight="bold")
     axes.set_xscale("log")
-    axes.set_xlabel("seconds of adaptation per task (median); numbers are optimiser steps")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("seconds of adaptation per task (median); numbers at the points are optimiser steps, bars ± s.e.")
     axes.set_ylabel("score on held-out tasks, %")
     axes.set_title(title, fontsize=11)
-    axes.margins(x=0.12, y=0.1)
+    axes.margins(x=0.15, y=0.1)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path)
