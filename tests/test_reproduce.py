@@ -126,8 +126,9 @@ def test_settings_are_a_product_and_typed():
 def test_race_compares_seconds_to_reach_the_others_best():
     at = lambda score, seconds: report.Setting("m", {}, [line(score=score, seconds=seconds)])
     ttt, ct_kv = [at(.80, 4.0), at(.82, 8.0)], [at(.81, 1.0), at(.83, 2.0)]
-    assert "82.0% in 8.00 s" in report.race(ct_kv, ttt) and "0.25 times" in report.race(ct_kv, ttt)
-    assert "not reached" in report.race(ct_kv[:1], ttt)
+    said = report.race(ct_kv[0], ct_kv, ttt)
+    assert "82.0% in 8.00 s" in said and "-1.0 ± nan points from it, in 0.12 times" in said and "in 2.00 s, 0.25 times" in said
+    assert "no setting" in report.race(ct_kv[0], ct_kv[:1], ttt)
 
 
 def test_the_table_shows_the_preset_and_not_the_best():
