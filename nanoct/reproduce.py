@@ -20,8 +20,9 @@ import signal
 import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, fields
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import torch
 from tqdm import tqdm
@@ -79,6 +80,7 @@ def start_worker(model_name, device, n_thread):
     """One process: the model once, and a first run so that no measured one pays for warming up."""
     global MODEL, TOKENIZER
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()  # it dies: no orphan stays behind
     torch.set_num_threads(n_thread)
     MODEL, TOKENIZER = load_model(model_name, device), load_tokenizer(model_name)
     task = WORLDS["strings"].make_task("reverse", TOKENIZER, seed=0, k=4, n_query=4)
