@@ -14,10 +14,10 @@ of the demos: CT-KV makes every demo a target in one step, TTT, each behind all 
 FLOPs with N weights in the body: 4·N·T + 12·L·H·D·T·S + 4·V·C·n for T tokens against S keys, n of them with
 logits: forward and the gradient of the inputs. Masked scores count, LoRA's own matrices do not.
 
-Measured on two cores of an EPYC, 2 threads, float32, k = 16, 701 tokens of context, 6 rounds: transformers takes
-2.6 times as long with a vocabulary of 32,000 (2.5-3.1) and 4.8 times with 128,000 (4.1-5.5); with logits at
-the labels only 1.8 (1.6-1.9) and 1.7 times (1.4-1.8). Half its tokens are padding; where all pairs have one
-length (--spread 0, 32,000), what is left is 1.55 (1.4-2.0) and 1.11 (1.0-1.3). nanoct's step takes 1.0 s.
+Measured on two cores of an EPYC, 2 threads, float32, k = 16, 701 tokens of context, medians of two runs (5 and 6
+rounds): transformers takes 3.3 and 2.6 times as long with a vocabulary of 32,000, 7.2 and 4.8 times with 128,000;
+with logits at the labels only 1.8 and 1.8, 1.9 and 1.7 times. Half its tokens are padding; where all pairs have
+one length (--spread 0, 32,000), what is left is 1.55 (1.4-2.0) and 1.11 (1.0-1.3). nanoct's step takes 1.0 s.
 """
 
 import ctypes
