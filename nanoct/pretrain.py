@@ -74,8 +74,8 @@ class Rows(Dataset):
         tokens, answer = [self.tokenizer.bos_id], [-1]
         n = 0
         while len(tokens) < T:
-            ((x, y),) = self.world.pairs(name, 1, rng)
-            x, y = self.tokenizer.encode(x + "="), self.tokenizer.encode(y + ";")
+            (pair,) = self.world.pairs(name, 1, rng)
+            x, y = self.world.encode(self.tokenizer, *pair)
             tokens += x + y
             answer += [-1] * len(x) + [n] * len(y)
             n += 1

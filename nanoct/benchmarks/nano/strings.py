@@ -134,10 +134,15 @@ def pairs(name, n, rng):
     return [(s, apply(name, s)) for s in inputs]
 
 
+def encode(tokenizer, x, y):
+    """A pair of strings as the token ids of x with its delimiter, and of y with its terminator."""
+    return tokenizer.encode(x + EQUALS), tokenizer.encode(y + END)
+
+
 def make_task(name, tokenizer, seed, k=K, n_query=N_QUERY):
     """The task `name` with k demos and n_query queries drawn by seed, all inputs distinct."""
     drawn = pairs(name, k + n_query, random.Random(f"{name}/{seed}"))
-    encoded = [(tokenizer.encode(x + EQUALS), tokenizer.encode(y + END)) for x, y in drawn]
+    encoded = [encode(tokenizer, x, y) for x, y in drawn]
     return Task(
         name=name,
         demos=[Demo(x, y) for x, y in encoded[:k]],
