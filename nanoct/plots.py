@@ -4,53 +4,75 @@ import matplotlib
 
 matplotlib.use("Agg")  # files, no window
 import matplotlib.pyplot as plt
+from matplotlib.colors import ListedColormap
 
-COLOURS = {"zero_shot": "#9a9a9a", "icl": "#4d4d4d", "ttt": "#2a6fbb", "ct_kv": "#d1495b"}
-NAMES = {"zero_shot": "zero-shot", "icl": "ICL", "ttt": "TTT", "ct_kv": "CT-KV"}
+from nanoct.benchmarks.nano.grids import PALETTE
+
+COLOURS = {"zero_shot": "#9a9a9a", "icl": "#4d4d4d", "ttt": "#2a6fbb", "ct_kv": "#d1495b", "bayes_training": "#c9a227",
+           "bayes_all": "#3c8d5a"}
+NAMES = {"zero_shot": "zero-shot", "icl": "ICL", "ttt": "TTT", "ct_kv": "CT-KV", "bayes_training": "Bayes, training prior",
+         "bayes_all": "Bayes, all tasks in the prior"}
 
 
-def accuracy_vs_seconds(curves, path, title):
-    """Score against seconds of adaptation, a curve per method over its numbers of steps.
+def accuracy_vs_seconds(groups, path):
+    """Score against seconds of adaptation, a panel per world, a curve per method over its numbers of steps.
 
-    curves: {method: [(seconds, score %, s.e. %, label of the point)]}; untuned methods have one point, and
-    a dashed line across. Writes an image of 800 x 500 px.
+    groups: {world: {method: [Setting]}} of report.py; methods that are not tuned are dashed lines. The image
+    is 800 px wide.
     """
-    figure, axes = plt.subplots(figsize=(8, 5), dpi=100)
-    for method, points in curves.items():
-        colour, name = COLOURS.get(method, "black"), NAMES.get(method, method)
-        points = sorted(points)
-        seconds, score, error, labels = zip(*points)
-        if len(points) == 1:
-            axes.axhline(score[0], color=colour, linewidth=1, linestyle="--")
-            axes.annotate(f"{name} {score[0]:.1f}%", (0.01, score[0]), xycoords=("axes fraction", "data"),
-                          xytext=(0, 3), textcoords="offset points", color=colour, fontsize=10)
-            continue
-        axes.plot(seconds, score, color=colour, marker="o", markersize=5, linewidth=2)
-        axes.errorbar(seconds, score, yerr=error, color=colour, linestyle="", elinewidth=1, alpha=0.35)
-        for x, y, label in zip(seconds, score, labels):
-            axes.annotate(label, (x, y), xytext=(5, -10), textcoords="offset points", color=colour, fontsize=8)
-        axes.annotate(name, (seconds[0], score[0]), xytext=(-8, 0), textcoords="offset points", ha="right", va="center",
-                      color=colour, fontsize=12, fontweight="bold")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("seconds of adaptation per task (median); numbers at the points are optimiser steps, bars ± s.e.")
-    axes.set_ylabel("score on held-out tasks, %")
-    axes.set_title(title, fontsize=11)
-    axes.margins(x=0.15, y=0.1)
-    axes.spines[["top", "right"]].set_visible(False)
+    seconds = "seconds of adaptation a task (median); numbers: optimiser steps"
+    _curves(groups, path, lambda s: (s.seconds, s.score, s.error), seconds, "score on {pool} tasks, %")
+
+
+def kl_vs_steps(groups, path):
+    """KL divergence from the exact Bayes predictive to a method's answers against optimiser steps, panels as above."""
+    _curves(groups, path, lambda s: (s.config.get("n_step", 0), s.kl, 0), "optimiser steps", "KL to Bayes, nats a query, {pool}")
+
+
+def _curves(groups, path, point, x_label, y_label):
+    n_row = (len(groups) + 1) // 2
+    figure, panels = plt.subplots(n_row, min(len(groups), 2), figsize=(8, 0.6 + 3.2 * n_row if len(groups) > 1 else 5),
+                                  dpi=100, squeeze=False)
+    for axes, (world, methods) in zip(panels.flat, groups.items()):
+        lines = [line for among in methods.values() for s in among for line in s.lines]
+        for method, among in methods.items():
+            colour, name = COLOURS.get(method, "black"), NAMES.get(method, method)
+            points = sorted((*point(s), s.config.get("n_step", "")) for s in among if point(s)[1] is not None)
+            if len(points) == 1:
+                axes.axhline(points[0][1], color=colour, linewidth=1, linestyle="--")
+                axes.annotate(name, (0.01, points[0][1]), xycoords=("axes fraction", "data"), xytext=(0, 2),
+                              textcoords="offset points", color=colour, fontsize=8)
+            elif points:
+                x, y, error, labels = zip(*points)
+                axes.plot(x, y, color=colour, marker="o", markersize=4, linewidth=2)
+                axes.errorbar(x, y, yerr=error, color=colour, linestyle="", elinewidth=1, alpha=0.35)
+                for at, height, label in zip(x, y, labels):
+                    axes.annotate(label, (at, height), xytext=(4, -9), textcoords="offset points", color=colour, fontsize=7)
+                axes.annotate(name, (x[0], y[0]), xytext=(-6, 0), textcoords="offset points", ha="right", va="center",
+                              color=colour, fontsize=9, fontweight="bold")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_title(f"{world}: {len({line['task'] for line in lines})} tasks, k = {lines[0]['k']}", fontsize=10)
+        axes.margins(x=0.25, y=0.1)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels.flat[len(groups) :]:
+        axes.set_visible(False)
+    figure.supxlabel(x_label, fontsize=9)
+    figure.supylabel(y_label.format(pool=lines[0]["pool"].replace("_", "-")), fontsize=9)
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
 
 
 def pretraining(lines, path):
-    """Exact-match accuracy at k = 10 and loss over the steps of pretraining; lines as in log.jsonl. 800 x 400 px."""
+    """Exact-match accuracy at the world's k and loss over the steps of pretraining; lines as in log.jsonl. 800 x 400 px."""
     figure, axes = plt.subplots(figsize=(8, 4), dpi=100)
-    step = [line["step"] for line in lines]
+    step, k = [line["step"] for line in lines], max(lines[0]["train"], key=int)
     for pool, colour in (("train", COLOURS["ttt"]), ("validation", COLOURS["ct_kv"])):
-        share = [100 * line[pool]["10"] for line in lines]
+        share = [100 * line[pool][k] for line in lines]
         axes.plot(step, share, color=colour, linewidth=2)
-        axes.annotate(f"{pool} pool, k = 10", (step[-1], share[-1]), xytext=(0, 8), textcoords="offset points",
+        axes.annotate(f"{pool} pool, k = {k}", (step[-1], share[-1]), xytext=(0, 8), textcoords="offset points",
                       ha="right", color=colour, fontweight="bold")
     loss = axes.twinx()
     loss.plot(step, [line["loss"] for line in lines], color=COLOURS["zero_shot"], linewidth=1)
@@ -62,5 +84,35 @@ def pretraining(lines, path):
     axes.spines["top"].set_visible(False)
     loss.spines["top"].set_visible(False)
     figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def grids(tasks, path):
+    """A row per task of "grids": its demos, input to output, and last a query with its output. 800 px wide.
+
+    tasks: {name: [(input, output)]}, every grid a tuple of rows of digits.
+    """
+    n = max(map(len, tasks.values()))
+    size = max(len(side) for pairs in tasks.values() for pair in pairs for g in pair for side in (g, g[0]))
+    cell = 8 / n / (2 * size + 2.4)  # inches
+    figure, axes = plt.subplots(len(tasks), n, figsize=(8, len(tasks) * (size * cell + 0.55)), dpi=100, squeeze=False)
+    for row, (name, pairs) in zip(axes, tasks.items()):
+        row[0].annotate(name, (0, 1), xycoords="axes fraction", xytext=(4, 18), textcoords="offset points", fontweight="bold")
+        for i, (panel, (x, y)) in enumerate(zip(row, pairs)):
+            for left, g in ((0, x), (len(x[0]) + 1.6, y)):
+                top = (size - len(g)) / 2
+                panel.pcolormesh([left + j for j in range(len(g[0]) + 1)], [top + j for j in range(len(g) + 1)],
+                                 [[int(c) for c in line] for line in g], cmap=ListedColormap(PALETTE), vmin=0, vmax=9,
+                                 edgecolors="#777777", linewidth=0.5)
+            panel.annotate("", (len(x[0]) + 1.5, size / 2), (len(x[0]) + 0.1, size / 2),
+                           arrowprops=dict(arrowstyle="->", color="#444444", shrinkA=0, shrinkB=0))
+            is_query = i == len(pairs) - 1
+            panel.set_title("query" if is_query else f"demo {i + 1}", fontsize=9, loc="left", pad=2, color="#444444",
+                            fontweight="bold" if is_query else "normal")
+            panel.set(xlim=(-0.2, 2 * size + 2.2), ylim=(size + 0.1, -0.1), aspect="equal")
+    for panel in axes.flat:
+        panel.axis("off")
+    figure.subplots_adjust(0, 0, 1, 1 - 0.45 / figure.get_figheight(), wspace=0, hspace=0.55 / (size * cell))
     figure.savefig(path)
     plt.close(figure)

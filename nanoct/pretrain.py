@@ -1,14 +1,18 @@
-"""Meta-train the embedded model: learn to learn a task from the examples in context.
+"""Meta-train an embedded model, one for each world: learn to learn a task from the examples in context.
 
-    python -m nanoct.pretrain                       # into results/nano; started again, it goes on where it was stopped
+    python -m nanoct.pretrain                       # strings, into results/nano/strings; started again, it goes on
+    python -m nanoct.pretrain --world grids --init weights/nano/strings     # from another world's weights
     python -m nanoct.reproduce --model results/nano
 
-A row is `<s> x = y ; x = y ; …`, one task of the training pool with as many examples as fit. The loss is
-the mean cross-entropy of every answer token, so answer number i is a k-shot prediction with k = i: one
-row trains every k at once (MetaICL, arXiv 2110.15943). Nothing of the held-out pool is ever drawn.
+A row is `<s> x = y ; x = y ; …`, one episode of the world's training pool with as many examples as fit. The
+loss is the mean cross-entropy of every answer token, so answer number i is a k-shot prediction with k = i:
+one row trains every k at once (MetaICL, arXiv 2110.15943). Nothing of the held-out pool is ever drawn. All
+worlds share one vocabulary, so weights of one can start another; tokens that are new keep random embeddings.
 
 AdamW, linear warm-up, constant rate, linear decay over the last quarter: training can be stopped at any
-point and given another --n-step, only the decay is lost. bf16 autocast, float32 weights.
+point and given another --n-step, only the decay is lost. Weights, moments and saved state are float32; the
+model is written in bfloat16. Autocast to bfloat16 is on where the device multiplies it natively, else all is
+float32: a CPU without it would emulate it, many times slower.
 Cost: 6·N FLOPs a token for N weights, and 12·L·H·D·T/2 for causal attention over rows of T.
 
 Batch number `step` depends on (seed, step) alone and the state holds the optimiser's moments: a run that
@@ -18,7 +22,7 @@ was killed and started again sees the same batches and ends in the same place.
 import json
 import random
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -32,7 +36,7 @@ from nanoct import cli, plots
 from nanoct.benchmarks import nano
 from nanoct.model import Llama, LlamaConfig
 from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import pick_device, save_model
+from nanoct.weights import load_model, pick_device, save_model
 
 ARCHITECTURE = dict(n_layer=6, n_head=4, n_kv_head=2, n_embd=128, head_dim=32, n_ffn=256, n_position=512)
 
@@ -44,9 +48,8 @@ class Config:
     n_warmup: int = 200
     decay: float = 0.25  # share of the steps in which the rate falls to 0
     weight_decay: float = 0.1
-    n_token: int = 6144  # per step
+    n_token: int = 3072  # per step
     row: int = 256  # tokens a row; every eighth step has rows twice as long
-    p_single: float = 0.3  # share of rows whose task is a single primitive
     seed: int = 0
     every: int = 250  # steps between two evaluations, and between two saved states
 
@@ -68,18 +71,13 @@ class Rows(Dataset):
         return tuple(torch.tensor(part) for part in zip(*rows))
 
     def row(self, rng, T):
-        names = self.world.pools()[self.pool]
-        single = [name for name in names if " then " not in name]
-        name = rng.choice(single if single and rng.random() < self.config.p_single else names)
         tokens, answer = [self.tokenizer.bos_id], [-1]
-        n = 0
-        while len(tokens) < T:
-            (pair,) = self.world.pairs(name, 1, rng)
-            x, y = self.world.encode(self.tokenizer, *pair)
+        for n, (x, y) in enumerate(self.world.episode(rng, self.pool)):
+            x, y = nano.encode(self.tokenizer, x, y)
             tokens += x + y
             answer += [-1] * len(x) + [n] * len(y)
-            n += 1
-        return tokens[:T], answer[:T]
+            if len(tokens) >= T:
+                return tokens[:T], answer[:T]
 
 
 def answer_logits(model, tokens, answer):
@@ -91,16 +89,16 @@ def answer_logits(model, tokens, answer):
 
 @torch.no_grad()
 def exact_by_k(model, rows, n_batch=4):
-    """Share of answers that are right in every token, by teacher forcing, at k = 0, 5, 10: {k: share},
-    nan where no row holds that many."""
+    """Share of answers that are right in every token, by teacher forcing, at k = 0, half of the world's k, and k:
+    {k: share}, nan where no row holds that many."""
     right, total = {}, {}
     for step in range(n_batch):
         tokens, answer = (t.to(model.device) for t in rows[step])
         logits, target = answer_logits(model, tokens, answer)
-        wrong = torch.zeros(answer.shape[0], max(answer.max() + 1, 11), dtype=torch.long, device=model.device)
+        wrong = torch.zeros(answer.shape[0], max(answer.max(), rows.world.k) + 1, dtype=torch.long, device=model.device)
         row, column = torch.where(answer[:, 1:] >= 0)
         wrong.index_put_((row, answer[:, 1:][row, column]), (logits.argmax(-1) != target).long(), accumulate=True)
-        for k in (0, 5, 10):
+        for k in (0, rows.world.k // 2, rows.world.k):
             complete = answer.max(1).values > k  # the last answer of a row may be cut off
             right[k] = right.get(k, 0) + (wrong[complete, k] == 0).sum().item()
             total[k] = total.get(k, 0) + complete.sum().item()
@@ -110,6 +108,14 @@ def exact_by_k(model, rows, n_batch=4):
 def rate(step, c):
     """Learning rate at a step: linear up, constant, linear down to 0."""
     return c.lr * min((step + 1) / c.n_warmup, 1, (c.n_step - step) / (c.decay * c.n_step))
+
+
+def has_fast_bf16(device):
+    """Whether the device multiplies bfloat16 natively; a CPU that does not is many times slower in it than in float32."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    can = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16") or can.get("bf16"))
 
 
 def save_state(path, model, optimizer, step):
@@ -131,20 +137,44 @@ def load_state(path, model, optimizer):
         return int(f.metadata()["step"])
 
 
-def train(config, out, world="strings", device=None):
-    """Train to config.n_step, or go on from the state in `out`; writes model, vocabulary, state and log there."""
+@torch.no_grad()
+def start_from(model, folder, vocabulary):
+    """Copy the weights in `folder`; an embedding goes to the token of the same name, where there is one.
+
+    Raises what load_model raises, and ValueError on a model of another architecture.
+    """
+    old = load_model(folder, model.device, torch.float32)
+    here, there = asdict(replace(model.config, vocab_size=old.config.vocab_size)), asdict(old.config)
+    if differ := ", ".join(f"{key} is {there[key]} there and {here[key]} here" for key in here if here[key] != there[key]):
+        raise ValueError(f"{folder} has another architecture: {differ}; start from a model that nanoct.pretrain made, "
+                         "or without --init.")
+    tokens, embedding = json.loads((Path(folder) / "vocab.json").read_text()), "model.embed_tokens.weight"
+    state = old.state_dict() | {embedding: model.state_dict()[embedding].clone()}
+    for i, token in enumerate(tokens):
+        if token in vocabulary:
+            state[embedding][vocabulary.index(token)] = old.state_dict()[embedding][i]
+    model.load_state_dict(state)
+
+
+def train(config, out, world="strings", init=None, device=None):
+    """Train to config.n_step, or go on from the state in `out`; writes model, vocabulary, state and log there.
+
+    init: a folder whose weights a new run starts from; a run that goes on does not look at it.
+    """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "vocab.json").write_text(json.dumps(nano.VOCABULARY) + "\n")
     tokenizer, world, device = load_tokenizer(out), nano.WORLDS[world], pick_device(device)
     model = Llama(LlamaConfig(vocab_size=len(nano.VOCABULARY), **ARCHITECTURE))
     model.init_weights(torch.Generator().manual_seed(config.seed)).to(device)
+    state, log = out / "state.safetensors", out / "log.jsonl"
+    if init and not state.exists():
+        start_from(model, init, nano.VOCABULARY)
     matrices = [p for p in model.parameters() if p.dim() == 2]
     gains = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
         [dict(params=matrices, weight_decay=config.weight_decay), dict(params=gains, weight_decay=0.0)],
         lr=config.lr, betas=(0.9, 0.98), fused=True)
-    state, log = out / "state.safetensors", out / "log.jsonl"
     first = load_state(state, model, optimizer) if state.exists() else 0
     lines = log.read_text().splitlines() if log.exists() else []
     lines = [line for line in lines if json.loads(line)["step"] <= first]  # what came after the state is done again
@@ -157,7 +187,7 @@ def train(config, out, world="strings", device=None):
         tokens, answer = (t.to(device) for t in batch)
         for group in optimizer.param_groups:
             group["lr"] = rate(step, config)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
             logits, target = answer_logits(model, tokens, answer)
         loss = F.cross_entropy(logits.float(), target)
         optimizer.zero_grad()
@@ -171,10 +201,10 @@ def train(config, out, world="strings", device=None):
                 line[pool] = exact_by_k(model, Rows(world, tokenizer, config, pool))
             lines.append(json.dumps(line))
             log.write_text("\n".join(lines) + "\n")
-            bar.set_postfix(loss=f"{line['loss']:.3f}", train=f"{line['train'][10]:.2f}", unseen=f"{line['validation'][10]:.2f}")
+            bar.set_postfix(loss=f"{line['loss']:.3f}", train=f"{line['train'][world.k]:.2f}", unseen=f"{line['validation'][world.k]:.2f}")
             losses, start = [], time.perf_counter()
             save_state(state, model, optimizer, step + 1)
-            save_model(model, out, metadata={"step": str(step + 1), **{k: str(v) for k, v in asdict(config).items()}})
+            save_model(model, out, torch.bfloat16, metadata={"step": str(step + 1), **{k: str(v) for k, v in asdict(config).items()}})
     plots.pretraining([json.loads(line) for line in lines], out / "curve.png")
     return model
 
@@ -183,11 +213,14 @@ def main():
     parser = cli.Parser(prog="nanoct.pretrain", description=__doc__.split("\n")[0])
     for f in fields(Config):
         parser.add_argument("--" + f.name.replace("_", "-"), type=f.type, default=f.default)
-    parser.add_argument("--out", default="results/nano", help="folder of the model, its state and its log")
+    parser.add_argument("--world", choices=list(nano.WORLDS), default="strings")
+    parser.add_argument("--init", help="folder of a model of the same architecture for a new run to start from")
+    parser.add_argument("--out", help="folder of the model, its state and its log; default: results/nano/WORLD")
     parser.add_argument("--device", default=None)
     args = vars(parser.parse_args())
-    out, device = args.pop("out"), args.pop("device")
-    train(Config(**args), out, device=device)
+    world, init, device = args.pop("world"), args.pop("init"), args.pop("device")
+    out = args.pop("out") or f"results/nano/{world}"
+    train(Config(**args), out, world, init, device)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Tables and figures from results: what the main job prints.
 
 Error bars are over tasks, the cluster: seeds of one task are averaged first. Differences between methods are
-paired by task. Seconds are medians over runs.
+paired by task. Seconds are medians over runs. KL is the divergence of a method's answers from the exact Bayes
+predictive, nats per query, the mean over tasks.
 """
 
 import json
@@ -35,6 +36,10 @@ class Setting:
         return standard_error(list(self.by_task().values()))
 
     @property
+    def kl(self):
+        return mean(line["kl"] for line in self.lines) if all(line.get("kl") is not None for line in self.lines) else None
+
+    @property
     def seconds(self):
         return median(line["seconds"] for line in self.lines)
 
@@ -56,12 +61,13 @@ def interval(values, level=0.95):
 
 
 def settings(lines):
-    """{method: its settings, in the order of their values}, methods in order of appearance."""
+    """{world: {method: its settings, in the order of their values}}, worlds and methods in order of appearance."""
     groups = {}
     for line in lines:
-        group = groups.setdefault(line["method"], {})
+        group = groups.setdefault(line["world"], {}).setdefault(line["method"], {})
         group.setdefault(json.dumps(line["config"]), Setting(line["method"], line["config"])).lines.append(line)
-    return {method: sorted(group.values(), key=lambda s: list(s.config.values())) for method, group in groups.items()}
+    by_values = lambda group: sorted(group.values(), key=lambda s: list(s.config.values()))
+    return {world: {method: by_values(group) for method, group in methods.items()} for world, methods in groups.items()}
 
 
 def varied(setting, among):
@@ -88,24 +94,32 @@ def words(config):
 
 
 def text(lines, presets):
-    """The report in Markdown: a row per method at its preset, a row per setting, and the race between CT-KV and TTT."""
+    """The report in Markdown: the paper's table, differences to ICL, every setting, and the race between CT-KV and TTT.
+
+    presets: {world: {method: config}}, which setting of a method the tables show.
+    """
     groups, first = settings(lines), lines[0]
-    main = {method: chosen(among, presets.get(method, {})) for method, among in groups.items()}
-    n_task, n_seed = len({line["task"] for line in lines}), len({line["seed"] for line in lines})
-    parts = [f"{first['world']}, {first['pool']} pool: {n_task} tasks x {n_seed} seed{'s' * (n_seed > 1)} of demos, "
-             f"k = {first['k']}, model {first['model']}"]
-    rows = []
-    for method, s in main.items():
-        difference = "{:+.1f} ± {:.1f}".format(*s.minus(main["icl"])) if "icl" in main and method != "icl" else ""
-        n_trained = mean(line["n_trained"] for line in s.lines)
-        rows.append([method, f"{s.score:.1f} ± {s.error:.1f}", difference, f"{s.seconds:.2f}", f"{n_trained:,.0f}", words(s.config)])
-    parts.append(table(rows, ["method", "score % ± s.e.", "minus ICL, 95%", "s per task", "trained", "config"]))
-    rows = [[method, words(varied(s, among)), f"{s.score:.1f} ± {s.error:.1f}", f"{s.seconds:.2f}"]
-            for method, among in groups.items() if len(among) > 1 for s in among]
-    if rows:
-        parts.append(table(rows, ["method", "setting", "score % ± s.e.", "s per task"]))
-    if "ct_kv" in groups and "ttt" in groups:
-        parts.append(race(main["ct_kv"], groups["ct_kv"], groups["ttt"]))
+    main = {world: {method: chosen(among, presets.get(world, {}).get(method, {})) for method, among in methods.items()}
+            for world, methods in groups.items()}
+    rows = list(dict.fromkeys(line["method"] for line in lines))
+    count = lambda world, field: len({line[field] for line in lines if line["world"] == world})
+    worlds = [f"{world}: {count(world, 'task')} tasks, k = {next(l['k'] for l in lines if l['world'] == world)}" for world in groups]
+    n_seed = len({line["seed"] for line in lines})
+    parts = [f"{first['pool'].replace('_', '-')} pool; {'; '.join(worlds)}; {n_seed} seed{'s' * (n_seed > 1)} of demos; "
+             "score % ± s.e. over tasks, in brackets seconds a task"]
+    cell = lambda s: f"{s.score:.1f} ± {s.error:.1f}" + (f" ({s.seconds:.2f})" if s.config else "")
+    fill = lambda value, method: [value(world, method) if method in main[world] else "" for world in main]
+    parts.append(table([[method, *fill(lambda w, m: cell(main[w][m]), method)] for method in rows], ["method", *groups]))
+    others = [method for method in rows if method != "icl"]
+    if "icl" in rows and others:
+        minus = lambda w, m: "{:+.1f} ± {:.1f}".format(*main[w][m].minus(main[w]["icl"])) if "icl" in main[w] else ""
+        parts.append(table([[method, *fill(minus, method)] for method in others], ["minus ICL, 95%", *groups]))
+    details = [[world, method, words(varied(s, among)), f"{s.score:.1f} ± {s.error:.1f}", f"{s.seconds:.2f}",
+                "" if s.kl is None else f"{s.kl:.3f}", f"{mean(line['n_trained'] for line in s.lines):,.0f}"]
+               for world, methods in groups.items() for method, among in methods.items() for s in among]
+    parts.append(table(details, ["world", "method", "setting", "score % ± s.e.", "s per task", "KL to Bayes", "trained"]))
+    parts += [f"{world}. {race(main[world]['ct_kv'], methods['ct_kv'], methods['ttt'])}"
+              for world, methods in groups.items() if {"ct_kv", "ttt"} <= methods.keys()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -121,19 +135,17 @@ def race(main, ours, theirs):
 
 
 def report(lines, presets, folder):
-    """Print the text, write it to table.md, and draw accuracy_vs_seconds.png if settings differ in n_step alone."""
+    """Print the text, write it to table.md, and draw the figures if settings differ in n_step alone."""
     folder = Path(folder)
     written = text(lines, presets)
     print(f"\n{written}")
     (folder / "table.md").write_text(written)
     groups = settings(lines)
-    if any(varied(s, among).keys() - {"n_step"} for among in groups.values() for s in among):
+    if any(varied(s, among).keys() - {"n_step"} for methods in groups.values() for among in methods.values() for s in among):
+        print(f"wrote table.md in {folder}")
         return  # a sweep over more than steps is no curve
     from nanoct import plots  # matplotlib is slow to import
 
-    curves = {method: [(s.seconds, s.score, s.error, varied(s, among).get("n_step", "")) for s in among]
-              for method, among in groups.items()}
-    n_task, first = len({line["task"] for line in lines}), lines[0]
-    title = f"{first['world']}: {n_task} {first['pool'].replace('_', '-')} tasks, k = {first['k']}"
-    plots.accuracy_vs_seconds(curves, folder / "accuracy_vs_seconds.png", title)
-    print(f"wrote table.md and accuracy_vs_seconds.png in {folder}")
+    plots.accuracy_vs_seconds(groups, folder / "accuracy_vs_seconds.png")
+    plots.kl_vs_steps(groups, folder / "kl_vs_steps.png")
+    print(f"wrote table.md, accuracy_vs_seconds.png and kl_vs_steps.png in {folder}")

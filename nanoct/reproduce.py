@@ -1,15 +1,18 @@
-"""The main job: methods x held-out tasks x seeds -> a table, JSON lines, and accuracy against seconds.
+"""The main job: methods x held-out tasks x seeds of four worlds -> a table, JSON lines, accuracy against seconds.
 
-    python -m nanoct.reproduce                     # 24 held-out tasks of the embedded world, minutes on two cores
-    python -m nanoct.reproduce --quick             # 6 tasks, under 90 seconds
-    python -m nanoct.reproduce --full              # every held-out task
-    python -m nanoct.reproduce --pool validation --set ct_kv.lr=3e-3,1e-2,3e-2 --set ct_kv.n_step=32   # a sweep
-    python -m nanoct.reproduce --report weights/nano/results/strings.jsonl                             # run nothing
+    python -m nanoct.reproduce                          # 8 held-out tasks of each embedded world, minutes on two cores
+    python -m nanoct.reproduce --quick                  # 2 tasks of each
+    python -m nanoct.reproduce --full                   # every held-out task, 3 seeds of demos
+    python -m nanoct.reproduce --world lexicon facts    # two of the worlds
+    python -m nanoct.reproduce --sweep                  # choose the settings, on validation tasks
+    python -m nanoct.reproduce --pool validation --set ct_kv.lr=3e-3,1e-2 --set ct_kv.n_step=32       # compare your own
+    python -m nanoct.reproduce --report weights/nano/results/full.jsonl                               # run nothing
 
 Every method is run at several numbers of steps, each with its own cosine schedule, so that methods are
-compared by curves and not by a point. The table shows each method at the setting of PRESETS, which was
-chosen on the validation pool. Runs are spread over worker processes of one thread each: small matrices run
-faster so. Finished runs are in the results file, and a second start goes on from there.
+compared by curves and not by a point. The table shows each method at the settings in settings.json, which
+--sweep chose. Beside the methods stand the Bayes ceilings (benchmarks/nano/bayes.py). Runs are spread over
+worker processes of one thread each: small matrices run faster so. Finished runs are in the results file, and
+a second start goes on from there.
 """
 
 import itertools
@@ -20,6 +23,7 @@ import signal
 import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, fields
+from functools import cache, lru_cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -28,35 +32,40 @@ import torch
 from tqdm import tqdm
 
 from nanoct import cli
-from nanoct.benchmarks.nano import FOLDER, WORLDS
+from nanoct.benchmarks.nano import FOLDER, WORLDS, bayes, encode, make_task
 from nanoct.methods import METHODS
-from nanoct.report import report
+from nanoct.report import report, settings
 from nanoct.results import Results, key, read
 from nanoct.score import evaluate
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fingerprint, load_model, pick_device
 
-N_STEP = {"ct_kv": (4, 8, 16, 32, 64, 128), "ttt": (2, 4, 8, 16, 32, 64)}  # the curves, over like seconds
-PRESETS = {  # world -> method -> config, chosen by sweeps on the validation pool (weights/nano/README.md)
-    "strings": {
-        "ct_kv": dict(lr=3e-2, token_dropout=0.05, n_step=64),
-        "ttt": dict(lr=1e-3, rank=8, alpha=16.0, batch=4, n_step=32),
-    },
+N_STEP = {"ct_kv": (4, 16, 64), "ttt": (2, 8, 32)}  # the curves, over like seconds
+SWEEP = {  # as many settings for every method
+    "ct_kv": dict(n_step=(16, 64), lr=(3e-3, 1e-2, 3e-2, 1e-1), token_dropout=(0.05,)),
+    "ttt": dict(n_step=(8, 32), lr=(3e-4, 1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,), batch=(4,)),
 }
+SWEEP_TASKS = 8  # of the validation pool of each world
+CEILINGS = {"bayes_training": "training", "bayes_all": "all"}  # row of the table -> prior
+SETTINGS = FOLDER / "settings.json"  # {world: {method: config}}
 
 
-def configs(method, world, overrides):
-    """Configs of a method: its preset at every number of steps, or the product of what `--set` lists."""
+def configs(method, chosen, overrides, sweep=False):
+    """Configs of a method: the chosen one at every number of steps, or the product of what --sweep or `--set` lists."""
+    if method in CEILINGS:
+        return [{}]
     Config = METHODS[method].Config
     types = {f.name: f.type for f in fields(Config)}
-    values = {name: [value] for name, value in PRESETS[world].get(method, {}).items()}
+    values = {name: [value] for name, value in chosen.items()}
     if method in N_STEP:
         values["n_step"] = N_STEP[method]
+    if sweep:
+        values |= SWEEP.get(method, {})
     for name, texts in overrides.get(method, {}).items():
         if name not in types:
             raise ValueError(f"{method} has no setting {name!r}; it has {', '.join(types) or 'none'}.")
         values[name] = [_parse(f"{method}.{name}", text, types[name]) for text in texts]
-    return [Config(**dict(zip(values, choice))) for choice in itertools.product(*values.values())]
+    return [asdict(Config(**dict(zip(values, choice)))) for choice in itertools.product(*values.values())]
 
 
 def _parse(name, text, kind):
@@ -68,44 +77,84 @@ def _parse(name, text, kind):
         raise ValueError(f"{name}={text!r} is no {kind.__name__}.") from None
 
 
-def plan(args, model_id):
-    """All runs asked for, task by task, so that a job that is stopped has all methods on the tasks it did."""
-    settings = [(method, config) for method in args.methods for config in configs(method, args.world, args.set)]
-    return [dict(model=model_id, world=args.world, pool=args.pool, k=args.k, method=method, config=asdict(config),
-                 task=task, seed=seed)
-            for task in args.tasks for seed in args.seeds for method, config in settings]
+def read_settings():
+    """{world: {method: config}}, what --sweep chose; nothing before the first sweep."""
+    return json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
+
+
+def plan(args, model_ids):
+    """All runs asked for, task by task, so that a job that is stopped has all methods and worlds on the tasks it did."""
+    chosen = read_settings()
+    made = {(world, method): configs(method, chosen.get(world, {}).get(method, {}), args.set, args.sweep)
+            for world in args.world for method in args.methods}
+    in_turn = itertools.zip_longest(*([(world, task) for task in args.tasks[world]] for world in args.world))
+    return [dict(model=model_ids[world], world=world, pool=args.pool, k=args.k or WORLDS[world].k, method=method,
+                 config=config, task=task, seed=seed)
+            for worlds in in_turn for world, task in filter(None, worlds) for seed in args.seeds
+            for method in args.methods for config in made[world, method]]
+
+
+def folder_of(model, world):
+    """The folder of a world's model: a subfolder named after the world, where there is one."""
+    return Path(model) / world if (Path(model) / world).is_dir() else model
 
 
 def start_worker(model_name, device, n_thread):
-    """One process: the model once, and a first run so that no measured one pays for warming up."""
-    global MODEL, TOKENIZER
+    """One process; what it has loaded once it keeps."""
+    global MODEL_NAME, DEVICE
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()  # it dies: no orphan stays behind
     torch.set_num_threads(n_thread)
-    MODEL, TOKENIZER = load_model(model_name, device), load_tokenizer(model_name)
-    task = WORLDS["strings"].make_task("reverse", TOKENIZER, seed=0, k=4, n_query=4)
+    MODEL_NAME, DEVICE = model_name, device
+
+
+@cache
+def load(world):
+    """Model and tokenizer of a world, after a first run of every method so that no measured one pays for warming up."""
+    folder = folder_of(MODEL_NAME, world)
+    model, tokenizer = load_model(folder, DEVICE), load_tokenizer(folder)
+    task = make_task(world, WORLDS[world].pools()["train"][0], tokenizer, seed=0, k=4, n_query=2)
     for method in METHODS.values():
-        evaluate(method.adapt(MODEL, task), task)
+        few = {"n_step": 2} if "n_step" in {f.name for f in fields(method.Config)} else {}
+        evaluate(method.adapt(model, task, method.Config(**few)), task)
+    return model, tokenizer
+
+
+@lru_cache(maxsize=8)
+def ceiling(world, name, seed, k, which):
+    """The queries of a task as text, and the exact predictive for each."""
+    demos, queries = WORLDS[world].examples(name, seed, k, WORLDS[world].n_query)
+    return queries, bayes.predictives(WORLDS[world], demos, queries, which)
 
 
 def work(run):
     """One run: adapt, then score; the line for the results file."""
-    task = WORLDS[run["world"]].make_task(run["task"], TOKENIZER, run["seed"], run["k"])
-    method = METHODS[run["method"]]
-    losses = []
+    world = WORLDS[run["world"]]
+    about = dict(device=device_name(torch.device(DEVICE)), n_thread=torch.get_num_threads(), torch=torch.__version__,
+                 date=time.strftime("%Y-%m-%d"))
+    of_task = run["world"], run["task"], run["seed"], run["k"]
+    if run["method"] in CEILINGS:
+        start = time.perf_counter()
+        queries, predicted = ceiling(*of_task, CEILINGS[run["method"]])
+        score = bayes.evaluate(world, predicted, queries).score
+        return dict(run, score=score, n_query=len(queries), n_trained=0, seconds=round(time.perf_counter() - start, 4), kl=None, **about)
+    model, tokenizer = load(run["world"])
+    task, method, losses = make_task(run["world"], run["task"], tokenizer, run["seed"], run["k"]), METHODS[run["method"]], []
     start = _clock()
-    adapted = method.adapt(MODEL, task, method.Config(**run["config"]), run["seed"], lambda step, loss: losses.append(loss))
+    adapted = method.adapt(model, task, method.Config(**run["config"]), run["seed"], lambda step, loss: losses.append(loss))
     adapted_at = _clock()
     result = evaluate(adapted, task)
-    return dict(run, score=result.score, n_query=len(task.queries), n_trained=adapted.n_trained,
-                seconds=round(adapted_at - start, 4), seconds_score=round(_clock() - adapted_at, 4),
-                loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None,
-                device=device_name(MODEL.device), n_thread=torch.get_num_threads(), torch=torch.__version__,
-                date=time.strftime("%Y-%m-%d"))
+    scored_at = _clock()
+    queries, predicted = ceiling(*of_task, "all")
+    pairs = [{y: encode(tokenizer, x, y) for y in p} for (x, _, _), p in zip(queries, predicted)]
+    return dict(run, score=result.score, n_query=len(queries), n_trained=adapted.n_trained,
+                kl=round(bayes.divergence(adapted, predicted, pairs), 4),
+                seconds=round(adapted_at - start, 4), seconds_score=round(scored_at - adapted_at, 4),
+                loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None, **about)
 
 
 def _clock():
-    if MODEL.device.type == "cuda":
+    if torch.device(DEVICE).type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
@@ -142,40 +191,38 @@ def n_core():
 
 
 def parse():
+    rows = [*METHODS, *CEILINGS]
     p = cli.Parser(prog="nanoct.reproduce", description=__doc__.split("\n")[0])
-    p.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: all")
-    p.add_argument("--world", choices=list(WORLDS), default="strings")
+    p.add_argument("--methods", nargs="+", choices=rows, default=rows, help="default: all, and the ceilings")
+    p.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS), help="default: all")
     p.add_argument("--pool", choices=("held_out", "validation", "train"), default="held_out")
-    p.add_argument("--tasks", nargs="+", default=["24"], help="how many of the pool, or their names")
-    p.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the demos")
+    p.add_argument("--tasks", nargs="+", help="how many of each pool, or names of one world's tasks; default: 8")
+    p.add_argument("--seeds", nargs="+", type=int, help="of the demos; default: 0")
     p.add_argument("--k", type=int, help="demos a task; default: the world's")
-    p.add_argument("--quick", action="store_true", help="6 tasks")
-    p.add_argument("--full", action="store_true", help="every task of the pool")
+    p.add_argument("--quick", action="store_true", help="2 tasks of each world")
+    p.add_argument("--full", action="store_true", help="every task of the pool, seeds 0 1 2")
+    p.add_argument("--sweep", action="store_true", help=f"the settings to choose from, on {SWEEP_TASKS} validation tasks of each "
+                   "world; writes sweep.jsonl and settings.json")
     p.add_argument("--set", action="append", default=[], metavar="METHOD.FIELD=V1,V2", help="a setting, or several to compare")
-    p.add_argument("--model", default=str(FOLDER), help="folder of a model trained on the embedded worlds")
-    p.add_argument("--device", help="cuda, mps or cpu; default: cpu for the embedded model, which is too small for more")
+    p.add_argument("--model", default=str(FOLDER), help="folder of a model trained on the worlds, or of a folder for each")
+    p.add_argument("--device", help="cuda, mps or cpu; default: cpu for the embedded models, which are too small for more")
     p.add_argument("--workers", type=int, help="processes; default: one per core, or 1 on a GPU")
-    p.add_argument("--out", default="results", help="folder of results.jsonl, table and figure")
-    p.add_argument("--report", metavar="FILE", help="redraw table and figure from a results file and run nothing")
+    p.add_argument("--out", default="results", help="folder of results.jsonl, table and figures")
+    p.add_argument("--report", metavar="FILE", help="redraw table and figures from a results file and run nothing")
     args = p.parse_args()
     if args.report:
         return args
-    world = WORLDS[args.world]
-    args.k = world.K if args.k is None else args.k
+    if args.sweep:
+        args.pool = "validation"
+        args.methods = [method for method in args.methods if method not in CEILINGS]
     args.device = str(pick_device(args.device or "cpu"))
     if args.workers is None:
         args.workers = n_core() if args.device == "cpu" else 1
-    if args.k < 1 or args.workers < 1:
+    if args.k is not None and args.k < 1 or args.workers < 1:
         raise ValueError(f"--k {args.k} and --workers {args.workers} must both be at least 1.")
-    pool = world.pools()[args.pool]
-    count = int(args.tasks[0]) if len(args.tasks) == 1 and args.tasks[0].isdigit() else None
-    n = 6 if args.quick else len(pool) if args.full else count
-    if n is not None and not 1 <= n <= len(pool):
-        raise ValueError(f"--tasks {n}: the {args.pool} pool of {args.world} has {len(pool)} tasks.")
-    args.tasks = pool[:n] if n is not None else args.tasks
-    if unknown := [task for task in args.tasks if task not in pool]:
-        raise ValueError(f"--tasks: {unknown[0]!r} is not in the {args.pool} pool of {args.world}; `python -m "
-                         f"nanoct.benchmarks.nano --pool {args.pool}` lists it.")
+    args.seeds = args.seeds or ([0, 1, 2] if args.full else [0])
+    args.methods, args.world, args.seeds = (list(dict.fromkeys(asked)) for asked in (args.methods, args.world, args.seeds))
+    args.tasks = {world: pick(world, WORLDS[world].pools()[args.pool], args) for world in args.world}
     overrides = {}
     for text in args.set:
         method, dot, rest = text.partition(".")
@@ -184,8 +231,27 @@ def parse():
             raise ValueError(f"--set {text!r}: write METHOD.FIELD=VALUE, the method one of {', '.join(METHODS)}.")
         overrides.setdefault(method, {})[name] = values.split(",")
     args.set = overrides
-    args.methods, args.tasks, args.seeds = (list(dict.fromkeys(asked)) for asked in (args.methods, args.tasks, args.seeds))
     return args
+
+
+def pick(world, pool, args):
+    """The tasks of a world that are asked for. Raises ValueError on a number or a name that its pool does not have."""
+    if args.tasks and not args.tasks[0].isdigit():
+        if unknown := [task for task in args.tasks if task not in pool]:
+            raise ValueError(f"--tasks: {unknown[0]!r} is not in the {args.pool} pool of {world}; `python -m "
+                             f"nanoct.benchmarks.nano --world {world} --pool {args.pool}` lists it.")
+        return list(dict.fromkeys(args.tasks))
+    default = len(pool) if args.full else 2 if args.quick else SWEEP_TASKS if args.sweep else 8
+    n = int(args.tasks[0]) if args.tasks else min(default, len(pool))
+    if not 1 <= n <= len(pool):
+        raise ValueError(f"--tasks {n}: the {args.pool} pool of {world} has {len(pool)} tasks.")
+    return pool[:n]
+
+
+def choose(lines):
+    """{world: {method: config}} of the settings with the highest mean score in the lines of a sweep."""
+    return {world: {method: max(among, key=lambda s: s.score).config for method, among in methods.items() if method in SWEEP}
+            for world, methods in settings(lines).items()}
 
 
 def main():
@@ -194,14 +260,18 @@ def main():
         lines = read(args.report)
         if not lines:
             raise ValueError(f"--report {args.report}: there is no result in it yet.")
-        report(lines, PRESETS.get(lines[0]["world"], {}), Path(args.report).parent)
+        report(lines, read_settings(), Path(args.report).parent)
         return
-    runs = plan(args, fingerprint(load_model(args.model, "cpu", "float32")))
-    results = Results(Path(args.out) / "results.jsonl")
+    runs = plan(args, {world: fingerprint(load_model(folder_of(args.model, world), "cpu", "float32")) for world in args.world})
+    results = Results(Path(args.out) / ("sweep.jsonl" if args.sweep else "results.jsonl"))
     start = time.perf_counter()
     execute(runs, results, args)
     lines = {key(line): line for line in results.lines}
-    report([lines[key(run)] for run in runs], PRESETS[args.world], args.out)
+    lines = [lines[key(run)] for run in runs]
+    chosen = choose(lines) if args.sweep else read_settings()
+    if args.sweep:
+        (Path(args.out) / "settings.json").write_text(json.dumps(chosen, indent=1) + "\n")
+    report(lines, chosen, args.out)
     print(f"{len(runs)} runs, {time.perf_counter() - start:.0f} seconds; lines in {results.path}")
 
 

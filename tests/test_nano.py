@@ -1,18 +1,29 @@
-"""The world "strings": what its functions do, and that what is held out is nowhere in training."""
+"""The embedded worlds: what their tasks do, and that what is held out is nowhere in training."""
 
 import json
 import os
 import random
 import subprocess
 import sys
+from collections import Counter
+from itertools import combinations, islice, product
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from nanoct.benchmarks import nano
-from nanoct.benchmarks.nano import strings
+from nanoct.benchmarks.nano import __main__ as look
+from nanoct.benchmarks.nano import facts, grids, lexicon, strings
+from nanoct.benchmarks.nano.functions import agreement
+from nanoct.model import Llama, LlamaConfig
+from nanoct.pretrain import ARCHITECTURE
 from nanoct.tokenizer import load_tokenizer
 
 POOLS = ("train", "validation", "held_out")
+UNSEEN = POOLS[1:]
+WORLDS = list(nano.WORLDS)
+FUNCTIONS = {"strings": strings.WORLD, "grids": grids.WORLD}
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +35,29 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outputs():
-    """{pool: {name: outputs}} on 400 inputs that are not the probes."""
-    rng = random.Random("fresh")
-    inputs = [strings.draw(rng) for _ in range(400)]
-    return {pool: {name: tuple(strings.apply(name, s) for s in inputs) for name in names}
-            for pool, names in strings.pools().items()}
+    """world -> {pool: {name: outputs}} on 400 inputs that are not the probes; the first part of a name is run once."""
+    cache = {}
+
+    def of(world):
+        if world not in cache:
+            w, rng = FUNCTIONS[world], random.Random("fresh")
+            inputs = [w.draw(rng) for _ in range(400)]
+            first = {name: tuple(map(f, inputs)) for name, f in w.primitives.items()}
+            second = lambda name, then="": tuple(map(w.primitives[then], first[name])) if then else first[name]
+            cache[world] = {pool: {name: second(*name.split(" then ")) for name in names} for pool, names in w.pools().items()}
+        return cache[world]
+
+    return of
 
 
-# --- the functions ---
+def some_tasks(world, n=4):
+    """(pool, name) of the last tasks of every pool."""
+    return [(pool, name) for pool, names in nano.WORLDS[world].pools().items() for name in names[-n:]]
 
-EXAMPLES = {
+
+# --- strings: the functions ---
+
+STRINGS = {
     "reverse": ("bca", "acb"),
     "rotate": ("abcd", "bcda"),
     "swap_ends": ("abcd", "dbca"),
@@ -64,17 +88,7 @@ EXAMPLES = {
 }
 
 
-def test_every_primitive_has_an_example():
-    assert EXAMPLES.keys() == strings.PRIMITIVES.keys()
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_primitive_by_hand(name):
-    s, expected = EXAMPLES[name]
-    assert strings.apply(name, s) == expected
-
-
-@pytest.mark.parametrize("name, s, expected", [
+@pytest.mark.parametrize("name, s, expected", [(name, *pair) for name, pair in STRINGS.items()] + [
     ("turn", "abc", "abc"),
     ("swap_ends", "a", "a"),
     ("swap_pairs", "abcd", "badc"),
@@ -83,90 +97,469 @@ def test_primitive_by_hand(name):
     ("reverse then drop_first", "abc", "ba"),  # from left to right
     ("drop_first then reverse", "abc", "cb"),
 ])
-def test_more_by_hand(name, s, expected):
-    assert strings.apply(name, s) == expected
+def test_strings_by_hand(name, s, expected):
+    assert strings.WORLD.apply(name, s) == expected
 
 
-def test_the_functions_stand_the_empty_string_and_stay_in_the_alphabet():
+def test_strings_stand_the_empty_string_and_stay_in_the_alphabet():
     for name in strings.PRIMITIVES:
-        assert strings.apply(name, "") == ""
-        assert set(strings.apply(name, strings.LETTERS)) <= set(strings.LETTERS)
+        assert strings.WORLD.apply(name, "") == ""
+        assert set(strings.WORLD.apply(name, strings.LETTERS)) <= set(strings.LETTERS)
 
 
-# --- the pools ---
+# --- grids: the functions; rows apart by a space ---
+
+GRIDS = {
+    "mirror": [("120 003", "021 300"), ("1 2", "1 2")],
+    "flip": [("12 30 04", "04 30 12")],
+    "transpose": [("123 450", "14 25 30"), ("12", "1 2")],
+    "rotate": [("123 450", "41 52 03")],
+    "half_turn": [("123 450", "054 321")],
+    "fall_right": [("1203 0040", "0123 0004")],
+    "fall_left": [("0102 0300", "1200 3000")],
+    "fall": [("12 03 40", "00 12 43")],
+    "roll_right": [("123 450", "312 045")],
+    "roll_down": [("12 30 04", "04 12 30")],
+    "drop_row": [("12 30 04", "30 04"), ("12", "12")],  # never the last one
+    "drop_column": [("123 450", "23 50"), ("1 2", "1 2")],
+    "double_row": [("12 30", "12 12 30")],
+    "double_column": [("12 30", "112 330")],
+    "rays_right": [("01020 00000 30004", "01122 00000 33334")],
+    "rays_down": [("010 300 002", "010 310 312")],
+    "crop": [("0000 0120 0003", "120 003"), ("010 000 200", "01 00 20"), ("00 00", "00 00")],
+    "frame": [("123 406 780", "555 505 555"), ("1234 1234 1234", "5555 5235 5555"), ("12 34", "55 55")],
+    "next_colour": [("109 280", "201 390")],
+    "fill": [("1022 0030", "1222 2232"), ("3030 1010", "3131 1111"), ("00 00", "00 00")],
+    "one_colour": [("102 203", "202 202"), ("9407", "4404"), ("00 00", "00 00")],
+    "keep_commonest": [("102 203", "002 200"), ("31 13 20", "01 10 00"), ("00 00", "00 00")],
+    "drop_commonest": [("102 203", "100 003"), ("31 13 20", "30 03 20"), ("00 00", "00 00")],
+    "exchange": [("102 203", "120 023"), ("21 00", "20 11"), ("00 00", "00 00")],
+    "symmetric": [("1234 5600", "1221 5665"), ("123 450", "121 454"), ("1 2", "1 2")],
+    "checker": [("123 456", "103 050"), ("11 11 11", "10 01 10")],
+}
+MORE = [("mirror then transpose", "123 450", "30 25 14"), ("transpose then mirror", "123 450", "41 52 03"),
+        ("double_row then drop_column", "12 30", "2 2 0")]  # from left to right
 
 
-def test_pools_are_large_and_the_primitives_are_trained_on():
-    pools = strings.pools()
+@pytest.mark.parametrize("name, g, expected", [(name, *pair) for name, pairs in GRIDS.items() for pair in pairs] + MORE)
+def test_grids_by_hand(name, g, expected):
+    text = lambda rows: grids.write(tuple(rows.split()))
+    assert grids.WORLD.apply(name, text(g)) == text(expected)
+
+
+def test_grids_are_written_with_numbered_rows():
+    assert grids.write(("033", "001")) == "/1033/2001" and grids.read("/1033/2001") == ("033", "001")
+
+
+def test_every_primitive_has_an_example():
+    assert STRINGS.keys() == strings.PRIMITIVES.keys() and GRIDS.keys() == grids.PRIMITIVES.keys()
+
+
+@pytest.mark.parametrize("world", FUNCTIONS)
+def test_outputs_are_never_empty_or_too_long(world, outputs):
+    made = {y for names in outputs(world).values() for of_function in names.values() for y in of_function}
+    sides = [{len(y) for y in made}] + ([{len(row) for y in made for row in y}] if world == "grids" else [])
+    longest = {"strings": 12, "grids": 6}[world]
+    assert all(min(side) >= 1 and max(side) <= longest for side in sides)
+    if world == "grids":
+        assert {c for y in made for row in y for c in row} <= set("0123456789")
+
+
+def test_all_grids_are_rectangles(outputs):
+    made = {y for names in outputs("grids").values() for of_function in names.values() for y in of_function}
+    assert all(len(set(map(len, y))) == 1 for y in made)
+    assert grids.WORLD.apply("frame", "/11/22/33") == "/15/25/35"
+
+
+# --- functions: the pools ---
+
+
+@pytest.mark.parametrize("world", FUNCTIONS)
+def test_pools_of_functions_are_large_and_the_primitives_are_trained_on(world):
+    w, pools = FUNCTIONS[world], FUNCTIONS[world].pools()
     assert tuple(pools) == POOLS
-    assert set(strings.PRIMITIVES) <= set(pools["train"]) and len(pools["train"]) > 200
-    assert len(pools["held_out"]) + len(pools["validation"]) > 200 and len(pools["validation"]) >= 40
-    names = [name for pool in POOLS for name in pools[pool]]
-    assert len(set(names)) == len(names)
+    assert set(w.primitives) <= set(pools["train"]) and len(pools["train"]) > 200
+    assert len(pools["held_out"]) == 24 and len(pools["validation"]) > 150
 
 
-def test_pools_are_disjoint_as_functions(outputs):
-    functions = [y for pool in POOLS for y in outputs[pool].values()]
+@pytest.mark.parametrize("world", FUNCTIONS)
+def test_pools_are_disjoint_as_functions(world, outputs):
+    functions = [y for names in outputs(world).values() for y in names.values()]
     assert len(set(functions)) == len(functions)
 
 
-@pytest.mark.parametrize("pool", ["validation", "held_out"])
-def test_no_unseen_function_is_nearly_a_trained_one(outputs, pool):
+@pytest.mark.parametrize("world", FUNCTIONS)
+@pytest.mark.parametrize("pool", UNSEEN)
+def test_no_unseen_function_is_nearly_a_trained_one(world, pool, outputs):
     """Chosen at 0.5 on the probes; 0.6 is four standard errors away on 400 other inputs."""
-    nearest = strings.agreement(list(outputs[pool].values()), list(outputs["train"].values())).max(1)
-    assert nearest.max() <= 0.6
-    trained, unseen = list(outputs["train"].items())[40], list(outputs[pool].items())[7]
-    by_hand = sum(a == b for a, b in zip(unseen[1], trained[1])) / 400
-    assert strings.agreement([unseen[1]], [trained[1]])[0, 0] == by_hand
+    unseen, trained = ([*outputs(world)[p].values()] for p in (pool, "train"))
+    near = agreement(unseen, trained)
+    assert near.max() <= 0.6
+    assert near[7, 40] == sum(a == b for a, b in zip(unseen[7], trained[40])) / 400
 
 
-def test_outputs_are_never_empty_or_too_long(outputs):
-    lengths = {len(y) for pool in POOLS for of_function in outputs[pool].values() for y in of_function}
-    assert min(lengths) >= 1 and max(lengths) <= strings.LONGEST_OUTPUT == 12
+@pytest.mark.parametrize("world", FUNCTIONS)
+def test_pretraining_draws_trained_functions_only(world):
+    """Of all tasks that explain a sequence of pretraining, every one is trained on; primitives and pairs both come."""
+    w, drawn = FUNCTIONS[world], []
+    for seed in range(12):
+        pairs = list(islice(w.episode(random.Random(seed)), 25))
+        explain = {pool: [n for n in names if all(w.apply(n, x) == y for x, y in pairs)] for pool, names in w.pools().items()}
+        assert explain["train"] and not explain["validation"] + explain["held_out"]
+        drawn.append(explain["train"][0])
+    assert {name in w.primitives for name in drawn} == {True, False} and len(set(drawn)) > 6
 
 
-def test_pools_and_tasks_are_the_same_in_every_process():
-    program = ("import random; from nanoct.benchmarks.nano import strings as s; p = s.pools();"
-               "print(p, s.pairs(p['held_out'][0], 5, random.Random('a/1')))")
+# --- lexicon ---
+
+
+def test_attributes_are_a_full_factorial():
+    assert len(set(lexicon.WORDS)) == len(lexicon.WORDS) == 128
+    assert set(Counter(map(lexicon.bits, lexicon.WORDS)).values()) == {2}
+    assert set(map(lexicon.bits, lexicon.WORDS)) == set(product((False, True), repeat=6))
+
+
+@pytest.mark.parametrize("name, place, letters", [("alive", 1, "svxz"), ("big", 1, "tvyz"), ("hot", 2, "eo"),
+                                                  ("fast", 2, "io"), ("loud", 3, "mp"), ("new", 3, "np")])
+def test_spelling_tells_the_attributes(name, place, letters):
+    assert lexicon.members(name) == {word for word in lexicon.WORDS if word[place] in letters}
+    assert len(lexicon.members(name)) == 64
+    assert name in lexicon.NAMES and len(lexicon.NAMES) == 6
+
+
+@pytest.mark.parametrize("name, size, inside, outside", [
+    ("big and hot", 32, " tel", " tal rel"),
+    ("big and not hot", 32, " tal", " tel ral"),
+    ("not big and hot", 32, " rel", " tel ral"),
+    ("not big and not hot", 32, " ral", " tal rel"),
+    ("big xor hot", 64, " tal rel", " tel ral"),
+    ("alive xor new", 64, " sal ran", " san ral"),
+    ("not alive and not new", 32, " ram", " sam rap"),
+])
+def test_members_by_hand(name, size, inside, outside):
+    members = lexicon.members(name)
+    assert len(members) == size and set(lexicon.words(inside)) <= members and not set(lexicon.words(outside)) & members
+
+
+def test_halves_are_halves():
+    halves = [lexicon.members(f"half {i}") for i in range(15)]
+    assert {len(half) for half in halves} == {64} and len(set(halves)) == 15
+
+
+def test_unseen_tasks_are_of_three_kinds():
+    pools = lexicon.pools()
+    assert tuple(pools) == POOLS and pools["train"] == lexicon.NAMES
+    assert len(lexicon.ands()) == 60 and len(lexicon.xors()) == 15
+    kind = lambda name: "and" if " and " in name else "xor" if " xor " in name else "half"
+    assert Counter(map(kind, pools["held_out"])) == dict.fromkeys(("and", "xor", "half"), 8)
+    assert Counter(map(kind, pools["validation"])) == dict.fromkeys(("and", "xor", "half"), 7)
+    assert {kind(name) for name in pools["train"]} == {"half"} and not any("half" in name for name in pools["train"])
+
+
+def test_unseen_labelings_are_not_the_trained_ones():
+    """As labelings of the 128 words, whichever class is called the first."""
+    row = lambda name: np.array([word in lexicon.members(name) for word in lexicon.WORDS])
+    same = lambda a, b: max((row(a) == row(b)).mean(), (row(a) != row(b)).mean())
+    pools = lexicon.pools()
+    unseen = pools["validation"] + pools["held_out"]
+    assert max(same(a, b) for a in unseen for b in pools["train"]) == 0.75  # AND and one of its attributes
+    assert max(same(a, b) for a, b in combinations(unseen, 2)) < 0.9
+    assert max(same(a, b) for a, b in combinations(pools["train"], 2)) == 0.5
+
+
+def test_a_sentence_is_of_one_class_and_pretraining_of_one_attribute():
+    named = set()
+    for seed in range(60):
+        pairs = list(islice(lexicon.WORLD.episode(random.Random(seed)), 30))
+        labels = {y for _, y in pairs}
+        assert len(labels) == 2 and all(len(lexicon.words(x)) == 3 for x, _ in pairs)
+        classes = {y: {w for x, z in pairs if z == y for w in lexicon.words(x)} for y in labels}
+        tasks = [(name, first) for pool in POOLS for name in lexicon.pools()[pool] for first in labels
+                 if all((y == first) == (word in lexicon.members(name)) for y, of in classes.items() for word in of)]
+        (name, first), = tasks
+        assert name in lexicon.NAMES
+        if not labels <= set(lexicon.ANIMALS):  # the labels name the attribute
+            pair = next(pair for pair in lexicon.ATTRIBUTES if pair[0] == name)
+            assert labels == {f" {label}" for label in pair} and first == f" {name}"
+        named.add((name, labels <= set(lexicon.ANIMALS)))
+    assert len(named) > 8  # of 12
+
+
+@pytest.mark.parametrize("pool, name", some_tasks("lexicon", 6))
+def test_sentences_of_a_task_agree_with_its_members(pool, name):
+    demos, queries = lexicon.WORLD.examples(name, 5, 16, 48)
+    first, second = queries[0][2]
+    assert {first, second} < set(lexicon.ANIMALS)  # in a task no label tells the attribute
+    for x, y, *_ in demos + queries:
+        assert {word in lexicon.members(name) for word in lexicon.words(x)} == {y == first}
+        assert y in (first, second)
+
+
+# --- facts ---
+
+
+def test_every_relation_maps_all_people():
+    table = facts.table()
+    assert list(table) == facts.RELATIONS and len(set(facts.RELATIONS)) == 48
+    assert all(list(to) == facts.PEOPLE and set(to.values()) <= set(facts.PEOPLE) for to in table.values())
+    assert len(set(facts.PEOPLE)) == 64
+
+
+def test_relations_differ_on_most_people():
+    rows = [list(to.values()) for to in facts.table().values()]
+    assert max(sum(a == b for a, b in zip(*two)) for two in combinations(rows, 2)) <= 8  # of 64; by chance, 1
+
+
+def test_relations_are_split():
+    pools = facts.WORLD.pools()
+    assert {pool: len(names) for pool, names in pools.items()} == dict(train=16, validation=8, held_out=24)
+    assert sorted(sum(pools.values(), [])) == sorted(facts.RELATIONS)
+
+
+def test_pretraining_states_all_facts_by_name_and_asks_for_no_unseen_relation():
+    asked, stated = set(), set()
+    for seed in range(150):
+        pairs = list(islice(facts.WORLD.episode(random.Random(seed)), 64))
+        xs = [x.split() for x, _ in pairs]
+        if len(xs[0]) == 2:
+            assert all(facts.table()[relation][f" {person}"] == y for (person, relation), (_, y) in zip(xs, pairs))
+            stated |= {relation for _, relation in xs}
+        else:
+            assert sorted(x for x, _ in pairs) == sorted(facts.PEOPLE)  # nobody twice: nothing can be copied
+            relation, = [r for r, to in facts.table().items() if all(to[x] == y for x, y in pairs)]
+            asked.add(relation)
+    assert asked == set(facts.WORLD.pools()["train"])
+    assert stated == set(facts.RELATIONS)
+
+
+@pytest.mark.parametrize("pool", UNSEEN)
+def test_an_episode_of_an_unseen_pool_is_a_task_of_it(pool):
+    for seed in range(20):
+        pairs = list(islice(facts.WORLD.episode(random.Random(seed), pool), 64))
+        assert [all(facts.table()[r][x] == y for x, y in pairs) for r in facts.WORLD.pools()[pool]].count(True) == 1
+
+
+def test_facts_has_only_so_many_people():
+    with pytest.raises(ValueError, match="^50 demos and 20 queries are more than the 64 people"):
+        facts.WORLD.examples("friend", 0, 50, 20)
+
+
+# --- tasks, of all worlds ---
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_pools_have_no_name_twice(world):
+    names = sum(nano.WORLDS[world].pools().values(), [])
+    assert len(set(names)) == len(names) and len(nano.WORLDS[world].pools()["held_out"]) == 24
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_examples_are_distinct_and_right(world):
+    w = nano.WORLDS[world]
+    for pool, name in some_tasks(world):
+        demos, queries = w.examples(name, 42, w.k, w.n_query)
+        assert (len(demos), len(queries)) == (w.k, w.n_query)
+        xs = [x for x, *_ in demos + queries]
+        assert len(set(xs)) == len(xs)  # demos and queries share no input
+        if world == "facts":
+            assert set(xs) <= set(facts.PEOPLE)
+        for x, y, *_ in demos + queries:
+            if world in FUNCTIONS:
+                assert w.apply(name, x) == y
+            if world == "facts":
+                assert facts.table()[name][x] == y
+
+
+@pytest.mark.parametrize("world", FUNCTIONS)
+def test_inputs_are_drawn_until_they_are_distinct(world):
+    w, n, rng = FUNCTIONS[world], 3000, random.Random(0)
+    assert len({w.draw(rng) for _ in range(n)}) < n
+    demos, queries = w.examples(next(iter(w.primitives)), 0, n - 1, 1)
+    assert len({x for x, *_ in demos + queries}) == n
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_examples_depend_on_name_and_seed_only(world):
+    w = nano.WORLDS[world]
+    one, other = w.pools()["held_out"][:2]
+    before = w.examples(one, 1, w.k, 5)
+    random.seed(0)
+    assert w.examples(one, 1, w.k, 5) == before
+    xs = lambda name, seed: [x for x, _ in w.examples(name, seed, w.k, 5)[0]]
+    assert xs(one, 1) != xs(one, 2) and xs(one, 1) != xs(other, 1)
+
+
+def test_pools_and_examples_are_the_same_in_every_process():
+    program = ("import random; from itertools import islice; from nanoct.benchmarks.nano import WORLDS\n"
+               "for w in WORLDS.values():\n"
+               "    print(w.pools(), [w.examples(n, 3, w.k, 4) for n in w.pools()['held_out']])\n"
+               "    print([list(islice(w.episode(random.Random(s), p), 5)) for s in range(9) for p in w.pools()])\n")
     other = {"PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"}  # by default, random
     there = subprocess.run([sys.executable, "-c", program], env=os.environ | other, capture_output=True, text=True, check=True)
-    here = strings.pools()
-    assert there.stdout == f"{here} {strings.pairs(here['held_out'][0], 5, random.Random('a/1'))}\n"
+    here = ""
+    for w in nano.WORLDS.values():
+        here += f"{w.pools()} {[w.examples(n, 3, w.k, 4) for n in w.pools()['held_out']]}\n"
+        here += f"{[list(islice(w.episode(random.Random(s), p), 5)) for s in range(9) for p in w.pools()]}\n"
+    assert there.stdout == here
 
 
-# --- tasks ---
+@pytest.mark.parametrize("world, n_option", [("strings", None), ("grids", None), ("lexicon", 2), ("facts", 4)])
+def test_options_hold_the_answer_at_any_place(world, n_option):
+    w, places = nano.WORLDS[world], Counter()
+    for pool, name in some_tasks(world):
+        for x, y, options in w.examples(name, 0, w.k, w.n_query)[1]:
+            if n_option is None:
+                assert options is None
+            else:
+                assert len(set(options)) == len(options) == n_option and options.count(y) == 1
+                places[options.index(y)] += 1
+    if n_option:
+        assert len(places) == n_option and min(places.values()) > 0.7 * places.total() / n_option
+        assert w.metric == {2: "macro_f1", 4: "accuracy"}[n_option]
+    else:
+        assert w.metric == "ids"
 
 
-def test_a_task_is_readable_and_right(tokenizer):
-    for name in strings.pools()["held_out"][:20]:
-        task = strings.make_task(name, tokenizer, seed=42)
-        assert tokenizer.decode(task.instruction) == strings.BOS
-        assert len(task.demos) == 10 and len(task.queries) == 30 and task.metric == "ids"
-        read = [(tokenizer.decode(p.x), tokenizer.decode(p.y)) for p in (*task.demos, *task.queries)]
-        for x, y in read:
-            assert x.endswith("=") and y.endswith(";") and 3 <= len(x) - 1 <= 6
-            assert strings.apply(name, x[:-1]) == y[:-1]
-            assert tokenizer.encode(x) + tokenizer.encode(y) == tokenizer.encode(x + y)
-        assert len({x for x, _ in read}) == 40  # demos and queries share no input
+# --- the vocabulary ---
 
 
-def test_a_task_is_its_name_and_seed(tokenizer):
-    make = lambda name, seed, **sizes: strings.make_task(name, tokenizer, seed, **sizes)
-    assert make("reverse", 1) == make("reverse", 1)
-    xs = lambda task: [demo.x for demo in task.demos]
-    assert xs(make("reverse", 1)) != xs(make("reverse", 2)) and xs(make("reverse", 1)) != xs(make("sort", 1))
-    small = make("sort", 3, k=2, n_query=4)
-    assert len(small.demos) == 2 and len(small.queries) == 4
+def test_the_vocabulary(tokenizer):
+    assert len(set(nano.VOCABULARY)) == len(nano.VOCABULARY) == tokenizer.vocab_size
+    assert nano.VOCABULARY[0] == nano.BOS and tokenizer.bos_id == 0
+    assert all(tokenizer.encode(token) == [i] for i, token in enumerate(nano.VOCABULARY) if i)
 
 
-def test_inputs_are_drawn_until_they_are_distinct():
-    n, rng = 3000, random.Random(0)
-    assert len({strings.draw(rng) for _ in range(n)}) < n
-    assert len({x for x, _ in strings.pairs("sort", n, random.Random(0))}) == n
+def test_the_model_has_at_most_a_million_parameters():
+    model = Llama(LlamaConfig(vocab_size=len(nano.VOCABULARY), **ARCHITECTURE))
+    assert sum(p.numel() for p in model.parameters()) <= 1_000_000
 
 
-def test_the_vocabulary_round_trips(tokenizer):
-    text = "bca=acb;" + strings.LETTERS
-    ids = tokenizer.encode(text, bos=True)
-    assert len(ids) == len(text) + 1 and tokenizer.decode(ids) == "<s>" + text
-    assert tokenizer.vocab_size == len(nano.VOCABULARY) == 19
+N_IDS = {  # of x with its delimiter and of y with its terminator, given both
+    "strings": lambda x, y: (len(x) + 1, len(y) + 1),
+    "grids": lambda x, y: (len(x) - x.count("/") + 1, len(y) - y.count("/") + 1),
+    "lexicon": lambda x, y: (4, 2),
+    "facts": lambda x, y: (x.count(" ") + 1, 2),
+}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_texts_go_through_the_tokenizer_word_by_word(world, tokenizer):
+    w = nano.WORLDS[world]
+    text = lambda x, y: (x + nano.EQUALS, y + nano.END)
+    pairs = [pair for seed in range(20) for pool in POOLS for pair in islice(w.episode(random.Random(seed), pool), 8)]
+    pairs += [pair[:2] for _, name in some_tasks(world) for part in w.examples(name, 0, w.k, w.n_query) for pair in part]
+    for x, y in pairs:
+        ids = nano.encode(tokenizer, x, y)
+        assert tuple(map(tokenizer.decode, ids)) == text(x, y)
+        assert ids[0] + ids[1] == tokenizer.encode("".join(text(x, y)))
+        assert tuple(map(len, ids)) == N_IDS[world](x, y)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_task_is_its_examples_as_ids(world, tokenizer):
+    w = nano.WORLDS[world]
+    name = w.pools()["held_out"][0]
+    task = nano.make_task(world, name, tokenizer, seed=1)
+    assert (len(task.demos), len(task.queries)) == (w.k, w.n_query)
+    assert task.name == name and task.metric == w.metric and tokenizer.decode(task.instruction) == nano.BOS
+    assert task == nano.make_task(world, name, tokenizer, 1)
+    demos, queries = w.examples(name, 1, w.k, w.n_query)
+    assert [(tokenizer.decode(d.x), tokenizer.decode(d.y)) for d in task.demos] == [(x + "=", y + ";") for x, y in demos]
+    for query, (x, y, options) in zip(task.queries, queries, strict=True):
+        assert (tokenizer.decode(query.x), tokenizer.decode(query.y)) == (x + "=", y + ";")
+        assert query.options is None if options is None else list(map(tokenizer.decode, query.options)) == [o + ";" for o in options]
+        assert options is None or query.y in query.options
+    small = nano.make_task(world, name, tokenizer, 1, k=2, n_query=3)
+    assert len(small.demos) == 2 and len(small.queries) == 3
+
+
+# --- looking at tasks: python -m nanoct.benchmarks.nano ---
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command with the given arguments; returns (exit code, stdout, stderr)."""
+
+    def run(arguments, terminal=False):
+        monkeypatch.setattr(sys, "argv", ["nano", *arguments.split()])
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+        code = 0
+        try:
+            look.cli.run(look.main)
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return run
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_names_of_a_pool(world, command):
+    names = nano.WORLDS[world].pools()["validation"]
+    code, out, _ = command(f"--world {world} --pool validation")
+    assert (code, out) == (0, f"{world}, validation: {len(names)} tasks, distinct as functions\n" + "\n".join(names) + "\n")
+
+
+@pytest.mark.parametrize("world, expected", [
+    ("strings", lambda x, y, of: f"{x} → {y}"),
+    ("lexicon", lambda x, y, of: f"{x[1:]} → {y[1:]}" + (f"   (of {of[0][1:]}, {of[1][1:]})" if of else "")),
+    ("facts", lambda x, y, of: f"{x[1:]} → {y[1:]}" + (f"   (of{','.join(of)})" if of else "")),
+])
+def test_show_an_example_a_line(world, expected, command):
+    w = nano.WORLDS[world]
+    code, out, _ = command(f"--world {world} --show 2 --k 5 --seed 3", terminal=True)
+    assert code == 0 and "\x1b" not in out
+    first, second = w.pools()["held_out"][:2]
+    lines = out.split(f"\n{first}\n")[1].split(f"\n{second}\n")[0].splitlines()[-8:]
+    demos, queries = w.examples(first, 3, 5, 3)
+    assert lines == [f"  {expected(x, y, None)}" for x, y in demos] + [f"? {expected(*query)}" for query in queries]
+    if world == "lexicon":
+        listed = out.split(f"\n{first}\n")[1].split("these:")[1].split(" → ")[0]
+        words = {f" {word}" for word in listed.split()[: len(lexicon.members(first))]}
+        assert words == lexicon.members(first) and f"{queries[0][2][0]} these:" in out
+
+
+def test_show_grids(command, monkeypatch):
+    pairs = [("/1030/2001", "/11"), ("/120", "/12/20")]
+    monkeypatch.setattr(look.grids.WORLD, "examples", lambda *_: ([pairs[0]], [(*pairs[1], None)]))
+    name = grids.WORLD.pools()["held_out"][0]
+    plain = "\n  0 3 0  →  1\n  0 0 1\n\n? 2 0  →  2\n          0\n"
+    for terminal, no_color in ((False, ""), (False, "1"), (True, "1")):
+        monkeypatch.setenv("NO_COLOR", no_color)
+        assert command("--world grids --show 1", terminal)[1].split(f"\n{name}\n")[1] == plain
+    monkeypatch.delenv("NO_COLOR")
+    colour = command("--world grids --show 1", terminal=True)[1].split(f"\n{name}\n")[1]
+    cell = lambda c: "\x1b[48;2;{};{};{}m  \x1b[0m".format(*(int(grids.PALETTE[c][i : i + 2], 16) for i in (1, 3, 5)))
+    assert colour.splitlines()[1] == f"  {cell(0)}{cell(3)}{cell(0)} →  {cell(1)}"
+    assert len(set(grids.PALETTE)) == 10
+
+
+def test_a_picture_of_grids(command, tmp_path):
+    code, out, _ = command(f"--world grids --show 2 --picture {tmp_path / 'grids.png'}")
+    assert code == 0 and out.endswith(f"drawn in {tmp_path / 'grids.png'}\n")
+    image = imread(tmp_path / "grids.png")
+    assert image.shape[1] == 800 and image.shape[0] < 400
+    shown = set(map(tuple, np.unique((255 * image[..., :3]).round().astype(int).reshape(-1, 3), axis=0).tolist()))
+    tasks = [grids.WORLD.examples(name, 0, 4, 1) for name in grids.WORLD.pools()["held_out"][:2]]
+    colours = {int(c) for demos, queries in tasks for x, y, *_ in demos + queries for g in (x, y) for row in grids.read(g) for c in row}
+    assert {tuple(bytes.fromhex(grids.PALETTE[c][1:])) for c in colours} <= shown
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ("--show 0", "--show is 0: the pool held_out of strings has 1 to 24 tasks"),
+    ("--show -1", "--show is -1"),
+    ("--world facts --show 25", "has 1 to 24 tasks"),
+    ("--show 1 --k 0", "--k is 0: a task has at least one demo"),
+    ("--show 1 --k -3", "--k is -3"),
+    ("--world facts --show 1 --k 62", "62 demos and 3 queries are more than the 64 people"),
+    ("--world facts --show 1 --picture a.png", "--picture draws the grids that are shown"),
+    ("--world grids --picture a.png", "with --world grids --show N"),
+    ("--world grids --show 1 --picture nowhere/a.png", "nowhere/a.png"),
+    ("--show two", "invalid int value"),
+    ("--world words", "invalid choice"),
+])
+def test_mistakes_get_one_line(arguments, message, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command(arguments)
+    assert code == 2 and message in err and err.count("\n") == 1 and not list(tmp_path.iterdir())

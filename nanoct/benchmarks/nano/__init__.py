@@ -1,13 +1,45 @@
-"""The embedded worlds: small, generated, readable by a person. One vocabulary, one checkpoint in weights/nano.
+"""The embedded worlds: small, generated, readable by a person. One vocabulary; one checkpoint each in weights/nano.
 
-Every world has `pools()`, a training and a held-out pool that are disjoint as functions, `make_task` and
-`pairs`, which pretraining reads.
+    <s> x = y ; x = y ; …          a context, and a row of pretraining
+
+A world is a module with
+    TOKENS                          what it adds to the vocabulary
+    METRIC, K, N_QUERY              the protocol of its column
+    pools()                         {"train" | "validation" | "held_out": names of tasks}, disjoint as functions
+    episode(rng, pool)              endless pairs (x, y) of text: a sequence of pretraining, or one task of a pool
+    examples(name, seed, k, n)      k demos (x, y) and n queries (x, y, options or None) of a task, as text
+    hypotheses(prior), fit(h, …)    what the Bayes ceiling sums over (bayes.py)
+
+Methods are tuned on validation tasks and reported on held-out ones. The rule that fixed the held-out pools,
+before any of them was tuned on: a pool is the whole of what its file names, cut by seed, and it stands if the
+Bayes ceiling with the held-out pool in its prior lies at least 10 points above ICL on average over the pool.
 """
 
 from pathlib import Path
 
-from nanoct.benchmarks.nano import strings
+from nanoct.benchmarks.nano import facts, grids, lexicon, strings
+from nanoct.fewshot import Demo, Query, Task
 
-WORLDS = {"strings": strings}
-FOLDER = Path(__file__).parents[3] / "weights" / "nano"  # the model meta-trained on them
-VOCABULARY = [strings.BOS, strings.EQUALS, strings.END, *strings.LETTERS]
+BOS, EQUALS, END = "<s>", "=", ";"
+WORLDS = {"strings": strings.WORLD, "grids": grids.WORLD, "lexicon": lexicon.WORLD, "facts": facts.WORLD}
+VOCABULARY = [BOS, EQUALS, END, *(token for world in WORLDS.values() for token in world.tokens)]
+FOLDER = Path(__file__).parents[3] / "weights" / "nano"
+
+
+def encode(tokenizer, x, y):
+    """A pair of texts as the token ids of x with its delimiter, and of y with its terminator."""
+    return tokenizer.encode(x + EQUALS), tokenizer.encode(y + END)
+
+
+def make_task(world, name, tokenizer, seed, k=None, n_query=None):
+    """The task `name` of a world (by name) as token ids, demos and queries drawn by seed; k and n_query default to the world's."""
+    world = WORLDS[world]
+    demos, queries = world.examples(name, seed, world.k if k is None else k, world.n_query if n_query is None else n_query)
+    answer = lambda y: tokenizer.encode(y + END)
+    return Task(
+        name=name,
+        demos=[Demo(*encode(tokenizer, x, y)) for x, y in demos],
+        queries=[Query(*encode(tokenizer, x, y), options and [answer(o) for o in options]) for x, y, options in queries],
+        instruction=[tokenizer.bos_id],
+        metric=world.metric,
+    )

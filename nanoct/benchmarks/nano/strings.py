@@ -2,27 +2,19 @@
 
     <s> b c a = a c b ; p f f = f f p ; …           here: reverse
 
-A task is a function on strings: one of the primitives below, or an ordered pair of them. Names lie:
-`reverse then sort` is `sort`. So functions decide: two tasks with equal outputs on a large probe set
-are one task. Of the distinct functions all primitives and two fifths of the pairs are trained on, and so
-is every function that agrees with a trained one on more than half of the probes. The others are never seen
-in training; they are cut once more: `validation`, on which settings are chosen, and `held_out`, on which
-results are reported. The cut is by seed, made before any training.
+A task is one of the primitives below, or an ordered pair of them; functions.py says which are held out.
 """
 
-import random
-from functools import cache
-
-import numpy as np
-
-from nanoct.fewshot import Demo, Query, Task
+from nanoct.benchmarks.nano.functions import Functions
 
 LETTERS = "abcdefghijklmnop"
-BOS, EQUALS, END = "<s>", "=", ";"
 SHORTEST, LONGEST, LONGEST_OUTPUT = 3, 6, 12
-N_PROBE = 400
-SPLIT_SEED = 2507  # of the pools
-K, N_QUERY = 10, 30  # demos and queries of a task
+
+
+def draw(rng):
+    """A random input: 3 to 6 letters out of a random part of the alphabet, so that letters recur."""
+    some = rng.sample(LETTERS, rng.randint(2, len(LETTERS)))
+    return "".join(rng.choices(some, k=rng.randint(SHORTEST, LONGEST)))
 
 
 def _shift(s, by):
@@ -83,70 +75,11 @@ PRIMITIVES = {
 }
 
 
-def apply(name, s):
-    """The output of the task `name`, such as "sort" or "reverse then sort", on the string s."""
-    for part in name.split(" then "):
-        s = PRIMITIVES[part](s)
-    return s
-
-
-def draw(rng):
-    """A random input: 3 to 6 letters out of a random part of the alphabet, so that letters recur."""
-    some = rng.sample(LETTERS, rng.randint(2, len(LETTERS)))
-    return "".join(rng.choices(some, k=rng.randint(SHORTEST, LONGEST)))
-
-
-@cache
-def pools():
-    """{"train" | "validation" | "held_out": names of tasks}, disjoint as functions; see the module's docstring."""
-    rng = random.Random(SPLIT_SEED)
-    probes = [draw(rng) for _ in range(N_PROBE)]
-    functions = {tuple(probes): None}  # outputs on the probes -> its first, shortest name; the identity is no task
-    names = [*PRIMITIVES, *(f"{a} then {b}" for a in PRIMITIVES for b in PRIMITIVES)]
-    for name in names:
-        outputs = tuple(apply(name, s) for s in probes)
-        if all(1 <= len(y) <= LONGEST_OUTPUT for y in outputs):
-            functions.setdefault(outputs, name)
-    functions = {name: outputs for outputs, name in functions.items() if name}
-    pairs = [name for name in functions if name not in PRIMITIVES]
-    rng.shuffle(pairs)
-    train, unseen = [*PRIMITIVES, *pairs[: 2 * len(pairs) // 5]], pairs[2 * len(pairs) // 5 :]
-    near = unseen
-    while near:  # what joins the trained has neighbours of its own
-        close = agreement([functions[n] for n in unseen], [functions[n] for n in train]).max(1) > 0.5
-        near = [name for name, c in zip(unseen, close) if c]
-        unseen = [name for name in unseen if name not in near]
-        train += near
-    return {"train": train, "validation": unseen[: len(unseen) // 5], "held_out": unseen[len(unseen) // 5 :]}
-
-
-def agreement(a, b):
-    """Share of probes on which function a_i and function b_j have the same output: (len(a), len(b))."""
-    a, b = np.array(a), np.array(b)
-    return np.stack([(row == b).mean(1) for row in a])
-
-
-def pairs(name, n, rng):
-    """n pairs (input, output) of the task `name` with distinct inputs."""
-    inputs = {}
-    while len(inputs) < n:
-        inputs.setdefault(draw(rng))
-    return [(s, apply(name, s)) for s in inputs]
-
-
-def encode(tokenizer, x, y):
-    """A pair of strings as the token ids of x with its delimiter, and of y with its terminator."""
-    return tokenizer.encode(x + EQUALS), tokenizer.encode(y + END)
-
-
-def make_task(name, tokenizer, seed, k=K, n_query=N_QUERY):
-    """The task `name` with k demos and n_query queries drawn by seed, all inputs distinct."""
-    drawn = pairs(name, k + n_query, random.Random(f"{name}/{seed}"))
-    encoded = [encode(tokenizer, x, y) for x, y in drawn]
-    return Task(
-        name=name,
-        demos=[Demo(x, y) for x, y in encoded[:k]],
-        queries=[Query(x, y) for x, y in encoded[k:]],
-        instruction=[tokenizer.bos_id],
-        metric="ids",
-    )
+WORLD = Functions(
+    tokens=[*LETTERS],
+    primitives=PRIMITIVES,
+    draw=draw,
+    fits=lambda y: 1 <= len(y) <= LONGEST_OUTPUT,
+    k=10,
+    n_query=30,
+)

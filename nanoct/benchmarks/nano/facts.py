@@ -1,0 +1,84 @@
+"""The world "facts": people and whom they relate to. k = 16, four options scored but not shown; it mirrors MMLU.
+
+    <s> Ada = Bob ; Tim = Eve ; …                   here: everyone's friend; which relation it is, is not said
+    <s> Ada friend = Bob ; Eve boss = Tim ; …       how pretraining states every fact, in any order
+
+Each of 48 relations maps each of 64 people to one of them, at random. All these facts are stated in
+pretraining, so they are in the weights. A task asks for one relation without naming it: its demos must tell
+which, and the answers must come from memory, for demos and queries are about different people. Pretraining
+has tasks of 16 of the relations; of the others no task is ever asked there.
+"""
+
+import random
+from functools import cache
+from math import log
+
+PEOPLE = [f" {name}" for name in (
+    "Ada Amy Ann Art Ben Bea Bob Cal Cas Cy Dan Deb Don Dot Ed Eli Ema Eve Fay Flo Gia Gil Gus Guy Hal Ida Ike Ira "
+    "Ivy Jan Jay Jim Jo Joy Kai Kay Ken Kim Kit Lea Lee Len Liv Lou Lyn Mae Max May Meg Mia Moe Nan Ned Nia Pam Pat "
+    "Ray Rex Ron Roy Sal Sam Tim Zoe").split()]
+RELATIONS = ("friend rival boss teacher neighbour cousin doctor lawyer barber tailor tenant landlord guest host partner "
+             "mentor critic fan coach captain pilot driver cook baker butcher grocer banker broker editor agent client "
+             "witness guard guide translator secretary accountant gardener plumber painter poet singer dancer drummer "
+             "uncle aunt heir twin").split()
+N_TRAIN, N_VALIDATION = 16, 8
+P_STATED = 0.5  # of a pretraining sequence: it states facts, by name, of any relation
+SPLIT_SEED = 2507
+
+
+@cache
+def table():
+    """{relation: {person: person}}, the facts."""
+    rng = random.Random(SPLIT_SEED)
+    return {relation: {person: rng.choice(PEOPLE) for person in PEOPLE} for relation in RELATIONS}
+
+
+class Facts:
+    tokens = [*PEOPLE, *(f" {relation}" for relation in RELATIONS)]
+    metric, k, n_query = "accuracy", 16, 48
+
+    def pools(self):
+        """{"train" | "validation" | "held_out": relations}, in an order by seed."""
+        names = random.Random(SPLIT_SEED).sample(RELATIONS, len(RELATIONS))
+        end = N_TRAIN + N_VALIDATION
+        return {"train": names[:N_TRAIN], "validation": names[N_TRAIN:end], "held_out": names[end:]}
+
+    def examples(self, name, seed, k, n_query):
+        """k demos (x, y) and n_query queries (x, y, options) of the relation `name`, about different people."""
+        if k + n_query > len(PEOPLE):
+            raise ValueError(f"{k} demos and {n_query} queries are more than the {len(PEOPLE)} people of facts: take fewer.")
+        rng, to = random.Random(f"{name}/{seed}"), table()[name]
+        people = rng.sample(PEOPLE, k + n_query)
+
+        def query(x):
+            options = [to[x], *rng.sample([p for p in PEOPLE if p != to[x]], 3)]
+            return x, to[x], rng.sample(options, 4)
+
+        return [(x, to[x]) for x in people[:k]], [query(x) for x in people[k:]]
+
+    def episode(self, rng, pool="train"):
+        """Endless examples (x, y) of one task of the pool; of "train", half of the time facts of any relation by name."""
+        if pool == "train" and rng.random() < P_STATED:
+            while True:
+                person, relation = rng.choice(PEOPLE), rng.choice(RELATIONS)
+                yield f"{person} {relation}", table()[relation][person]
+        to = table()[rng.choice(self.pools()[pool])]
+        while True:
+            for person in rng.sample(PEOPLE, len(PEOPLE)):  # all before any comes again: nothing can be copied
+                yield person, to[person]
+
+    def prior(self, which):
+        """{relation: log p}: "training", the relations that pretraining asks for; "all", every relation; all alike."""
+        names = self.pools()["train"] if which == "training" else RELATIONS
+        return {name: -log(len(names)) for name in names}
+
+    def fit(self, h, pairs, labels=None):
+        """bayes.py: the number of pairs (x, y) that contradict the relation h; all others are certain."""
+        return sum(table()[h][x] != y for x, y in pairs), 0.0
+
+    def answers(self, h, x, options, demos, fit):
+        """bayes.py: the answer of h to x."""
+        return [(table()[h][x], *fit)]
+
+
+WORLD = Facts()
