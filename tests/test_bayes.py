@@ -102,14 +102,23 @@ def test_functions_are_drawn_with_their_prior(world):
 
 
 def test_attributes_are_drawn_with_their_prior(monkeypatch):
+    """The prior is that of episodes with animals for labels; a quarter of all names its attribute."""
     drawn = []
     monkeypatch.setattr(lexicon, "sentences", lambda name, labels, rng: drawn.append((name, labels)))
     rng = random.Random(0)
     for _ in range(12000):
         LEXICON.episode(rng)
     unnamed = [(name, sorted(labels).index(labels[0])) for name, labels in drawn if set(labels) <= set(lexicon.ANIMALS)]
-    assert abs(len(unnamed) / len(drawn) - 0.5) < 0.02  # the other half names its attribute
-    assert_frequencies(Counter(unnamed), {h: exp(p) for h, p in LEXICON.prior("training").items()})
+    named = Counter((name, *labels) for name, labels in drawn if not set(labels) <= set(lexicon.ANIMALS))
+    assert_frequencies(named, {(pair[0], *(f" {label}" for label in pair)): 1 / 6 for pair in lexicon.ATTRIBUTES})
+    assert abs(len(unnamed) / len(drawn) - 0.75) < 0.02
+    expected = {h: exp(p) for h, p in LEXICON.prior("training").items()}
+    assert_frequencies(Counter(unnamed), expected)
+    n_attribute = lambda h: (h[0].count("+") + 1, h[1])
+    sums = Counter()
+    for h, p in expected.items():
+        sums[n_attribute(h)] += p
+    assert_frequencies(Counter(map(n_attribute, unnamed)), sums)
 
 
 def test_relations_are_drawn_with_their_prior():
@@ -122,7 +131,7 @@ def test_relations_are_drawn_with_their_prior():
         if not named:
             (name,) = [name for name, to in facts.table().items() if all(to[x] == y for x, y in pairs)]
             drawn[name] += 1
-    assert abs(stated / 4000 - 0.5) < 0.04
+    assert abs(stated / 4000 - 0.7) < 0.03
     assert_frequencies(drawn, {name: exp(p) for name, p in FACTS.prior("training").items()})
 
 
@@ -130,12 +139,18 @@ def test_relations_are_drawn_with_their_prior():
 
 
 def test_lexicon_prior_by_hand():
-    """128 words; four kinds, the labels either way round: 6 attributes, 60 ANDs, 15 XORs, all halves as one."""
+    """Four kinds, the labels either way round: 236 of attributes, 60 ANDs, 15 XORs, all halves as one.
+
+    With animals for labels a third of the first kind is one attribute, and two ninths each are two, three and four.
+    """
     training, all_ = LEXICON.prior("training"), LEXICON.prior("all")
-    assert len(training) == 12 and len(all_) == 2 * (6 + 60 + 15 + 1)
-    assert exp(training["big", 0]) == pytest.approx(1 / 12)
-    shares = [exp(all_[name, 1]) for name in ("big", "alive and not hot", "alive xor hot", "half")]
-    assert shares == pytest.approx([1 / 48, 1 / 480, 1 / 120, 1 / 8])
+    assert len(training) == 2 * (6 + 30 + 80 + 120) and len(all_) == 2 * (236 + 60 + 15 + 1)
+    names, shares = ["big", "big+cold", "big+cold+loud", "big+cold+loud+old"], [1 / 36, 1 / 270, 1 / 720, 1 / 1080]
+    assert [exp(training[name, 0]) for name in names] == pytest.approx(shares)
+    assert [exp(all_[name, 0]) for name in names] == pytest.approx([p / 4 for p in shares])
+    shares = [exp(all_[name, 1]) for name in ("alive and not hot", "alive xor hot", "half")]
+    assert shares == pytest.approx([1 / 480, 1 / 120, 1 / 8])
+    assert sum(map(exp, training.values())) == pytest.approx(1) == sum(map(exp, all_.values()))
 
 
 def test_lexicon_fit_by_hand():
@@ -151,6 +166,13 @@ def test_lexicon_fit_by_hand():
     assert fit(("alive and not hot", 0), cat) == (1, pytest.approx(-half - 2 * log(32)))
     assert fit(("alive and not hot", 1), cat) == (2, pytest.approx(-half - log(96)))
     assert fit(("alive xor new", 0), cat, dog) == (2 + 1, pytest.approx(-2 * half - 3 * log(64)))
+    assert fit(("alive+cold", 0), cat) == (1, pytest.approx(-half - 2 * log(32)))  # vel is alive and hot: in neither class
+    assert fit(("alive+cold", 1), dog) == (1, pytest.approx(-half - 2 * log(32)))
+    assert fit(("alive+cold", 1), cat) == (3, pytest.approx(-half))  # san is in the other class, vel in neither
+    assert fit(("alive+big", 0), (" ral vel ral", " dog")) == (1, pytest.approx(-half - 2 * log(32)))  # the second class
+    assert fit(("alive+big", 0), (" san san ral", " dog")) == (2, pytest.approx(-half - log(32)))
+    assert fit(("alive+big+hot", 0), cat, (" ral ral ral", " dog")) == (2, pytest.approx(-2 * half - 4 * log(16)))
+    assert fit(("alive+small+cold+new", 0), cat) == (1, pytest.approx(-half - 2 * log(8)))
     assert fit(("half", 0), cat) == (0, pytest.approx(-half - 3 * log(64) + log(comb(126, 62) / comb(128, 64))))
     assert fit(("half", 0), cat)[1] == pytest.approx(-half - 3 * log(64) + log(63 / 254))  # (64 · 63) / (128 · 127)
     wrong, evidence = fit(("half", 0), cat, (" vel ral ral", " dog"))  # vel stood in both classes: it may be in either
@@ -159,15 +181,23 @@ def test_lexicon_fit_by_hand():
 
 
 def test_lexicon_predictive_by_hand():
-    """After one cat sentence of ral, all six attributes stand. san has two of them, vel three, ral none."""
+    """After one cat sentence of ral, which has no attribute, all sets of attributes without opposites stand.
+
+    Their words have all of them or none, ral none. Of n attributes there are C(6, n), each with the prior p_n and
+    2^(7 - n) words a class. san has two attributes, vel three: "dog" to sets of these, "cat" to sets of the others.
+    """
+    p = {1: 1 / 36, 2: 1 / 270, 3: 1 / 720, 4: 1 / 1080}
+    sets_of = lambda size: sum(comb(size, n) * p[n] * (2.0 ** (n - 7)) ** 6 for n in p)  # six words: of demo and query
+    san = sets_of(4) / (sets_of(4) + sets_of(2))
+    assert 0.99 < san < 1
     demos = [(" ral ral ral", " cat")]
     queries = [(f" {word} {word} {word}", " cat", LABELS) for word in ("san", "vel", "ral")]
-    expected = [{" cat": 4 / 6, " dog": 2 / 6}, {" cat": 3 / 6, " dog": 3 / 6}, {" cat": 1.0}]
+    expected = [{" cat": san, " dog": 1 - san}, {" cat": 3 / 6, " dog": 3 / 6}, {" cat": 1.0}]
     for options in (LABELS, LABELS[::-1]):  # the order of the labels, also from query to query, says nothing
         got = bayes.predictives(LEXICON, demos, [queries[0], *((x, y, options) for x, y, _ in queries[1:])], "training")
         for p, of_query in zip(got, expected):
             assert_equal(p, of_query)
-    # a query judges the attributes too: alive, big, hot and new each have a word on the other side; fast and loud decide
+    # a query judges the attributes too: alive, big, hot and new have words on both sides; fast, loud and both decide
     (mixed,) = bayes.predictives(LEXICON, demos, [(" san vel ral", " cat", LABELS)], "training")
     assert mixed == {" cat": 1.0}
 
@@ -176,16 +206,15 @@ def test_lexicon_predictive_by_hand():
 def few_words(monkeypatch):
     """Eight words instead of 128, so that all 70 halves can be written out."""
     monkeypatch.setattr(lexicon, "WORDS", random.Random(3).sample(lexicon.WORDS, 8))
-    lexicon.members.cache_clear()
+    lexicon.classes.cache_clear()
     yield lexicon.WORDS
-    lexicon.members.cache_clear()
+    lexicon.classes.cache_clear()
 
 
 def noisy(classes, i, pairs):
     """p(pairs | h) with noise: a word is drawn from its class, but with probability E from all words that are not in it."""
-    size = lambda first: len(classes) if first else len(lexicon.WORDS) - len(classes)
-    one = lambda word, first: (1 - E) / size(first) if (word in classes) == first else E
-    return prod(0.5 * prod(one(word, y == sorted(LABELS)[i]) for word in lexicon.words(x)) for x, y in pairs)
+    one = lambda word, of: (1 - E) / len(of) if word in of else E
+    return prod(0.5 * prod(one(word, classes[y != sorted(LABELS)[i]]) for word in lexicon.words(x)) for x, y in pairs)
 
 
 def sentences(rng, words, first, n):
@@ -223,7 +252,8 @@ def test_lexicon_against_a_literal_sum_with_noise(few_words, which, seed, k):
     demos, queries = pairs[:k], [(x, y, LABELS) for x, y in pairs[k:]]
     hypotheses = []
     for (name, i), p in LEXICON.prior(which).items():
-        classes = list(combinations(few_words, 4)) if name == "half" else [lexicon.members(name)]
+        halves = [(set(half), set(few_words) - set(half)) for half in combinations(few_words, 4)]
+        classes = halves if name == "half" else [lexicon.classes(name)]
         hypotheses += [(name, of, i, exp(p) / len(classes)) for of in classes]
     weights = [((name, i), p * noisy(of, i, demos)) for name, of, i, p in hypotheses]
     assert_equal(bayes.posterior(LEXICON, demos, which, LABELS), literal(weights))
@@ -292,8 +322,8 @@ def test_what_is_trained_is_clear_from_k_demos(which):
 
 
 def test_relations_without_a_task_are_chance_to_the_training_prior_and_clear_to_the_other():
-    assert ceiling(FACTS, "held_out", "training", tasks=8) == pytest.approx(0.25, abs=0.1)  # 4 s.e. of 384 queries: 0.09
-    assert ceiling(FACTS, "held_out", "all", tasks=8) > 0.95
+    assert ceiling(FACTS, "held_out", "training", tasks=24) == pytest.approx(0.25, abs=0.1)  # 4 s.e. of 384 queries: 0.09
+    assert ceiling(FACTS, "held_out", "all", tasks=24) > 0.95
 
 
 # --- KL ---

@@ -2,13 +2,13 @@
 
     <s> x = y ; x = y ; …          a context, and a row of pretraining
 
-A world is a module with
-    TOKENS                          what it adds to the vocabulary
-    METRIC, K, N_QUERY              the protocol of its column
+A world is an object with
+    tokens                          what it adds to the vocabulary
+    metric, k, n_query              the protocol of its column
     pools()                         {"train" | "validation" | "held_out": names of tasks}, disjoint as functions
-    episode(rng, pool)              endless pairs (x, y) of text: a sequence of pretraining, or one task of a pool
     examples(name, seed, k, n)      k demos (x, y) and n queries (x, y, options or None) of a task, as text
-    hypotheses(prior), fit(h, …)    what the Bayes ceiling sums over (bayes.py)
+    episode(rng, pool)              endless pairs (x, y) of text: a sequence of pretraining, or one task of a pool
+    prior(which), fit(h, …), answers(h, …)    what the Bayes ceiling sums over (bayes.py)
 
 Methods are tuned on validation tasks and reported on held-out ones. The rule that fixed the held-out pools,
 before any of them was tuned on: a pool is the whole of what its file names, cut by seed, and it stands if the

@@ -39,8 +39,8 @@ def show(world, name, demos, queries, colour):
     """Print a task for people."""
     print(f"\n{name}")
     if world == "lexicon":
-        (one, other), words = queries[0][2], lexicon.members(name)
-        listed = f"{other} has {len(lexicon.WORDS) - len(words)} words,{one} these:{''.join(sorted(words))}"
+        (one, other), (words, others) = queries[0][2], lexicon.classes(name)
+        listed = f"{other} has {len(others)} words,{one} these:{''.join(sorted(words))}"
         print(fill(listed.strip(), 100, initial_indent="  ", subsequent_indent="  "))
     gap = "\n" if world == "grids" else ""
     for mark, (x, y, *options) in [(" ", demo) for demo in demos] + [("?", query) for query in queries]:

@@ -3,10 +3,10 @@
     <s> Ada = Bob ; Tim = Eve ; …                   here: everyone's friend; which relation it is, is not said
     <s> Ada friend = Bob ; Eve boss = Tim ; …       how pretraining states every fact, in any order
 
-Each of 48 relations maps each of 64 people to one of them, at random. All these facts are stated in
+Each of 36 relations maps each of 32 people to one of them, at random. All these facts are stated in
 pretraining, so they are in the weights. A task asks for one relation without naming it: its demos must tell
 which, and the answers must come from memory, for demos and queries are about different people. Pretraining
-has tasks of 16 of the relations; of the others no task is ever asked there.
+has tasks of 8 of the relations; of the others no task is ever asked there.
 """
 
 import random
@@ -14,15 +14,13 @@ from functools import cache
 from math import log
 
 PEOPLE = [f" {name}" for name in (
-    "Ada Amy Ann Art Ben Bea Bob Cal Cas Cy Dan Deb Don Dot Ed Eli Ema Eve Fay Flo Gia Gil Gus Guy Hal Ida Ike Ira "
-    "Ivy Jan Jay Jim Jo Joy Kai Kay Ken Kim Kit Lea Lee Len Liv Lou Lyn Mae Max May Meg Mia Moe Nan Ned Nia Pam Pat "
-    "Ray Rex Ron Roy Sal Sam Tim Zoe").split()]
+    "Ada Amy Ann Art Ben Bob Cal Dan Deb Don Eve Flo Gil Gus Hal Ida Ira Jan Jim Joy Kay Ken Leo Liz Max Meg Ned "
+    "Pat Ray Sam Tim Zoe").split()]
 RELATIONS = ("friend rival boss teacher neighbour cousin doctor lawyer barber tailor tenant landlord guest host partner "
-             "mentor critic fan coach captain pilot driver cook baker butcher grocer banker broker editor agent client "
-             "witness guard guide translator secretary accountant gardener plumber painter poet singer dancer drummer "
-             "uncle aunt heir twin").split()
-N_TRAIN, N_VALIDATION = 16, 8
-P_STATED = 0.5  # of a pretraining sequence: it states facts, by name, of any relation
+             "mentor critic fan coach captain pilot cook baker banker broker editor agent client guard guide painter poet "
+             "singer dancer uncle aunt").split()
+N_TRAIN, N_VALIDATION = 8, 4
+P_STATED = 0.7  # of a pretraining sequence: it states facts, by name, of any relation
 SPLIT_SEED = 2507
 
 
@@ -35,7 +33,7 @@ def table():
 
 class Facts:
     tokens = [*PEOPLE, *(f" {relation}" for relation in RELATIONS)]
-    metric, k, n_query = "accuracy", 16, 48
+    metric, k, n_query = "accuracy", 16, 16
 
     def pools(self):
         """{"train" | "validation" | "held_out": relations}, in an order by seed."""
@@ -57,7 +55,7 @@ class Facts:
         return [(x, to[x]) for x in people[:k]], [query(x) for x in people[k:]]
 
     def episode(self, rng, pool="train"):
-        """Endless examples (x, y) of one task of the pool; of "train", half of the time facts of any relation by name."""
+        """Endless examples (x, y) of one task of the pool; of "train", mostly facts of any relation by name."""
         if pool == "train" and rng.random() < P_STATED:
             while True:
                 person, relation = rng.choice(PEOPLE), rng.choice(RELATIONS)

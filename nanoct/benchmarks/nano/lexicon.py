@@ -4,8 +4,10 @@
 
 A word has six hidden attributes, every combination occurs twice, and the words of a sentence agree on what
 the task labels. Spelling tells people the attributes (onset, vowel and coda, ATTRIBUTES below) and tells
-the model nothing: a word is one token. Pretraining knows tasks that label one attribute; in a quarter of them the
-labels name it, as "positive" does in language, in the others they are any two animals.
+the model nothing: a word is one token. Pretraining knows tasks that label one attribute, or one to four of them
+that go together: "alive+cold" tells what is alive and cold from what is dead and hot. (The more go together, the
+more alike are the words of a class: a path from matching words to matching attributes.) The labels are any two
+animals; half of the time that there is one attribute they name it, as "positive" does in language.
 
 Unseen are tasks of three other kinds, labelled by animals: AND and XOR of two attributes, and arbitrary
 halves of the words.
@@ -14,7 +16,7 @@ halves of the words.
 import random
 from collections import Counter
 from functools import cache
-from itertools import combinations
+from itertools import combinations, product
 from math import comb, log
 
 # the label words of each attribute; a word's bit for it is 1 if it is the first
@@ -26,7 +28,9 @@ WORDS = [f" {onset}{vowel}{coda}" for onset in "rstvwxyz" for vowel in "aeio" fo
 ANIMALS = [f" {name}" for name in ("ant bat bee cat cow crab deer dog duck eel elk fox frog goat hare hen horse lion "
                                    "mole mouse owl pig rat seal").split()]
 N_WORD = 3
-P_CANONICAL = 0.25  # of a pretraining sequence: the labels name the attribute
+P_SINGLE = 0.5  # of a pretraining sequence: its task labels one attribute
+P_CANONICAL = 0.5  # of such a sequence: the labels name the attribute
+LARGEST = 4  # attributes that go together
 SPLIT_SEED = 2507
 
 
@@ -37,18 +41,32 @@ def bits(word):
 
 
 @cache
-def members(name):
-    """The words of the first class of a task, a frozenset: its function. "big and not hot", "big xor hot", "half 3", "big"."""
-    kind, *rest = name.split()
-    if kind == "half":
-        return frozenset(random.Random(name).sample(WORDS, len(WORDS) // 2))
-    if not rest:
-        return frozenset(w for w in WORDS if bits(w)[NAMES.index(name)])
-    if "xor" in rest:
-        a, b = name.split(" xor ")
-        return frozenset(w for w in WORDS if bits(w)[NAMES.index(a)] != bits(w)[NAMES.index(b)])
-    holds = lambda word, term: bits(word)[NAMES.index(term.split()[-1])] != term.startswith("not ")
-    return frozenset(w for w in WORDS if all(holds(w, term) for term in name.split(" and ")))
+def classes(name):
+    """The words of both classes of a task, two frozensets: its function.
+
+    "big", "big+cold"; "big and not hot", "big xor hot", "half 3", where the second class is all other words.
+    """
+    holds = lambda word, terms: [bits(word)[NAMES.index(attribute)] == value for attribute, value in terms]
+    if name.startswith("half "):
+        first = random.Random(name).sample(WORDS, len(WORDS) // 2)
+    elif " xor " in name:
+        terms = [(term, True) for term in name.split(" xor ")]
+        first = [w for w in WORDS if sum(holds(w, terms)) == 1]
+    elif " and " in name:
+        terms = [(term.split()[-1], not term.startswith("not ")) for term in name.split(" and ")]
+        first = [w for w in WORDS if all(holds(w, terms))]
+    else:
+        terms = [(pair[0], term == pair[0]) for term in name.split("+") for pair in ATTRIBUTES if term in pair]
+        first = [w for w in WORDS if all(holds(w, terms))]
+        return frozenset(first), frozenset(w for w in WORDS if not any(holds(w, terms)))
+    return frozenset(first), frozenset(WORDS) - frozenset(first)
+
+
+@cache
+def together():
+    """Names of the tasks of one to LARGEST attributes that go together, up to the order of the classes."""
+    return ["+".join([first, *others]) for n in range(LARGEST) for i, (first, _) in enumerate(ATTRIBUTES)
+            for some in combinations(ATTRIBUTES[i + 1 :], n) for others in product(*some)]
 
 
 def ands():
@@ -67,22 +85,21 @@ def words(x):
 
 @cache
 def pools():
-    """{"train" | "validation" | "held_out": names of tasks}: one attribute each; AND, XOR and halves in turn."""
+    """{"train" | "validation" | "held_out": names of tasks}: attributes, single ones first; AND, XOR and halves in turn."""
     rng = random.Random(SPLIT_SEED)
     kinds = [ands(), xors(), [f"half {i}" for i in range(15)]]
     for kind in kinds:
         rng.shuffle(kind)
     in_turn = [name for trio in zip(*kinds) for name in trio]  # 15 of each
-    return {"train": NAMES, "validation": in_turn[:21], "held_out": in_turn[21:]}
+    return {"train": together(), "validation": in_turn[:21], "held_out": in_turn[21:]}
 
 
 def sentences(name, labels, rng):
     """Endless examples (x, y): a class at random, three words of it at random, the class's label."""
-    first = members(name)
-    classes = [[w for w in WORDS if w in first], [w for w in WORDS if w not in first]]
+    of_class = [[w for w in WORDS if w in words_of] for words_of in classes(name)]
     while True:
         i = rng.randrange(2)
-        yield "".join(rng.choices(classes[i], k=N_WORD)), labels[i]
+        yield "".join(rng.choices(of_class[i], k=N_WORD)), labels[i]
 
 
 class Lexicon:
@@ -105,21 +122,28 @@ class Lexicon:
 
     def episode(self, rng, pool="train"):
         """Endless examples (x, y) of one task of the pool, as pretraining draws it."""
-        name = rng.choice(pools()[pool])
-        canonical = [f" {label}" for pair in ATTRIBUTES if name in pair for label in pair]
-        labels = canonical if canonical and rng.random() < P_CANONICAL else rng.sample(ANIMALS, 2)
+        labels, name = rng.sample(ANIMALS, 2), rng.choice(pools()[pool])
+        if pool == "train":
+            n = 1 if rng.random() < P_SINGLE else rng.randint(2, LARGEST)
+            name = rng.choice([name for name in together() if name.count("+") == n - 1])
+            if n == 1 and rng.random() < P_CANONICAL:
+                labels = [f" {label}" for pair in ATTRIBUTES if name in pair for label in pair]
         return sentences(name, labels, rng)
 
     def prior(self, which):
         """{hypothesis: log p}. A hypothesis is (name of a task, which of the two labels, sorted, is its first class's).
 
-        "training": the six attributes alike. "all": attributes, AND, XOR and halves of the words with 1/4 each,
-        alike within a kind; "half" stands for all halves at once.
+        "training": as pretraining draws tasks with animals for labels, so one attribute with probability
+        P_SINGLE (1 - P_CANONICAL) : 1 - P_SINGLE. "all": that, AND, XOR and halves of the words with 1/4 each, alike
+        within a kind; "half" stands for all halves at once.
         """
-        kinds = {"attribute": NAMES}
+        single = P_SINGLE * (1 - P_CANONICAL) / (1 - P_SINGLE * P_CANONICAL)
+        kinds = [(single, NAMES)]
+        for n in range(2, LARGEST + 1):
+            kinds.append(((1 - single) / (LARGEST - 1), [name for name in together() if name.count("+") == n - 1]))
         if which == "all":
-            kinds |= dict(AND=ands(), XOR=xors(), half=["half"])
-        return {(name, i): -log(2 * len(kinds) * len(names)) for names in kinds.values() for name in names for i in (0, 1)}
+            kinds = [(p / 4, names) for p, names in kinds] + [(1 / 4, ands()), (1 / 4, xors()), (1 / 4, ["half"])]
+        return {(name, i): log(p / len(names) / 2) for p, names in kinds for name in names for i in (0, 1)}
 
     def fit(self, h, pairs, labels):
         """bayes.py: words that are in the wrong class contradict h; the others were drawn from theirs.
@@ -140,10 +164,9 @@ class Lexicon:
             prior = log(comb(ranked.count(border), half.count(border))) - log(comb(n, n // 2))
             drawn = (len(seen) - wrong) * log(n // 2)
         else:
-            first_class = members(name)
-            size = {True: len(first_class), False: n - len(first_class)}
-            right = [first for word, first in seen if (word in first_class) == first]
-            wrong, drawn = len(seen) - len(right), sum(log(size[first]) for first in right)
+            of = {True: classes(name)[0], False: classes(name)[1]}
+            right = [first for word, first in seen if word in of[first]]
+            wrong, drawn = len(seen) - len(right), sum(log(len(of[first])) for first in right)
         return wrong, prior - drawn - len(pairs) * log(2)
 
     def answers(self, h, x, options, demos, fit):
