@@ -45,7 +45,7 @@ SWEEP = {  # as many settings for every method
     "ct_kv": dict(n_step=(16, 64), lr=(3e-3, 1e-2, 3e-2, 1e-1), token_dropout=(0.05,)),
     "ttt": dict(n_step=(8, 32), lr=(3e-4, 1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,), batch=(4,)),
 }
-SWEEP_TASKS = 8  # of the validation pool of each world
+SWEEP_TASKS = 6  # of the validation pool of each world
 CEILINGS = {"bayes_training": "training", "bayes_all": "all"}  # row of the table -> prior
 SETTINGS = FOLDER / "settings.json"  # {world: {method: config}}
 

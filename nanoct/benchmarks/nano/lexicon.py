@@ -7,7 +7,8 @@ the task labels. Spelling tells people the attributes (onset, vowel and coda, AT
 the model nothing: a word is one token. Pretraining knows tasks that label one attribute, or one to four of them
 that go together: "alive+cold" tells what is alive and cold from what is dead and hot. (The more go together, the
 more alike are the words of a class: a path from matching words to matching attributes.) The labels are any two
-animals; half of the time that there is one attribute they name it, as "positive" does in language.
+animals; half of the time that there is one attribute they name it, as "positive" does in language, and as they
+always do in `examples`.
 
 Unseen are tasks of three other kinds, labelled by animals: AND and XOR of two attributes, and arbitrary
 halves of the words.
@@ -78,6 +79,11 @@ def xors():
     return [f"{a} xor {b}" for a, b in combinations(NAMES, 2)]
 
 
+def canonical(name):
+    """The two labels that name the attribute of a task; none if it is not a single attribute."""
+    return [f" {label}" for pair in ATTRIBUTES if name in pair for label in pair]
+
+
 def words(x):
     """The words of a sentence."""
     return [" " + word for word in x.split()]
@@ -112,7 +118,7 @@ class Lexicon:
     def examples(self, name, seed, k, n_query):
         """k demos (x, y) and n_query queries (x, y, options) of the task `name`, all sentences distinct."""
         rng, pairs = random.Random(f"{name}/{seed}"), {}
-        labels = rng.sample(ANIMALS, 2)
+        labels = canonical(name) or rng.sample(ANIMALS, 2)
         for x, y in sentences(name, labels, rng):
             if len(pairs) == k + n_query:
                 break
@@ -127,7 +133,7 @@ class Lexicon:
             n = 1 if rng.random() < P_SINGLE else rng.randint(2, LARGEST)
             name = rng.choice([name for name in together() if name.count("+") == n - 1])
             if n == 1 and rng.random() < P_CANONICAL:
-                labels = [f" {label}" for pair in ATTRIBUTES if name in pair for label in pair]
+                labels = canonical(name)
         return sentences(name, labels, rng)
 
     def prior(self, which):
