@@ -1,6 +1,6 @@
 """The main job: methods x held-out tasks x seeds of four worlds -> a table, JSON lines, accuracy against seconds.
 
-    python -m nanoct.reproduce                          # 8 held-out tasks of each embedded world, minutes on two cores
+    python -m nanoct.reproduce                          # 6 held-out tasks of each embedded world, minutes on two cores
     python -m nanoct.reproduce --quick                  # 2 tasks of each
     python -m nanoct.reproduce --full                   # every held-out task, 3 seeds of demos
     python -m nanoct.reproduce --world lexicon facts    # two of the worlds
@@ -45,7 +45,7 @@ SWEEP = {  # as many settings for every method
     "ct_kv": dict(n_step=(16, 64), lr=(3e-3, 1e-2, 3e-2, 1e-1), token_dropout=(0.05,)),
     "ttt": dict(n_step=(8, 32), lr=(3e-4, 1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,), batch=(4,)),
 }
-SWEEP_TASKS = 6  # of the validation pool of each world
+SWEEP_TASKS = 4  # of the validation pool of each world
 CEILINGS = {"bayes_training": "training", "bayes_all": "all"}  # row of the table -> prior
 SETTINGS = FOLDER / "settings.json"  # {world: {method: config}}
 
@@ -196,7 +196,7 @@ def parse():
     p.add_argument("--methods", nargs="+", choices=rows, default=rows, help="default: all, and the ceilings")
     p.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS), help="default: all")
     p.add_argument("--pool", choices=("held_out", "validation", "train"), default="held_out")
-    p.add_argument("--tasks", nargs="+", help="how many of each pool, or names of one world's tasks; default: 8")
+    p.add_argument("--tasks", nargs="+", help="how many of each pool, or names of one world's tasks; default: 6")
     p.add_argument("--seeds", nargs="+", type=int, help="of the demos; default: 0")
     p.add_argument("--k", type=int, help="demos a task; default: the world's")
     p.add_argument("--quick", action="store_true", help="2 tasks of each world")
@@ -241,7 +241,7 @@ def pick(world, pool, args):
             raise ValueError(f"--tasks: {unknown[0]!r} is not in the {args.pool} pool of {world}; `python -m "
                              f"nanoct.benchmarks.nano --world {world} --pool {args.pool}` lists it.")
         return list(dict.fromkeys(args.tasks))
-    default = len(pool) if args.full else 2 if args.quick else SWEEP_TASKS if args.sweep else 8
+    default = len(pool) if args.full else 2 if args.quick else SWEEP_TASKS if args.sweep else 6
     n = int(args.tasks[0]) if args.tasks else min(default, len(pool))
     if not 1 <= n <= len(pool):
         raise ValueError(f"--tasks {n}: the {args.pool} pool of {world} has {len(pool)} tasks.")

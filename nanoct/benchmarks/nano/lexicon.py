@@ -141,7 +141,7 @@ class Lexicon:
 
         "training": as pretraining draws tasks with animals for labels, so one attribute with probability
         P_SINGLE (1 - P_CANONICAL) : 1 - P_SINGLE. "all": that, AND, XOR and halves of the words with 1/4 each, alike
-        within a kind; "half" stands for all halves at once.
+        within a kind; "half" stands for all halves at once. Both are for labels that say nothing, which animals do.
         """
         single = P_SINGLE * (1 - P_CANONICAL) / (1 - P_SINGLE * P_CANONICAL)
         kinds = [(single, NAMES)]
