@@ -40,20 +40,21 @@ def _curves(groups, path, point, x_label, y_label):
             points = sorted((*point(s), s.config.get("n_step", "")) for s in among if point(s)[1] is not None)
             if len(points) == 1:
                 axes.axhline(points[0][1], color=colour, linewidth=1, linestyle="--")
-                axes.annotate(name, (0.01, points[0][1]), xycoords=("axes fraction", "data"), xytext=(0, 2),
-                              textcoords="offset points", color=colour, fontsize=8)
+                left = not method.startswith("bayes")  # two sides, as lines may lie close together
+                axes.annotate(name, (0.01 if left else 0.99, points[0][1]), xycoords=("axes fraction", "data"), xytext=(0, 2),
+                              textcoords="offset points", ha="left" if left else "right", color=colour, fontsize=8)
             elif points:
                 x, y, error, labels = zip(*points)
                 axes.plot(x, y, color=colour, marker="o", markersize=4, linewidth=2)
                 axes.errorbar(x, y, yerr=error, color=colour, linestyle="", elinewidth=1, alpha=0.35)
                 for at, height, label in zip(x, y, labels):
                     axes.annotate(label, (at, height), xytext=(4, -9), textcoords="offset points", color=colour, fontsize=7)
-                axes.annotate(name, (x[0], y[0]), xytext=(-6, 0), textcoords="offset points", ha="right", va="center",
-                              color=colour, fontsize=9, fontweight="bold")
+                axes.annotate(name, (x[-1], y[-1]), xytext=(6, 4), textcoords="offset points", color=colour, fontsize=9,
+                              fontweight="bold")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_title(f"{world}: {len({line['task'] for line in lines})} tasks, k = {lines[0]['k']}", fontsize=10)
-        axes.margins(x=0.25, y=0.1)
+        axes.margins(x=0.3, y=0.1)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels.flat[len(groups) :]:
