@@ -101,7 +101,7 @@ def text(lines, presets):
     groups, first = settings(lines), lines[0]
     main = {world: {method: chosen(among, presets.get(world, {}).get(method, {})) for method, among in methods.items()}
             for world, methods in groups.items()}
-    rows = list(dict.fromkeys(line["method"] for line in lines))
+    rows = sorted(dict.fromkeys(line["method"] for line in lines), key=lambda method: method.startswith("bayes"))  # ceilings last
     count = lambda world, field: len({line[field] for line in lines if line["world"] == world})
     worlds = [f"{world}: {count(world, 'task')} tasks, k = {next(l['k'] for l in lines if l['world'] == world)}" for world in groups]
     n_seed = len({line["seed"] for line in lines})

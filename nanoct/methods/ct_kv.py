@@ -13,7 +13,7 @@ Cost. One encoding of P tokens, then every step runs the k pairs, about P tokens
 4·N·P FLOPs for N weights (forward and the gradient of the inputs, none of the weights) and, with T = P,
 12·L·H·D·T·(P+T) for attention: a·k + b·k². Memory: 4 float32 copies of theta (value, gradient, AdamW).
 
-    python -m nanoct.reproduce --methods icl ct_kv      # with --full: 70.2% in 1.2 s a task, ICL 51.7%
+    python -m nanoct.reproduce --methods icl ct_kv      # with --full, facts: 88.5% in 2.1 s a task, ICL 27.9%
 """
 
 from dataclasses import dataclass
