@@ -13,6 +13,8 @@ import random
 from functools import cache
 from math import log
 
+from nanoct.benchmarks.nano.functions import Certain
+
 PEOPLE = [f" {name}" for name in (
     "Ada Amy Ann Art Ben Bob Cal Dan Deb Don Eve Flo Gil Gus Hal Ida Ira Jan Jim Joy Kay Ken Leo Liz Max Meg Ned "
     "Pat Ray Sam Tim Zoe").split()]
@@ -31,9 +33,13 @@ def table():
     return {relation: {person: rng.choice(PEOPLE) for person in PEOPLE} for relation in RELATIONS}
 
 
-class Facts:
+class Facts(Certain):
     tokens = [*PEOPLE, *(f" {relation}" for relation in RELATIONS)]
     metric, k, n_query = "accuracy", 16, 16
+
+    def apply(self, name, person):
+        """Whom the relation `name` maps a person to."""
+        return table()[name][person]
 
     def pools(self):
         """{"train" | "validation" | "held_out": relations}, in an order by seed."""
@@ -69,14 +75,6 @@ class Facts:
         """{relation: log p}: "training", the relations that pretraining asks for; "all", every relation; all alike."""
         names = self.pools()["train"] if which == "training" else RELATIONS
         return {name: -log(len(names)) for name in names}
-
-    def fit(self, h, pairs, labels=None):
-        """bayes.py: the number of pairs (x, y) that contradict the relation h; all others are certain."""
-        return sum(table()[h][x] != y for x, y in pairs), 0.0
-
-    def answers(self, h, x, options, demos, fit):
-        """bayes.py: the answer of h to x."""
-        return [(table()[h][x], *fit)]
 
 
 WORLD = Facts()

@@ -21,8 +21,20 @@ N_HELD_OUT = 24
 P_SINGLE = 0.3  # of a pretraining sequence: its task is a primitive
 
 
+class Certain:
+    """What bayes.py asks of a world in which a task's answer is certain: apply(name, x) gives it."""
+
+    def fit(self, h, pairs, labels=None):
+        """The number of pairs (x, y) that contradict the hypothesis h, and the log-likelihood of the rest, which are certain."""
+        return sum(self.apply(h, x) != y for x, y in pairs), 0.0
+
+    def answers(self, h, x, options, demos, fit):
+        """The answer of h to x, with what it makes of the demos."""
+        return [(self.apply(h, x), *fit)]
+
+
 @dataclass(eq=False)
-class Functions:
+class Functions(Certain):
     """A world whose tasks are functions on texts.
 
     primitives {name: function}; draw(rng), an input; fits(y), whether y may be an output; read and write turn
@@ -102,14 +114,6 @@ class Functions:
         names = pools["train"]
         share = {name: (1 - P_SINGLE) / len(names) for name in names}
         return {name: log(p + P_SINGLE / len(self.primitives) * (name in self.primitives)) for name, p in share.items()}
-
-    def fit(self, h, pairs, labels=None):
-        """bayes.py: the number of pairs (x, y) that contradict the function h; all others are certain."""
-        return sum(self.apply(h, x) != y for x, y in pairs), 0.0
-
-    def answers(self, h, x, options, demos, fit):
-        """bayes.py: the answer of h to x."""
-        return [(self.apply(h, x), *fit)]
 
 
 def agreement(a, b):

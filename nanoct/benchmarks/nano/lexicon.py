@@ -70,6 +70,12 @@ def together():
             for some in combinations(ATTRIBUTES[i + 1 :], n) for others in product(*some)]
 
 
+@cache
+def of_size(n):
+    """Names of the tasks of n attributes that go together."""
+    return [name for name in together() if name.count("+") == n - 1]
+
+
 def ands():
     """Names of all ANDs of two attributes, each as it is or negated."""
     return [f"{p}{a} and {q}{b}" for a, b in combinations(NAMES, 2) for p in ("", "not ") for q in ("", "not ")]
@@ -131,7 +137,7 @@ class Lexicon:
         labels, name = rng.sample(ANIMALS, 2), rng.choice(pools()[pool])
         if pool == "train":
             n = 1 if rng.random() < P_SINGLE else rng.randint(2, LARGEST)
-            name = rng.choice([name for name in together() if name.count("+") == n - 1])
+            name = rng.choice(of_size(n))
             if n == 1 and rng.random() < P_CANONICAL:
                 labels = canonical(name)
         return sentences(name, labels, rng)
@@ -144,9 +150,7 @@ class Lexicon:
         within a kind; "half" stands for all halves at once. Both are for labels that say nothing, which animals do.
         """
         single = P_SINGLE * (1 - P_CANONICAL) / (1 - P_SINGLE * P_CANONICAL)
-        kinds = [(single, NAMES)]
-        for n in range(2, LARGEST + 1):
-            kinds.append(((1 - single) / (LARGEST - 1), [name for name in together() if name.count("+") == n - 1]))
+        kinds = [(single, of_size(1))] + [((1 - single) / (LARGEST - 1), of_size(n)) for n in range(2, LARGEST + 1)]
         if which == "all":
             kinds = [(p / 4, names) for p, names in kinds] + [(1 / 4, ands()), (1 / 4, xors()), (1 / 4, ["half"])]
         return {(name, i): log(p / len(names) / 2) for p, names in kinds for name in names for i in (0, 1)}
