@@ -8,6 +8,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # the paper's: all linears but keys
+
 
 class LoRA:
     """x W^T + alpha/rank · drop(x) A^T B^T: a low-rank change of W (Hu et al., arXiv 2106.09685).
@@ -20,20 +22,64 @@ class LoRA:
         n_out, n_in = weight.shape
         if rank < 1:
             raise ValueError(f"rank = {rank} must be at least 1.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout = {dropout} must be at least 0 and less than 1.")
         new = lambda *shape: torch.zeros(*shape, device=weight.device)
         self.a = new(rank, n_in).uniform_(-1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=generator).requires_grad_()
         self.b = new(n_out, rank).requires_grad_()
+        self.leaves = [self.a, self.b]
         self.scale, self.dropout, self.generator = alpha / rank, dropout, generator
 
+    def drop(self, x):
+        """x with entries set to 0 at random, the others scaled up; x itself once dropout is 0."""
+        if not self.dropout:
+            return x
+        keep = torch.rand(x.shape, device=x.device, generator=self.generator) >= self.dropout
+        return x * keep / (1 - self.dropout)
+
+    def change(self, x):
+        """alpha/rank · x A^T B^T, float32."""
+        return self.scale * F.linear(F.linear(x, self.a), self.b)
+
     def __call__(self, x, weight):
-        low = x.to(self.a.dtype)
-        if self.dropout:  # set to 0 once trained
-            keep = torch.rand(x.shape, device=x.device, generator=self.generator) >= self.dropout
-            low = low * keep / (1 - self.dropout)
-        return F.linear(x, weight) + (self.scale * F.linear(F.linear(low, self.a), self.b)).to(x.dtype)
+        return F.linear(x, weight) + self.change(self.drop(x.to(self.a.dtype))).to(x.dtype)
 
 
-def lora(model, targets, rank, alpha, dropout=0.0, generator=None):
-    """A LoRA on every linear of the model whose last name is in targets, such as ("q_proj", "v_proj")."""
-    return {name: LoRA(layer.weight, rank, alpha, dropout, generator)
+class DoRA(LoRA):
+    """LoRA on W's directions, with a magnitude of their own: rows m · V / |V|, V = W + alpha/rank · B A (arXiv 2402.09353).
+
+    m (out,) starts at the row norms of W. |V| is held constant in the backward pass (their section 4.3). Dropout is
+    on the input of all that differs from W, as in peft: x W^T + drop(x) (m/|V| · V - W)^T.
+    rank·(in + out) + out trained numbers. Extra cost per call: 2·rank·in·out FLOPs for |V|.
+    """
+
+    def __init__(self, weight, *args, **options):
+        super().__init__(weight, *args, **options)
+        self.magnitude = weight.detach().float().norm(dim=1).requires_grad_()
+        self.leaves.append(self.magnitude)
+
+    def __call__(self, x, weight):
+        with torch.no_grad():
+            norm = torch.addmm(weight.float(), self.b, self.a, alpha=self.scale).norm(dim=1)
+        stretch = self.magnitude / norm
+        y, dropped = F.linear(x, weight), self.drop(x.to(self.a.dtype))
+        plain = F.linear(dropped.to(x.dtype), weight) if self.dropout else y
+        return y + ((stretch - 1) * plain + stretch * self.change(dropped)).to(x.dtype)
+
+
+def attach(kind, model, rank, alpha, dropout=0.0, generator=None, targets=TARGETS):
+    """A LoRA or DoRA (kind) on every linear of the model whose last name is in targets: {name: adapter}."""
+    return {name: kind(layer.weight, rank, alpha, dropout, generator)
             for name, layer in model.linears.items() if name.split(".")[-1] in targets}
+
+
+def leaves(adapter):
+    """All trained tensors of an adapter."""
+    return [leaf for part in adapter.values() for leaf in part.leaves]
+
+
+def trained(adapter):
+    """The adapter as it predicts: without dropout."""
+    for part in adapter.values():
+        part.dropout = 0.0
+    return adapter

@@ -11,6 +11,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help shows all options)\n")
 
 
+def value(name, text, kind):
+    """The text of an option as an int, float, bool ("True" or "False") or str. ValueError with its name if it is none."""
+    try:
+        return {"True": True, "False": False}[text] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        raise ValueError(f"{name}={text!r} is no {kind.__name__}.") from None
+
+
 def run(main):
     """Call main(); what a user can cause ends as one sentence on stderr with exit code 2, never as a stack trace."""
     try:

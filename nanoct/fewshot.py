@@ -16,6 +16,7 @@ Dimensions: k pairs, T tokens of a row, P prefix entries, N answer tokens, V voc
 
 from dataclasses import dataclass
 from typing import Callable, Mapping, Sequence
+from warnings import warn
 
 import torch
 
@@ -52,6 +53,7 @@ class Query:
 class Task:
     """k demos, the queries, and how answers are judged.
 
+    others       demos of another task, for the ablation that starts from them
     instruction  token ids at the head of the context, a BOS included; the core adds none of its own
     metric       "accuracy" or "macro_f1" over options; "ids": every token of y by teacher forcing;
                  "text": greedy decoding until the terminator y[-1], then decode, normalise, compare
@@ -65,6 +67,7 @@ class Task:
     metric: str = "ids"
     decode: Callable | None = None
     normalise: Callable | None = None
+    others: Sequence[Demo] = ()
 
     def need_demos(self, method):
         """The demos; ValueError if there are none."""
@@ -85,6 +88,14 @@ class Prefix:
     kv: list
     owner: torch.Tensor
     next_position: int
+
+    def stack(self):
+        """All keys and all values, two tensors (L, 1, K, P, D)."""
+        return tuple(torch.stack(part) for part in zip(*self.kv))
+
+    def of(self, keys, values):
+        """A prefix of the same entries with other keys and values (L, 1, K, P, D)."""
+        return Prefix(list(zip(keys.unbind(), values.unbind())), self.owner, self.next_position)
 
 
 @dataclass
@@ -133,14 +144,20 @@ def pack(pairs, model, start=0, head=()):
     return Row(tensor(tokens)[None], tensor(positions)[None], tensor(pair), tensor(where), tensor(target))
 
 
-def visible(prefix, k, leave_one_out=False, token_dropout=0.0, generator=None):
-    """Which of the P prefix entries each of k pairs may see: (k, P) bool.
+def can_leave_one_out(task):
+    """Whether leave-one-out leaves anything: not with a single demo, which is said in a warning."""
+    if len(task.demos) == 1:
+        warn(f"task {task.name!r} has one demo, so leave-one-out would hide the whole context: going on without it.")
+    return len(task.demos) > 1
+
+
+def visible(owner, k, leave_one_out=False, token_dropout=0.0, generator=None):
+    """Which of the P prefix entries each of k pairs may see: (k, P) bool. owner (P,): the prefix's.
 
     leave_one_out hides from pair i the entries that demo i owns; token_dropout hides every entry from every
     pair independently with that probability, the instruction's too, and nothing is rescaled. The draw is made
     on the CPU: a seed gives the same masks on every device.
     """
-    owner = prefix.owner
     seen = torch.ones(k, len(owner), dtype=torch.bool, device=owner.device)
     if leave_one_out:
         seen &= owner != torch.arange(k, device=owner.device)[:, None]
@@ -167,15 +184,36 @@ def encode_context(model, instruction=(), demos=(), adapter=None):
 
     Cost: one forward over P tokens. Raises ValueError if they do not fit the model's context.
     """
+    tokens, owner = concatenate(model, instruction, demos)
+    if not len(owner):
+        return None
+    _, kv = model(tokens, adapter=adapter)
+    return Prefix(kv, owner, len(owner))
+
+
+def concatenate(model, instruction=(), demos=()):
+    """Instruction and demos as a context: its tokens (1, P), and which demo each is of, owner (P,), -1 for the instruction.
+
+    Raises ValueError if they do not fit the model's context.
+    """
     tokens, owner = list(instruction), [-1] * len(instruction)
     for i, demo in enumerate(demos):
         tokens += [*demo.x, *demo.y]
         owner += [i] * (len(demo.x) + len(demo.y))
-    if not tokens:
-        return None
     check_fits(model, len(tokens), f"a context of {len(demos)} demos")
-    _, kv = model(torch.tensor([tokens], device=model.device), adapter=adapter)
-    return Prefix(kv, torch.tensor(owner, device=model.device), len(tokens))
+    tensor = lambda values: torch.tensor(values, dtype=torch.int64, device=model.device)
+    return tensor([tokens]), tensor(owner)
+
+
+@torch.no_grad()
+def read_on(model, prefix, tokens, adapter=None):
+    """The prefix (or None) with the entries of more tokens, such as an instruction, behind it; their owner is -1."""
+    if not len(tokens):
+        return prefix
+    start = prefix.next_position if prefix is not None else 0
+    check_fits(model, start + len(tokens), f"an instruction of {len(tokens)} tokens behind {start}")
+    _, kv = model(torch.tensor([[*tokens]], device=model.device), prefix=prefix, adapter=adapter)
+    return grow(prefix, kv)
 
 
 def grow(prefix, kv):
@@ -187,6 +225,26 @@ def grow(prefix, kv):
     kv = [tuple(torch.cat([p.to(n.dtype).expand(len(n), -1, -1, -1), n], dim=2) for p, n in zip(old, new))
           for old, new in zip(prefix.kv, kv)]
     return Prefix(kv, torch.cat([prefix.owner, owner]), prefix.next_position + T)
+
+
+def first_tokens(model, m):
+    """Token ids 0, 1, … m-1, modulo the vocabulary: what a prefix that stands for no text starts from.
+
+    Raises ValueError if m is not positive or more than the model's context.
+    """
+    if m < 1:
+        raise ValueError(f"n_prefix = {m} must be at least 1.")
+    check_fits(model, m, f"a prefix of {m}")
+    return [i % model.config.vocab_size for i in range(m)]
+
+
+def noise_like(prefix, generator):
+    """A prefix of as many entries drawn from normal distributions, as far spread as its keys and values in every layer.
+
+    They are of no demo: owner -1. Drawn on the CPU.
+    """
+    noise = lambda part: part.std() * torch.randn(part.shape, generator=generator).to(part)
+    return Prefix([tuple(map(noise, layer)) for layer in prefix.kv], torch.full_like(prefix.owner, -1), prefix.next_position)
 
 
 def check_fits(model, n, what):

@@ -166,11 +166,14 @@ class Llama(nn.Module):
         return self.model.embed_tokens.weight.dtype
 
     def init_weights(self, generator):
-        """Random weights for pretraining: N(0, .02), the two maps that write to the residual scaled by 1/sqrt(2L)."""
+        """Random weights for pretraining: embeddings N(0, .1²); linear maps N(0, 1/n_in), which keeps the scale of what
+        goes through them at any width, the two that write to the residual divided by sqrt(2L)."""
         for name, p in self.named_parameters():
             if p.dim() == 2:
-                scale = 0.02 / math.sqrt(2 * self.config.n_layer) if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
-                nn.init.normal_(p, std=scale, generator=generator)
+                std = 0.1 if "embed_tokens" in name else p.shape[1] ** -0.5
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    std /= math.sqrt(2 * self.config.n_layer)
+                nn.init.normal_(p, std=std, generator=generator)
         return self
 
     def embed(self, tokens):

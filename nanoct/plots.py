@@ -8,17 +8,19 @@ from matplotlib.colors import ListedColormap
 
 from nanoct.benchmarks.nano.grids import PALETTE
 
-COLOURS = {"zero_shot": "#9a9a9a", "icl": "#4d4d4d", "ttt": "#2a6fbb", "ct_kv": "#d1495b", "bayes_training": "#c9a227",
-           "bayes_all": "#3c8d5a"}
-NAMES = {"zero_shot": "zero-shot", "icl": "ICL", "ttt": "TTT", "ct_kv": "CT-KV", "bayes_training": "Bayes, training prior",
-         "bayes_all": "Bayes, all tasks in the prior"}
+COLOURS = {"zero_shot": "#9a9a9a", "icl": "#4d4d4d", "prompt_tuning": "#e09f8f", "prefix_tuning": "#e07a3f", "lora": "#7fb3d5",
+           "dora": "#4fa3a5", "ttt": "#2a6fbb", "ct_prompt": "#a23b72", "ct_kv": "#d1495b", "ttt_ct_kv": "#6a3d9a",
+           "bayes_training": "#c9a227", "bayes_all": "#3c8d5a"}
+NAMES = {"zero_shot": "zero-shot", "icl": "ICL", "prompt_tuning": "prompt tuning", "prefix_tuning": "prefix tuning",
+         "lora": "LoRA", "dora": "DoRA", "ttt": "TTT", "ct_prompt": "CT-Prompt", "ct_kv": "CT-KV", "ttt_ct_kv": "TTT+CT-KV",
+         "bayes_training": "Bayes, training prior", "bayes_all": "Bayes, all tasks in the prior"}
 
 
 def accuracy_vs_seconds(groups, path):
     """Score against seconds of adaptation, a panel per world, a curve per method over its numbers of steps.
 
-    groups: {world: {method: [Setting]}} of report.py; methods that are not tuned are dashed lines. The image
-    is 800 px wide.
+    groups: {world: {method: [Setting]}} of report.py; methods at one number of steps are points, those that are not
+    tuned dashed lines. The image is 800 px wide.
     """
     seconds = "seconds of adaptation a task (median); numbers: optimiser steps"
     _curves(groups, path, lambda s: (s.seconds, s.score, s.error), seconds, "score on {pool} tasks, %")
@@ -38,7 +40,7 @@ def _curves(groups, path, point, x_label, y_label):
         for method, among in methods.items():
             colour, name = COLOURS.get(method, "black"), NAMES.get(method, method)
             points = sorted((*point(s), s.config.get("n_step", "")) for s in among if point(s)[1] is not None)
-            if len(points) == 1:
+            if len(points) == 1 and not points[0][3]:  # not tuned
                 axes.axhline(points[0][1], color=colour, linewidth=1, linestyle="--")
                 left = not method.startswith("bayes")  # two sides, as lines may lie close together
                 axes.annotate(name, (0.01 if left else 0.99, points[0][1]), xycoords=("axes fraction", "data"), xytext=(0, 2),
@@ -61,6 +63,67 @@ def _curves(groups, path, point, x_label, y_label):
         axes.set_visible(False)
     figure.supxlabel(x_label, fontsize=9)
     figure.supylabel(y_label.format(pool=lines[0]["pool"].replace("_", "-")), fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def ablations(groups, path):
+    """Bars of CT-KV's ablations with s.e., and score against the share of wrong labels, a column per world. 200 px a world.
+
+    groups: {world: ({row: Setting}, {method: {share: Setting}})} of ablations.py.
+    """
+    figure, panels = plt.subplots(2, len(groups), figsize=(max(4, 2.4 * len(groups) + 1.4), 5.4), dpi=100, squeeze=False)
+    for column, (bars, wrong), world in zip(panels.T, groups.values(), groups):
+        rows = list(bars)[::-1]
+        colours = [COLOURS["ct_kv"] if row == "CT-KV" else COLOURS["zero_shot"] for row in rows]
+        column[0].barh(rows, [bars[row].score for row in rows], xerr=[bars[row].error for row in rows], color=colours, ecolor="#444444")
+        column[0].set_title(world, fontsize=10)
+        column[0].set_xlabel("score, %", fontsize=8)
+        for method, shares in wrong.items():
+            x, y, e = zip(*((100 * share, s.score, s.error) for share, s in shares.items()))
+            column[1].errorbar(x, y, yerr=e, color=COLOURS[method], marker="o", markersize=4)
+            column[1].annotate(NAMES[method], (x[0], y[0]), xytext=(4, 4), textcoords="offset points", color=COLOURS[method], fontsize=8)
+        column[1].set_xlabel("wrong labels among the demos, %", fontsize=8)
+        for axes in column:
+            axes.tick_params(labelsize=7)
+            axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[0, 1:]:
+        axes.set_yticks([])
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def scaling(by_k, timed, path):
+    """Score against k, a panel per world, and seconds of one pass against k, a panel per model. 800 px wide.
+
+    by_k: {k: {world: {method: [Setting]}}}; timed: lines of scaling.passes.
+    """
+    worlds, models = list(dict.fromkeys(w for groups in by_k.values() for w in groups)), list(dict.fromkeys(l["model"] for l in timed))
+    n_row = (len(worlds) + len(models) + 1) // 2
+    figure, panels = plt.subplots(n_row, 2, figsize=(8, 0.4 + 2.8 * n_row), dpi=100, squeeze=False)
+    curves = {f"{world}: score, %": {} for world in worlds} | {f"seconds of a pass, {model}": {} for model in models}
+    for k, groups in by_k.items():
+        for world, methods in groups.items():
+            for method, (setting, *_) in methods.items():
+                curves[f"{world}: score, %"].setdefault(method, []).append((k, setting.score))
+    for line in timed:
+        curves[f"seconds of a pass, {line['model']}"].setdefault(line["method"], []).append((line["k"], line["seconds"]))
+    for axes, (title, of_method) in zip(panels.flat, curves.items()):
+        for method, points in of_method.items():
+            axes.plot(*zip(*points), color=COLOURS[method], marker="o", markersize=4)
+            axes.annotate(NAMES[method], points[-1], xytext=(5, 0), textcoords="offset points", color=COLOURS[method], fontsize=8)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log" if title.startswith("seconds") else "linear")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_title(title, fontsize=10)
+        axes.margins(x=0.2)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels.flat[len(curves) :]:
+        axes.set_visible(False)
+    figure.supxlabel("k, demos", fontsize=9)
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)

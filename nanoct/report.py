@@ -12,6 +12,10 @@ from pathlib import Path
 from statistics import NormalDist, mean, median, stdev
 
 
+PAIRS = [("ct_kv", "ttt"), ("ct_kv", "prefix_tuning"), ("ct_prompt", "prompt_tuning"), ("dora", "lora"), ("ttt", "lora"),
+         ("ttt_ct_kv", "ttt"), ("ttt_ct_kv", "ct_kv")]  # shown as paired differences
+
+
 @dataclass
 class Setting:
     """One method with one config, and its lines."""
@@ -114,6 +118,9 @@ def text(lines, presets):
     if "icl" in rows and others:
         minus = lambda w, m: "{:+.1f} ± {:.1f}".format(*main[w][m].minus(main[w]["icl"])) if "icl" in main[w] else ""
         parts.append(table([[method, *fill(minus, method)] for method in others], ["minus ICL, 95%", *groups]))
+    if differences := [(a, b) for a, b in PAIRS if {a, b} <= set(rows)]:
+        between = lambda w, a, b: "{:+.1f} ± {:.1f}".format(*main[w][a].minus(main[w][b])) if {a, b} <= main[w].keys() else ""
+        parts.append(table([[f"{a} - {b}", *(between(w, a, b) for w in main)] for a, b in differences], ["difference, 95%", *groups]))
     details = [[world, method, words(varied(s, among)), f"{s.score:.1f} ± {s.error:.1f}", f"{s.seconds:.2f}",
                 "" if s.kl is None else f"{s.kl:.3f}", f"{mean(line['n_trained'] for line in s.lines):,.0f}"]
                for world, methods in groups.items() for method, among in methods.items() for s in among]

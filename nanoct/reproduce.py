@@ -1,16 +1,18 @@
 """The main job: methods x held-out tasks x seeds of four worlds -> a table, JSON lines, accuracy against seconds.
 
-    python -m nanoct.reproduce                          # 6 held-out tasks of each embedded world, minutes on two cores
-    python -m nanoct.reproduce --quick                  # 2 tasks of each
+    python -m nanoct.reproduce                          # 3 held-out tasks of each embedded world, minutes on two cores
+    python -m nanoct.reproduce --quick                  # 1 task of each
     python -m nanoct.reproduce --full                   # every held-out task, 3 seeds of demos
     python -m nanoct.reproduce --world lexicon facts    # two of the worlds
     python -m nanoct.reproduce --sweep                  # choose the settings, on validation tasks
+    python -m nanoct.reproduce --ablations              # CT-KV without its parts, from other starts, and with wrong labels
+    python -m nanoct.reproduce --scaling                # accuracy and seconds against k (scaling.py)
     python -m nanoct.reproduce --pool validation --set ct_kv.lr=3e-3,1e-2 --set ct_kv.n_step=32       # compare your own
     python -m nanoct.reproduce --report weights/nano/results/full.jsonl                               # run nothing
 
-Every method is run at several numbers of steps, each with its own cosine schedule, so that methods are
-compared by curves and not by a point. The table shows each method at the settings in settings.json, which
---sweep chose. Beside the methods stand the Bayes ceilings (benchmarks/nano/bayes.py). Runs are spread over
+The table shows each method at the settings in settings.json, which --sweep chose. CT-KV and TTT are run at
+several numbers of steps, each with its own cosine schedule, so that they are compared by curves and not by a
+point. Beside the methods stand the Bayes ceilings (benchmarks/nano/bayes.py). Runs are spread over
 worker processes of one thread each: small matrices run faster so. Finished runs are in the results file, and
 a second start goes on from there.
 """
@@ -31,20 +33,28 @@ from threading import Thread
 import torch
 from tqdm import tqdm
 
-from nanoct import cli
+from nanoct import ablations, cli, scaling
 from nanoct.benchmarks.nano import FOLDER, WORLDS, bayes, encode, make_task
 from nanoct.methods import METHODS
 from nanoct.report import report, settings
 from nanoct.results import Results, key, read
 from nanoct.score import evaluate
 from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import fingerprint, load_model, pick_device
+from nanoct.weights import fingerprint, load_model, pick_device, read_config
 
 N_STEP = {"ct_kv": (4, 16, 64), "ttt": (2, 8, 32)}  # the curves, over like seconds
 SWEEP = {  # as many settings for every method
-    "ct_kv": dict(n_step=(16, 64), lr=(3e-3, 1e-2, 3e-2, 1e-1), token_dropout=(0.05,)),
+    "prompt_tuning": dict(n_step=(16, 64), lr=(3e-3, 1e-2, 3e-2, 1e-1)),
+    "prefix_tuning": dict(n_step=(16, 64), lr=(3e-3, 1e-2, 3e-2, 1e-1)),
+    "lora": dict(n_step=(16, 64), lr=(3e-4, 1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,)),
+    "dora": dict(n_step=(16, 64), lr=(3e-4, 1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,)),
     "ttt": dict(n_step=(8, 32), lr=(3e-4, 1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,), batch=(4,)),
+    "ct_prompt": dict(n_step=(8, 32), lr=(1e-3, 3e-3, 1e-2, 3e-2), token_dropout=(0.05,)),
+    "ct_kv": dict(n_step=(16, 64), lr=(3e-3, 1e-2, 3e-2, 1e-1), token_dropout=(0.05,)),
+    "ttt_ct_kv": dict(n_step=(4, 16), lr=(1e-2, 3e-2), token_dropout=(0.05,), ttt_n_step=(8,), ttt_lr=(1e-3, 3e-3), rank=(8,),
+                      alpha=(16.0,), batch=(4,)),
 }
+N_TASK = 3  # of the held-out pool of each world
 SWEEP_TASKS = 4  # of the validation pool of each world
 CEILINGS = {"bayes_training": "training", "bayes_all": "all"}  # row of the table -> prior
 SETTINGS = FOLDER / "settings.json"  # {world: {method: config}}
@@ -64,17 +74,8 @@ def configs(method, chosen, overrides, sweep=False):
     for name, texts in overrides.get(method, {}).items():
         if name not in types:
             raise ValueError(f"{method} has no setting {name!r}; it has {', '.join(types) or 'none'}.")
-        values[name] = [_parse(f"{method}.{name}", text, types[name]) for text in texts]
+        values[name] = [cli.value(f"--set {method}.{name}", text, types[name]) for text in texts]
     return [asdict(Config(**dict(zip(values, choice)))) for choice in itertools.product(*values.values())]
-
-
-def _parse(name, text, kind):
-    if kind is bool and text in ("True", "False"):
-        return text == "True"
-    try:
-        return {int: int, float: float}[kind](text)
-    except (KeyError, ValueError):
-        raise ValueError(f"{name}={text!r} is no {kind.__name__}.") from None
 
 
 def read_settings():
@@ -87,11 +88,30 @@ def plan(args, model_ids):
     chosen = read_settings()
     made = {(world, method): configs(method, chosen.get(world, {}).get(method, {}), args.set, args.sweep)
             for world in args.world for method in args.methods}
+    of_world = {world: [(method, config, args.k or WORLDS[world].k, 0.0) for method in args.methods for config in made[world, method]]
+                for world in args.world}
+    if args.ablations or args.scaling:
+        variants = ablations.variants if args.ablations else scaling.variants
+        base = lambda world, method: METHODS[method].Config(**chosen.get(world, {}).get(method, {}))
+        of_world = {world: variants(args.k or WORLDS[world].k, lambda method: asdict(base(world, method))) for world in args.world}
     in_turn = itertools.zip_longest(*([(world, task) for task in args.tasks[world]] for world in args.world))
-    return [dict(model=model_ids[world], world=world, pool=args.pool, k=args.k or WORLDS[world].k, method=method,
-                 config=config, task=task, seed=seed)
+    runs = [dict(model=model_ids[world], world=world, pool=args.pool, k=k, method=method, config=config, task=task, seed=seed,
+                 wrong=wrong)
             for worlds in in_turn for world, task in filter(None, worlds) for seed in args.seeds
-            for method in args.methods for config in made[world, method]]
+            for method, config, k, wrong in of_world[world]]
+    return [run for run in runs if fits(run, args.model)] if args.scaling else runs
+
+
+@cache
+def tokenizer_of(world, model):
+    return load_tokenizer(folder_of(model, world))
+
+
+def fits(run, model):
+    """Whether the demos of a run and the longest of them behind all are within the context."""
+    task = make_task(run["world"], run["task"], tokenizer_of(run["world"], model), run["seed"], run["k"], n_query=1)
+    lengths = [len(demo.x) + len(demo.y) for demo in task.demos]
+    return len(task.instruction) + sum(lengths) + max(lengths) <= read_config(folder_of(model, run["world"])).n_position
 
 
 def folder_of(model, world):
@@ -115,7 +135,7 @@ def load(world):
     model, tokenizer = load_model(folder, DEVICE), load_tokenizer(folder)
     task = make_task(world, WORLDS[world].pools()["train"][0], tokenizer, seed=0, k=4, n_query=2)
     for method in METHODS.values():
-        few = {"n_step": 2} if "n_step" in {f.name for f in fields(method.Config)} else {}
+        few = {f.name: 2 for f in fields(method.Config) if f.name in ("n_step", "ttt_n_step")}
         evaluate(method.adapt(model, task, method.Config(**few)), task)
     return model, tokenizer
 
@@ -139,7 +159,10 @@ def work(run):
         score = bayes.evaluate(world, predicted, queries).score
         return dict(run, score=score, n_query=len(queries), n_trained=0, seconds=round(time.perf_counter() - start, 4), kl=None, **about)
     model, tokenizer = load(run["world"])
-    task, method, losses = make_task(run["world"], run["task"], tokenizer, run["seed"], run["k"]), METHODS[run["method"]], []
+    task, method, losses = make_task(*of_task[:2], tokenizer, *of_task[2:], wrong=run["wrong"]), METHODS[run["method"]], []
+    if run["config"].get("start") == "others":
+        pool = world.pools()[run["pool"]]
+        task.others = make_task(run["world"], pool[pool.index(run["task"]) - 1], tokenizer, *of_task[2:]).demos
     start = _clock()
     adapted = method.adapt(model, task, method.Config(**run["config"]), run["seed"], lambda step, loss: losses.append(loss))
     adapted_at = _clock()
@@ -196,13 +219,16 @@ def parse():
     p.add_argument("--methods", nargs="+", choices=rows, default=rows, help="default: all, and the ceilings")
     p.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS), help="default: all")
     p.add_argument("--pool", choices=("held_out", "validation", "train"), default="held_out")
-    p.add_argument("--tasks", nargs="+", help="how many of each pool, or names of one world's tasks; default: 6")
+    p.add_argument("--tasks", nargs="+", help=f"how many of each pool, or names of one world's tasks; default: {N_TASK}")
     p.add_argument("--seeds", nargs="+", type=int, help="of the demos; default: 0")
     p.add_argument("--k", type=int, help="demos a task; default: the world's")
-    p.add_argument("--quick", action="store_true", help="2 tasks of each world")
+    p.add_argument("--quick", action="store_true", help="1 task of each world")
     p.add_argument("--full", action="store_true", help="every task of the pool, seeds 0 1 2")
     p.add_argument("--sweep", action="store_true", help=f"the settings to choose from, on {SWEEP_TASKS} validation tasks of each "
                    "world; writes sweep.jsonl and settings.json")
+    p.add_argument("--ablations", action="store_true", help="CT-KV without its parts, from other starts, with wrong labels; "
+                   "writes ablations.jsonl")
+    p.add_argument("--scaling", action="store_true", help="accuracy and seconds against k; writes scaling.jsonl")
     p.add_argument("--set", action="append", default=[], metavar="METHOD.FIELD=V1,V2", help="a setting, or several to compare")
     p.add_argument("--model", default=str(FOLDER), help="folder of a model trained on the worlds, or of a folder for each")
     p.add_argument("--device", help="cuda, mps or cpu; default: cpu for the embedded models, which are too small for more")
@@ -212,6 +238,8 @@ def parse():
     args = p.parse_args()
     if args.report:
         return args
+    if args.sweep + args.ablations + args.scaling > 1:
+        raise ValueError("--sweep, --ablations and --scaling are three jobs: choose one.")
     if args.sweep:
         args.pool = "validation"
         args.methods = [method for method in args.methods if method not in CEILINGS]
@@ -241,7 +269,7 @@ def pick(world, pool, args):
             raise ValueError(f"--tasks: {unknown[0]!r} is not in the {args.pool} pool of {world}; `python -m "
                              f"nanoct.benchmarks.nano --world {world} --pool {args.pool}` lists it.")
         return list(dict.fromkeys(args.tasks))
-    default = len(pool) if args.full else 2 if args.quick else SWEEP_TASKS if args.sweep else 6
+    default = len(pool) if args.full else 1 if args.quick else SWEEP_TASKS if args.sweep else N_TASK
     n = int(args.tasks[0]) if args.tasks else min(default, len(pool))
     if not 1 <= n <= len(pool):
         raise ValueError(f"--tasks {n}: the {args.pool} pool of {world} has {len(pool)} tasks.")
@@ -263,7 +291,8 @@ def main():
         report(lines, read_settings(), Path(args.report).parent)
         return
     runs = plan(args, {world: fingerprint(load_model(folder_of(args.model, world), "cpu", "float32")) for world in args.world})
-    results = Results(Path(args.out) / ("sweep.jsonl" if args.sweep else "results.jsonl"))
+    job = next((job for job in ("sweep", "ablations", "scaling") if getattr(args, job)), "results")
+    results = Results(Path(args.out) / f"{job}.jsonl")
     start = time.perf_counter()
     execute(runs, results, args)
     lines = {key(line): line for line in results.lines}
@@ -271,7 +300,12 @@ def main():
     chosen = choose(lines) if args.sweep else read_settings()
     if args.sweep:
         (Path(args.out) / "settings.json").write_text(json.dumps(chosen, indent=1) + "\n")
-    report(lines, chosen, args.out)
+    if args.ablations:
+        ablations.report(lines, args.out)
+    elif args.scaling:
+        scaling.report(lines, scaling.passes(load_model(folder_of(args.model, "strings"), args.device), Path(args.out)), args.out)
+    else:
+        report(lines, chosen, args.out)
     print(f"{len(runs)} runs, {time.perf_counter() - start:.0f} seconds; lines in {results.path}")
 
 

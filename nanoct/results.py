@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from warnings import warn
 
-KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed")  # what makes two lines the same run
+KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed", "wrong")  # what makes two lines the same run
 
 
 def key(line):

@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from nanoct import cli
-from nanoct.adapters import lora
+from nanoct.adapters import LoRA, attach, leaves
 from nanoct.fewshot import Demo, Prefix, Task, answer_logits, encode_context, pack, visible
 from nanoct.methods import ct_kv, ttt
 from nanoct.model import Llama, LlamaConfig
@@ -101,7 +101,7 @@ def packed(model, task, context, seed=0):
 
     def loss():
         theta = Prefix(list(zip(keys.unbind(), values.unbind())), context.owner, context.next_position)
-        mask = row.mask(visible(context, len(task.demos), True, DROPOUT, generator))
+        mask = row.mask(visible(context.owner, len(task.demos), True, DROPOUT, generator))
         return F.cross_entropy(answer_logits(model, row, theta, mask=mask), row.target)
 
     T = row.tokens.shape[1]
@@ -121,7 +121,7 @@ def padded(theirs, task, context, seed=0, labels_only=False):
     keys, values = leaves = trainable(context)
 
     def loss():
-        seen = visible(context, k, True, DROPOUT, generator)
+        seen = visible(context.owner, k, True, DROPOUT, generator)
         cache = DynamicCache()
         for layer, kv in enumerate(zip(keys, values)):
             cache.update(*(part.to(theirs.dtype).expand(k, -1, -1, -1) for part in kv), layer)
@@ -143,11 +143,11 @@ def trainable(context):
 def one_order(model, task, seed=0):
     """The step of methods/ttt.py on one random order of the demos."""
     c, generator = ttt.Config(), torch.Generator().manual_seed(seed)
-    adapter = lora(model, ttt.TARGETS, c.rank, c.alpha, c.dropout, torch.Generator(model.device).manual_seed(seed))
+    adapter = attach(LoRA, model, c.rank, c.alpha, c.dropout, torch.Generator(model.device).manual_seed(seed))
 
     def loss():
         order = torch.randperm(len(task.demos), generator=generator).tolist()
-        tokens, is_answer = ttt.concatenate(model, task.instruction, [[task.demos[i] for i in order]])
+        tokens, is_answer = ttt.sequences(model, task.instruction, [[task.demos[i] for i in order]])
         hidden, _ = model(tokens[:, :-1], adapter=adapter)
         return F.cross_entropy(model.logits(hidden[is_answer[:, 1:]]), tokens[:, 1:][is_answer[:, 1:]])
 

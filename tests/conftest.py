@@ -1,4 +1,7 @@
-"""What the tests share: a tiny random Llama and a task of random ids."""
+"""What the tests share: a tiny random Llama, a task of random ids, and a look at what a method trains."""
+
+from dataclasses import fields
+from itertools import chain
 
 import pytest
 import torch
@@ -38,3 +41,40 @@ def random_task(lengths=((3, 2), (5, 1), (2, 4), (6, 3)), n_query=5, instruction
 @pytest.fixture(scope="session")
 def model():
     return tiny_llama()
+
+
+def config_of(method, **changes):
+    names = {f.name for f in fields(method.Config)}
+    return method.Config(**{name: value for name, value in changes.items() if name in names})
+
+
+def tensors_of(adapted):
+    """Everything that (phi, theta) adds to the model."""
+    parts = [t for part in (adapted.adapter or {}).values() for t in vars(part).values() if isinstance(t, torch.Tensor)]
+    return parts + list(chain.from_iterable(adapted.prefix.kv if adapted.prefix else []))
+
+
+def same_bits(a, b):
+    return all(torch.equal(x, y) for x, y in zip(tensors_of(a), tensors_of(b), strict=True))
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Record of every optimiser step: gradient before and after clipping, learning rate, values before and after."""
+    record, clip = [], torch.nn.utils.clip_grad_norm_
+    copy = lambda tensors: [t.detach().clone() for t in tensors]
+
+    def spy(parameters, max_norm, *args, **options):
+        record.append(dict(raw=copy(p.grad for p in parameters)))
+        return clip(parameters, max_norm, *args, **options)
+
+    class AdamW(torch.optim.AdamW):
+        def step(self):
+            (group,) = self.param_groups
+            record[-1].update(lr=group["lr"], clipped=copy(p.grad for p in group["params"]), before=copy(group["params"]))
+            super().step()
+            record[-1].update(after=copy(group["params"]))
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spy)
+    monkeypatch.setattr(torch.optim, "AdamW", AdamW)
+    return record

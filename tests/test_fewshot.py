@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from conftest import V, random_ids, random_task, tiny_llama
 
-from nanoct.fewshot import Demo, Prefix, Query, Task, answer_logits, encode_context, grow, pack, visible
+from nanoct.adapters import LoRA, attach
+from nanoct.fewshot import (Demo, Prefix, Query, Task, answer_logits, can_leave_one_out, concatenate, encode_context,
+                            first_tokens, grow, noise_like, pack, read_on, visible)
 
 UNEVEN = ((1, 1), (19, 2), (3, 11), (2, 1), (7, 5))  # lengths of x and y
 
@@ -21,7 +23,7 @@ def leaves(prefix):
     return [part for layer in kv for part in layer], Prefix(kv, prefix.owner, prefix.next_position)
 
 
-def padded_loss(model, prefix, pairs, seen):
+def padded_loss(model, prefix, pairs, seen, adapter=None):
     """The slow version, as the released code does it: k right-padded rows, k copies of the prefix, a mask per row.
 
     Loss: the mean over the answer tokens of all rows, the others have the label -100.
@@ -37,8 +39,14 @@ def padded_loss(model, prefix, pairs, seen):
     mask = torch.cat([seen[:, None].expand(k, T, P), causal & real[:, None]], dim=2)
     copies = Prefix([tuple(part.expand(k, -1, -1, -1) for part in layer) for layer in prefix.kv], None, P)
     positions = torch.arange(P, P + T).expand(k, T)
-    logits = model.logits(model(tokens, positions=positions, mask=mask, prefix=copies)[0])
+    logits = model.logits(model(tokens, positions=positions, mask=mask, prefix=copies, adapter=adapter)[0])
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+
+
+def drawn(generator, k, owner, dropout, leave_one_out):
+    """What each of k pairs sees of the entries, (k, P), with the draws that a method makes."""
+    seen = torch.rand(k, len(owner), generator=generator) >= dropout if dropout else torch.ones(k, len(owner)).bool()
+    return seen & (torch.arange(k)[:, None] != owner) if leave_one_out else seen
 
 
 def relative_error(a, b):
@@ -56,7 +64,7 @@ def packed_case(model, dropout, instruction, lengths=UNEVEN):
     task = random_task(lengths, instruction=instruction)
     theta, prefix = leaves(encode_context(model, task.instruction, task.demos))
     pairs = pairs_of(task)
-    seen = visible(prefix, len(pairs), True, dropout, torch.Generator().manual_seed(1))
+    seen = visible(prefix.owner, len(pairs), True, dropout, torch.Generator().manual_seed(1))
     row = pack(pairs, model, start=prefix.next_position)
     loss = lambda: F.cross_entropy(answer_logits(model, row, prefix, mask=row.mask(seen)), row.target)
     return theta, prefix, pairs, seen, loss
@@ -101,7 +109,8 @@ def test_a_hidden_demo_gets_no_gradient_from_its_own_pair(model):
     task = random_task(UNEVEN)
     theta, prefix = leaves(encode_context(model, task.instruction, task.demos))
     row = pack(pairs_of(task), model, start=prefix.next_position)
-    logits = answer_logits(model, row, prefix, mask=row.mask(visible(prefix, len(task.demos), leave_one_out=True)))
+    seen = visible(prefix.owner, len(task.demos), leave_one_out=True)
+    logits = answer_logits(model, row, prefix, mask=row.mask(seen))
     losses = F.cross_entropy(logits, row.target, reduction="none")
     for i in range(len(task.demos)):
         loss = losses[row.pair[row.where] == i].sum()
@@ -188,18 +197,91 @@ def test_grow_continues_the_cache(model, cut):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("cut", [0, 1, 7, 12])
+def test_reading_on_is_reading_all_at_once(model, cut, adapted):
+    g = torch.Generator().manual_seed(4)
+    adapter = attach(LoRA, model, 2, 3.0, generator=g) if adapted else None
+    for part in (adapter or {}).values():
+        part.b.data.normal_(std=0.5, generator=g)
+    ids, demo = random_ids(12, g), Demo([1, 2], [3])
+    for demos in ([], [demo]):
+        first = [*ids[:cut], *(demo.x + demo.y if demos else [])]
+        prefix = encode_context(model, ids[:cut], demos, adapter)
+        ours, whole = read_on(model, prefix, ids[cut:], adapter), encode_context(model, first + ids[cut:], (), adapter)
+        assert ours.owner.tolist() == [-1] * cut + [0] * (len(first) - cut) + [-1] * (12 - cut)
+        assert ours.next_position == whole.next_position == len(ours.owner)
+        for a, b in zip(ours.stack(), whole.stack(), strict=True):
+            assert not a.requires_grad and relative_error(a, b) < 1e-5
+    assert read_on(model, prefix, []) is prefix and read_on(model, None, []) is None
+
+
+def test_concatenate_by_hand(model):
+    tokens, owner = concatenate(model, [9, 8], [Demo([1], [2, 3]), Demo([4, 5], [6])])
+    assert tokens.tolist() == [[9, 8, 1, 2, 3, 4, 5, 6]] and owner.tolist() == [-1, -1, 0, 0, 0, 1, 1, 1]
+    tokens, owner = concatenate(model)
+    assert tokens.shape == (1, 0) and owner.shape == (0,) and tokens.dtype == owner.dtype == torch.int64
+
+
+def test_stack_and_of_are_inverse(model):
+    prefix = encode_context(model, [1, 2], [Demo([3], [4, 5])])
+    keys, values = prefix.stack()
+    assert keys.shape == values.shape == (2, 1, 2, 5, 6)  # (L, 1, K, P, D)
+    again = prefix.of(keys, values)
+    for ours, theirs, key, value in zip(again.kv, prefix.kv, keys, values, strict=True):
+        assert all(map(torch.equal, ours, theirs)) and all(map(torch.equal, ours, (key, value)))
+    assert again.owner is prefix.owner and again.next_position == 5
+
+
+def test_noise_is_spread_as_the_prefix_is_layer_by_layer(model):
+    prefix = encode_context(model, random_ids(60, torch.Generator().manual_seed(1)), [Demo([1] * 60, [2])])
+    prefix.kv[1] = tuple(3 * part for part in prefix.kv[1])
+    draw = lambda seed: noise_like(prefix, torch.Generator().manual_seed(seed))
+    noise = draw(0)
+    assert noise.owner.tolist() == [-1] * 121 and noise.next_position == 121 and noise.owner.dtype == torch.int64
+    for ours, theirs, same, other in zip(noise.kv, prefix.kv, draw(0).kv, draw(1).kv, strict=True):
+        assert all(map(torch.equal, ours, same)) and not any(map(torch.equal, ours, other))
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.shape == b.shape and a.dtype == b.dtype
+            assert a.std().item() == pytest.approx(b.std().item(), rel=0.08) and abs(a.mean()) < 0.1 * b.std()
+    half = Prefix([tuple(part.bfloat16() for part in layer) for layer in prefix.kv], prefix.owner, 121)
+    assert noise_like(half, torch.Generator().manual_seed(0)).kv[0][0].dtype == torch.bfloat16
+
+
+def test_first_tokens_wrap_and_must_fit(model):
+    assert first_tokens(model, 3) == [0, 1, 2] and first_tokens(model, V + 2) == [*range(V), 0, 1]
+    assert len(first_tokens(model, model.config.n_position)) == model.config.n_position
+    for m, said in ((0, "n_prefix = 0"), (model.config.n_position + 1, f"context is {model.config.n_position}")):
+        with pytest.raises(ValueError) as error:
+            first_tokens(model, m)
+        assert said in message(error)
+
+
 # --- what a pair may see ---
 
 
 def owners(*counts):
-    """A prefix of so many entries of the instruction, of demo 0, of demo 1, …"""
-    return Prefix([], torch.repeat_interleave(torch.arange(-1, len(counts) - 1), torch.tensor(counts)), sum(counts))
+    """The owners of so many entries of the instruction, of demo 0, of demo 1, …"""
+    return torch.repeat_interleave(torch.arange(-1, len(counts) - 1), torch.tensor(counts))
 
 
 def test_leave_one_out_hides_a_pairs_own_demo_and_nothing_else():
     seen = visible(owners(2, 1, 3), k=2, leave_one_out=True)
     assert seen.int().tolist() == [[1, 1, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
     assert visible(owners(2, 1, 3), k=2).all()
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, -0.1])
+def test_a_dropout_that_is_no_probability_below_1_is_refused(p):
+    with pytest.raises(ValueError) as error:
+        visible(owners(2, 3), 1, token_dropout=p)
+    assert f"token_dropout = {p}" in message(error)
+
+
+def test_one_demo_cannot_be_left_out(recwarn):
+    assert can_leave_one_out(random_task()) and not recwarn
+    assert not can_leave_one_out(random_task(lengths=[(1, 1)]))
+    assert "'random'" in str(recwarn.pop(UserWarning).message) and not recwarn
 
 
 @pytest.mark.parametrize("p", [0.05, 0.3])

@@ -11,14 +11,15 @@ import torch
 
 from nanoct import cli, report, results
 from nanoct.benchmarks import nano
+from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
 from nanoct.reproduce import N_STEP, SWEEP, choose, configs, main, plan, read_settings
 from nanoct.weights import save_model
 
 
-def line(method="icl", task="a", seed=0, score=0.5, seconds=1.0, config=None, world="strings", kl=0.1):
-    return dict(model="m", world=world, pool="held_out", k=10, method=method, config=config or {}, task=task, seed=seed,
-                score=score, seconds=seconds, n_trained=0, kl=kl)
+def line(method="icl", task="a", seed=0, score=0.5, seconds=1.0, config=None, world="strings", kl=0.1, k=10, wrong=0.0):
+    return dict(model="m", world=world, pool="held_out", k=k, method=method, config=config or {}, task=task, seed=seed,
+                wrong=wrong, score=score, seconds=seconds, n_trained=0, kl=kl)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,10 @@ def model_folder(tmp_path_factory):
     return folder
 
 
+SHORT = [word for method, module in METHODS.items() if method != "ct_kv" for field in ("n_step", "ttt_n_step", "batch")
+         if field in module.Config.__dataclass_fields__ for word in ("--set", f"{method}.{field}=1")]
+
+
 def reproduce(*arguments):
     command = [sys.executable, "-m", "nanoct.reproduce", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
@@ -37,12 +42,12 @@ def reproduce(*arguments):
 
 def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tmp_path):
     job = ("--model", model_folder, "--world", "lexicon", "facts", "--k", 3, "--tasks", 1, "--workers", 1, "--out", tmp_path,
-           "--set", "ct_kv.n_step=1,2", "--set", "ttt.n_step=1", "--set", "ttt.batch=1")
+           "--set", "ct_kv.n_step=1,2", *SHORT)
     done = reproduce(*job)
     assert done.returncode == 0, done.stderr
     file = tmp_path / "results.jsonl"
     before = results.read(file)
-    assert len(before) == 2 * 7  # zero_shot, icl, ttt, ct_kv twice, two ceilings; a task of each world
+    assert len(before) == 2 * 13  # ten methods, ct_kv twice, two ceilings; a task of each world
     assert {l["world"] for l in before} == {"lexicon", "facts"}
     assert all((l["kl"] is None) == l["method"].startswith("bayes") for l in before)
     assert {key for l in before for key in l} >= {"config", "seed", "torch", "device", "seconds", "score", "date"}
@@ -51,9 +56,9 @@ def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tm
     file.write_text(text[: text.rindex("{") + 40])  # killed in the middle of the last line
 
     again = reproduce(*job)
-    assert again.returncode == 0 and "half-written" in again.stderr and "13 of 14 runs" in again.stdout, again.stderr
+    assert again.returncode == 0 and "half-written" in again.stderr and "25 of 26 runs" in again.stdout, again.stderr
     after = results.read(file)
-    assert len(after) == 14 and {results.key(l) for l in after} == {results.key(l) for l in before}
+    assert len(after) == 26 and {results.key(l) for l in after} == {results.key(l) for l in before}
     stable = lambda l: (results.key(l), l["score"], l.get("loss"), l["n_trained"], l["kl"])
     assert sorted(map(stable, after)) == sorted(map(stable, before))  # the same bits when done again
 
@@ -77,6 +82,7 @@ def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tm
     (["--device", "abacus"], "abacus"),
     (["--model", "no/where/at/all"], "no/where/at/all"),
     (["--out", "/dev/null/results"], "/dev/null"),
+    (["--sweep", "--ablations"], "choose one"),
     (["--report", "nothing.jsonl"], "nothing.jsonl"),
 ])
 def test_mistakes_get_one_sentence(arguments, says, model_folder, monkeypatch, capsys):
@@ -90,7 +96,7 @@ def test_mistakes_get_one_sentence(arguments, says, model_folder, monkeypatch, c
 
 
 def test_a_context_that_is_too_long_is_said_and_what_is_done_is_kept(model_folder, tmp_path):
-    done = reproduce("--model", model_folder, "--world", "strings", "--tasks", 1, "--k", 60, "--workers", 1, "--out", tmp_path)
+    done = reproduce("--model", model_folder, "--world", "strings", "--tasks", 1, "--k", 60, "--methods", "zero_shot", "icl", "--workers", 1, "--out", tmp_path)
     assert done.returncode == 2 and "context is 512" in done.stderr and "Traceback" not in done.stderr
     assert [l["method"] for l in results.read(tmp_path / "results.jsonl")] == ["zero_shot"]
 
@@ -130,9 +136,9 @@ def test_settings_are_a_product_and_typed():
 
 def test_every_tuned_method_is_swept_over_as_many_settings():
     counts = {method: len(configs(method, {}, {}, sweep=True)) for method in SWEEP}
-    assert counts.keys() == N_STEP.keys() and len(set(counts.values())) == 1 and min(counts.values()) > 1
-    for method, grid in SWEEP.items():
-        assert set(grid["n_step"]) <= set(N_STEP[method])  # what is chosen lies on the curve
+    assert counts.keys() == METHODS.keys() - {"zero_shot", "icl"} and set(counts.values()) == {8}
+    for method, steps in N_STEP.items():
+        assert set(SWEEP[method]["n_step"]) <= set(steps)  # what is chosen lies on the curve
 
 
 def test_the_shipped_settings_are_what_the_shipped_sweep_chose():
@@ -150,7 +156,7 @@ def test_choose_takes_the_best_mean_over_tasks_of_each_world():
 
 def test_plan_interleaves_the_worlds(model_folder):
     args = Namespace(world=["strings", "facts"], tasks={"strings": ["a", "b", "c"], "facts": ["d"]}, seeds=[0, 1], pool="p",
-                     k=None, methods=["icl", "bayes_all"], set={}, sweep=False)
+                     k=None, methods=["icl", "bayes_all"], set={}, sweep=False, ablations=False, scaling=False, model=None)
     runs = plan(args, {"strings": "S", "facts": "F"})
     assert [(run["task"], run["seed"], run["method"]) for run in runs[:5]] == [
         ("a", 0, "icl"), ("a", 0, "bayes_all"), ("a", 1, "icl"), ("a", 1, "bayes_all"), ("d", 0, "icl")]

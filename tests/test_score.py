@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import V, random_ids, random_task, tiny_llama
 
-from nanoct.adapters import lora
+from nanoct.adapters import LoRA, attach
 from nanoct.fewshot import Adapted, Query, Task, encode_context
 from nanoct.score import evaluate, generate, macro_f1, score_pairs
 
@@ -115,7 +115,7 @@ def test_macro_f1_by_hand(gold, predicted, expected):
 @torch.no_grad()
 def test_an_adapter_scores_and_decodes_as_its_merged_weights(model):
     g, merged = torch.Generator().manual_seed(6), tiny_llama()
-    adapter = lora(model, ("q_proj", "k_proj", "down_proj"), rank=2, alpha=3.0, generator=g)
+    adapter = attach(LoRA, model, rank=2, alpha=3.0, generator=g, targets=("q_proj", "k_proj", "down_proj"))
     for name, part in adapter.items():
         part.b.normal_(std=0.5, generator=g)
         merged.linears[name].weight += 1.5 * part.b @ part.a

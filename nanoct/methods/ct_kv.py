@@ -11,18 +11,19 @@ the whole prefix is seen.
 
 Cost. One encoding of P tokens, then every step runs the k pairs, about P tokens, in one packed row:
 4·N·P FLOPs for N weights (forward and the gradient of the inputs, none of the weights) and, with T = P,
-12·L·H·D·T·(P+T) for attention: a·k + b·k². Memory: 4 float32 copies of theta (value, gradient, AdamW).
+12·L·H·D·T·(P+T) for attention: a·k + b·k². Memory: 5 float32 copies of theta (value, gradient,
+AdamW's two, the last good one).
 
     python -m nanoct.reproduce --methods icl ct_kv      # with --full, facts: 88.5% in 2.1 s a task, ICL 27.9%
 """
 
 from dataclasses import dataclass
-from warnings import warn
 
 import torch
 import torch.nn.functional as F
 
-from nanoct.fewshot import Adapted, Prefix, answer_logits, encode_context, pack, visible
+from nanoct.fewshot import Adapted, answer_logits, can_leave_one_out, encode_context, noise_like, pack, visible
+from nanoct.optimise import optimise
 
 
 @dataclass
@@ -31,37 +32,34 @@ class Config:
     lr: float = 1e-2  # of AdamW, cosine decay to 0, no warm-up
     token_dropout: float = 0.1  # probability that an entry is hidden from a pair in a step
     leave_one_out: bool = True  # hide demo i from pair i
+    start: str = "demos"  # theta_0; "noise": as many random entries; "others": the KV of task.others, another task's demos
+    values_only: bool = False  # CT-V: the keys stay as they are
+    bf16: bool = False  # train bfloat16 numbers, as the authors' code does: steps below half an ulp are lost
 
 
-def adapt(model, task, config=Config(), seed=0, progress=None):
-    """Tune the KV cache of task.demos; returns (model, tuned prefix). progress(step, loss) is called every step.
+def adapt(model, task, config=Config(), seed=0, progress=None, adapter=None):
+    """Tune the KV cache of task.demos; returns (model, adapter, tuned prefix). progress(step, loss) is called every step.
 
-    Raises ValueError without demos, or if context and pairs do not fit the model. With a single demo
-    leave-one-out would leave nothing to attend to: it is switched off with a warning.
+    adapter: of phi, left as it is. Raises ValueError without demos, if context and pairs do not fit the model,
+    or on an unknown start. With a single demo leave-one-out would leave nothing to attend to: it is switched
+    off with a warning.
     """
     demos = task.need_demos("CT-KV")
-    leave_one_out = config.leave_one_out and len(demos) > 1
-    if leave_one_out != config.leave_one_out:
-        warn(f"task {task.name!r} has one demo, so leave-one-out would hide the whole context: going on without it.")
     generator = torch.Generator().manual_seed(seed)
-    context = encode_context(model, task.instruction, demos)
+    if config.start not in ("demos", "noise", "others") or config.start == "others" and not task.others:
+        raise ValueError(f'start = {config.start!r} must be "demos", "noise", or, if the task has others, "others".')
+    context = encode_context(model, task.instruction, task.others if config.start == "others" else demos, adapter)
+    if config.start == "noise":
+        context = noise_like(context, generator)
+    leave_one_out = config.leave_one_out and config.start == "demos" and can_leave_one_out(task)
     row = pack([(demo.x, demo.y) for demo in demos], model, start=context.next_position)
 
-    keys, values = (torch.stack(part).float().requires_grad_() for part in zip(*context.kv))  # (L, 1, K, P, D)
-    theta = lambda: Prefix(list(zip(keys.unbind(), values.unbind())), context.owner, context.next_position)
-    optimizer = torch.optim.AdamW([keys, values], lr=config.lr, betas=(0.9, 0.999), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(config.n_step, 1))
-    for step in range(config.n_step):
-        mask = row.mask(visible(context, len(demos), leave_one_out, config.token_dropout, generator))
-        loss = F.cross_entropy(answer_logits(model, row, theta(), mask=mask), row.target)
-        optimizer.zero_grad()
-        loss.backward(inputs=[keys, values])
-        torch.nn.utils.clip_grad_norm_([keys, values], 1.0)
-        optimizer.step()
-        schedule.step()
-        if progress:
-            progress(step, loss.item())
+    keys, values = (part.to(torch.bfloat16 if config.bf16 else torch.float32) for part in context.stack())  # (L, 1, K, P, D)
+    leaves = [part.requires_grad_() for part in ([values] if config.values_only else [keys, values])]
 
-    n_trained = keys.numel() + values.numel()
-    keys, values = keys.detach(), values.detach()
-    return Adapted(model, prefix=theta(), n_trained=n_trained)
+    def loss():
+        mask = row.mask(visible(context.owner, len(demos), leave_one_out, config.token_dropout, generator))
+        return F.cross_entropy(answer_logits(model, row, context.of(keys, values), adapter, mask), row.target)
+
+    optimise(loss, leaves, config, progress)
+    return Adapted(model, adapter, context.of(keys, values), n_trained=sum(leaf.numel() for leaf in leaves))

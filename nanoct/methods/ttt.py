@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from nanoct.adapters import lora
-from nanoct.fewshot import Adapted, check_fits, encode_context
+from nanoct import adapters
+from nanoct.fewshot import Adapted, concatenate, encode_context
+from nanoct.optimise import optimise
 
 
 @dataclass
@@ -33,49 +34,36 @@ class Config:
     dropout: float = 0.05  # on the inputs of LoRA
 
 
-TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
 def adapt(model, task, config=Config(), seed=0, progress=None):
     """Train adapters on orders of task.demos; returns (model, adapter, prefix under it).
 
-    progress(step, loss) is called every step. Raises ValueError without demos, or if they do not fit.
+    progress(step, loss) is called every step. Raises ValueError without demos, if they do not fit, or on a rank
+    or batch below 1.
     """
     demos = task.need_demos("TTT")
+    if config.batch < 1:
+        raise ValueError(f"batch = {config.batch} must be at least 1.")
     order = torch.Generator().manual_seed(seed)
-    adapter = lora(model, TARGETS, config.rank, config.alpha, config.dropout,
-                   torch.Generator(model.device).manual_seed(seed))
-    leaves = [leaf for part in adapter.values() for leaf in (part.a, part.b)]
-    optimizer = torch.optim.AdamW(leaves, lr=config.lr, betas=(0.9, 0.999), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(config.n_step, 1))
-    for step in range(config.n_step):
-        orders = [torch.randperm(len(demos), generator=order).tolist() for _ in range(config.batch)]
-        tokens, is_answer = concatenate(model, task.instruction, [[demos[i] for i in s] for s in orders])
-        hidden, _ = model(tokens[:, :-1], adapter=adapter)
-        loss = F.cross_entropy(model.logits(hidden[is_answer[:, 1:]]), tokens[:, 1:][is_answer[:, 1:]])
-        optimizer.zero_grad()
-        loss.backward(inputs=leaves)
-        torch.nn.utils.clip_grad_norm_(leaves, 1.0)
-        optimizer.step()
-        schedule.step()
-        if progress:
-            progress(step, loss.item())
+    adapter = adapters.attach(adapters.LoRA, model, config.rank, config.alpha, config.dropout,
+                              torch.Generator(model.device).manual_seed(seed))
 
-    for part in adapter.values():
-        part.dropout = 0.0
-    for leaf in leaves:
-        leaf.requires_grad_(False)
-    theta = encode_context(model, task.instruction, demos, adapter)
+    def loss():
+        orders = [torch.randperm(len(demos), generator=order).tolist() for _ in range(config.batch)]
+        tokens, is_answer = sequences(model, task.instruction, [[demos[i] for i in s] for s in orders])
+        hidden, _ = model(tokens[:, :-1], adapter=adapter)
+        return F.cross_entropy(model.logits(hidden[is_answer[:, 1:]]), tokens[:, 1:][is_answer[:, 1:]])
+
+    optimise(loss, leaves := adapters.leaves(adapter), config, progress)
+    theta = encode_context(model, task.instruction, demos, adapters.trained(adapter))
     return Adapted(model, adapter, theta, n_trained=sum(leaf.numel() for leaf in leaves))
 
 
-def concatenate(model, instruction, sequences):
+def sequences(model, instruction, orders):
     """Orders of the same demos, each behind the instruction: tokens (B, P) and which of them are answers (B, P) bool.
 
     All orders have one length, so there is no padding.
     """
-    tokens = [[*instruction] + [t for demo in demos for t in (*demo.x, *demo.y)] for demos in sequences]
+    tokens = torch.cat([concatenate(model, instruction, demos)[0] for demos in orders])
     answer = [[False] * len(instruction) + [a for demo in demos for a in [False] * len(demo.x) + [True] * len(demo.y)]
-              for demos in sequences]
-    check_fits(model, len(tokens[0]), f"a sequence of {len(sequences[0])} demos")
-    return torch.tensor(tokens, device=model.device), torch.tensor(answer, device=model.device)
+              for demos in orders]
+    return tokens, torch.tensor(answer, device=model.device)

@@ -15,6 +15,7 @@ before any of them was tuned on: a pool is the whole of what its file names, cut
 Bayes ceiling with the held-out pool in its prior lies at least 10 points above ICL on average over the pool.
 """
 
+import random
 from pathlib import Path
 
 from nanoct.benchmarks.nano import facts, grids, lexicon, strings
@@ -31,10 +32,22 @@ def encode(tokenizer, x, y):
     return tokenizer.encode(x + EQUALS), tokenizer.encode(y + END)
 
 
-def make_task(world, name, tokenizer, seed, k=None, n_query=None):
-    """The task `name` of a world (by name) as token ids, demos and queries drawn by seed; k and n_query default to the world's."""
+def mislabel(demos, share, rng):
+    """Demos (x, y) of which this share, rounded, have the answer of another demo instead of their own, if there is another."""
+    given = [y for _, y in demos]
+    wrong = rng.sample(range(len(demos)), round(share * len(demos)))
+    others = lambda y: [other for other in given if other != y] or [y]
+    return [(x, rng.choice(others(y)) if i in wrong else y) for i, (x, y) in enumerate(demos)]
+
+
+def make_task(world, name, tokenizer, seed, k=None, n_query=None, wrong=0.0):
+    """The task `name` of a world (by name) as token ids, demos and queries drawn by seed; k and n_query default to the world's.
+
+    wrong: the share of demos with a wrong answer.
+    """
     world = WORLDS[world]
     demos, queries = world.examples(name, seed, world.k if k is None else k, world.n_query if n_query is None else n_query)
+    demos = mislabel(demos, wrong, random.Random(f"wrong/{name}/{seed}"))
     answer = lambda y: tokenizer.encode(y + END)
     return Task(
         name=name,

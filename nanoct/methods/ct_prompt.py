@@ -1,0 +1,64 @@
+"""CT-Prompt: optimise the input embeddings of the demonstrations (Context Tuning, arXiv 2507.04221, section 4).
+
+    theta* = KV(e*),    e* = argmin  - 1/n · sum_i log p_phi(y_i | KV(drop(e without the tokens of demo i)), x_i)
+    e_0    = embeddings of x_1 y_1 … x_k y_k
+
+phi is frozen; P·C numbers are trained, float32. A token that is hidden from pair i (leave-one-out, token dropout)
+must be hidden from all of its row, later tokens of the prompt included, or it shows through their keys and
+values. So the prompt runs through the model once for each pair. Positions stay as they are. `one_pass` runs it
+once for all pairs and hides tokens from the pairs alone: cheaper, and demo i leaks.
+
+Cost. Every step runs k·P + T tokens with T = P for the k pairs: 4·N·k·P FLOPs for N weights (forward and the
+gradient of the inputs) and 6·L·H·D·k·P² for attention: O(k²) and O(k³). With `one_pass` 4·N·(P+T), as cheap as two
+steps of CT-KV. Memory: the activations of k·P tokens, and 5 float32 copies of e.
+
+    python -m nanoct.reproduce --methods icl ct_prompt ct_kv
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from nanoct.fewshot import Adapted, Prefix, answer_logits, can_leave_one_out, concatenate, pack, visible
+from nanoct.optimise import optimise
+
+
+@dataclass
+class Config:
+    n_step: int = 32  # optimiser steps, one pass over all k pairs each
+    lr: float = 3e-3  # of AdamW, cosine decay to 0, no warm-up
+    token_dropout: float = 0.1  # probability that a token is hidden from a pair's row in a step
+    leave_one_out: bool = True  # hide demo i from the row of pair i
+    one_pass: bool = False  # one prompt for all pairs: hidden from them, but not from the prompt's later tokens
+
+
+def adapt(model, task, config=Config(), seed=0, progress=None):
+    """Tune the embeddings of task.demos; returns (model, their KV). progress(step, loss) is called every step.
+
+    Raises ValueError without demos, or if context and pairs do not fit the model. With a single demo
+    leave-one-out would leave nothing to attend to: it is switched off with a warning.
+    """
+    demos = task.need_demos("CT-Prompt")
+    generator = torch.Generator().manual_seed(seed)
+    tokens, owner = concatenate(model, task.instruction, demos)
+    leave_one_out = config.leave_one_out and can_leave_one_out(task)
+    row = pack([(demo.x, demo.y) for demo in demos], model, start=len(owner))
+    one = lambda n: torch.eye(n, dtype=torch.bool, device=model.device)
+    embeds = model.embed(tokens).detach().float().requires_grad_()  # (1, P, C)
+
+    def loss():
+        seen = visible(owner, len(demos), leave_one_out, config.token_dropout, generator)  # (k, P)
+        if config.one_pass:
+            _, kv = model(embeds=embeds)
+        else:  # k prompts; what is hidden sees itself, and nothing sees it
+            _, kv = model(embeds=embeds.expand(len(demos), -1, -1), mask=(seen[:, None] | one(len(owner))).tril())
+            kv = [tuple(part.transpose(0, 1).flatten(1, 2)[None] for part in layer) for layer in kv]  # (1, K, k·P, D)
+            seen = (one(len(demos))[:, :, None] & seen).flatten(1)  # (k, k·P): pair i and prompt i
+        prefix = Prefix(kv, None, len(owner))
+        return F.cross_entropy(answer_logits(model, row, prefix, mask=row.mask(seen)), row.target)
+
+    optimise(loss, [embeds], config, progress)
+    with torch.no_grad():
+        _, kv = model(embeds=embeds)
+    return Adapted(model, prefix=Prefix(kv, owner, len(owner)), n_trained=embeds.numel())

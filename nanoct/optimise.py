@@ -1,0 +1,44 @@
+"""The optimiser that all tuned methods share: AdamW, a cosine to 0, gradients clipped at norm 1."""
+
+from warnings import warn
+
+import torch
+
+
+def optimise(loss, leaves, config, progress=None):
+    """config.n_step updates of the leaves, at most config.lr each, along the gradient of loss() -> scalar.
+
+    AdamW with betas (.9, .999) and no weight decay; no warm-up; the norm is over the leaves alone. Nothing but
+    the leaves changes. progress(step, loss) is called every step. A loss that is not finite stops the run with a
+    warning, and the leaves go back to their values at the last finite one.
+    Cost: of each leaf a gradient, two moments and that copy. Raises ValueError on negative steps or rates, or a
+    token_dropout that is no probability below 1.
+    """
+    if config.n_step < 0 or not config.lr > 0:
+        raise ValueError(f"n_step = {config.n_step} must be at least 0, and lr = {config.lr} greater than 0.")
+    if not 0 <= getattr(config, "token_dropout", 0) < 1:
+        raise ValueError(f"token_dropout = {config.token_dropout} must be at least 0 and less than 1.")
+    optimizer = torch.optim.AdamW(leaves, lr=config.lr, betas=(0.9, 0.999), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(config.n_step, 1))
+    finite = [leaf.detach().clone() for leaf in leaves]
+    for step in range(config.n_step):
+        now = loss()
+        optimizer.zero_grad()
+        now.backward(inputs=leaves)
+        norm = torch.nn.utils.clip_grad_norm_(leaves, 1.0)
+        if not (now + norm).isfinite():
+            warn(f"the loss is {now.item()} and its gradient {norm.item()} at step {step}: stopped, with the values of "
+                 f"{f'step {step - 1}' if step else 'the start'}; a smaller lr than {config.lr} may help.")
+            with torch.no_grad():
+                for leaf, value in zip(leaves, finite):
+                    leaf.copy_(value)
+            break
+        for leaf, value in zip(leaves, finite):
+            value.copy_(leaf.detach())
+        optimizer.step()
+        schedule.step()
+        if progress:
+            progress(step, now.item())
+    for leaf in leaves:
+        leaf.requires_grad_(False)
+        leaf.grad = None

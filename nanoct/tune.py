@@ -1,0 +1,338 @@
+"""Tune a context on your own examples, keep it as a file, and answer questions with it.
+
+    python -m nanoct.tune --data mine.jsonl --method ct_kv --out ctx.safetensors --held-out test.jsonl
+    python -m nanoct.tune --predict --context ctx.safetensors --data questions.jsonl --out answers.jsonl
+
+A file of examples has JSON lines {"input": "abc", "output": "cba"}, with "options": ["cba", ...] where the answer
+is one of them; a question needs the input alone. All lines of --data are demos. A template makes text of them:
+what stands before {output} is x, {output} and what follows, the terminator, is y. Options are compared by their
+mean loss per token; without options the answer is decoded greedily up to the terminator, and it is right if it is
+the output but for spaces around it. Template, instruction and metric are in the context, so --predict asks for none.
+
+The terminator is tokenised apart from the answer: a tokenizer that merges "." and a line break would end every
+answer differently. Most tokenizers keep a space with the word behind it, so a template of words does best with
+"A:{output}" and outputs that begin with a space.
+"""
+
+import json
+import re
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from nanoct import cli
+from nanoct.benchmarks.nano import BOS, END, EQUALS, FOLDER
+from nanoct.contexts import load_adapted, read_about, replace_file, save_adapted
+from nanoct.fewshot import Demo, Task, check_fits
+from nanoct.methods import METHODS
+from nanoct.score import generate, macro_f1, score_pairs
+from nanoct.tokenizer import load_tokenizer
+from nanoct.weights import fetch, load_model
+
+EMBEDDED, PLAIN = f"{{input}}{EQUALS}{{output}}{END}", "{input}\n{output}\n\n"  # templates
+BATCH = 32  # questions decoded at once: each has its own copy of the prefix
+METRICS = None, "accuracy", "macro_f1", "text"  # None: as a line has options or not
+BASELINES = "icl", "zero_shot"  # beside which a held-out score is printed
+
+
+@dataclass
+class Line:
+    where: str  # such as "mine.jsonl, line 3"
+    input: str
+    output: str | None = None
+    options: list | None = None
+
+
+def read_lines(path, need_output=True):
+    """The Lines of a file. Raises OSError or ValueError with a sentence that names the line and the field at fault."""
+    try:
+        rows = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise OSError(f"cannot read {path} ({error.strerror}): give a file of JSON lines.") from None
+    if not rows:
+        raise ValueError(f"{path} is empty: give it a line for every example.")
+    return [_read_line(f"{path}, line {n}", row, need_output) for n, row in enumerate(rows, 1)]
+
+
+def _read_line(where, row, need_output):
+    if not row.strip():
+        raise ValueError(f"{where} is empty: delete it.")
+    try:
+        values = json.loads(row)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        shown = row[:60].decode(errors="replace")
+        raise ValueError(f"{where} is no JSON object: {shown!r}; write " '{"input": "abc", "output": "cba"}.')
+    line = Line(where, *(values.get(name) for name in ("input", "output", "options")))
+    for name, needed in [("input", True), ("output", need_output)]:
+        if not isinstance(values.get(name), str) and (needed or values.get(name) is not None):
+            shown = f"is {values[name]!r:.60}" if name in values else "is missing"
+            raise ValueError(f"{where}: {name!r} {shown}; it must be a string.")
+    if line.options is not None:
+        if not isinstance(line.options, list) or not line.options or not all(isinstance(o, str) for o in line.options):
+            raise ValueError(f"{where}: 'options' is {line.options!r:.60}; it must be a list of strings.")
+        if line.output is not None and line.output not in line.options:
+            raise ValueError(f"{where}: the output {line.output!r:.60} is not among the options {line.options!r:.60}.")
+    return line
+
+
+def split(template):
+    """What stands before {input}, between, after {output}. ValueError unless both are there once, in this order."""
+    found = re.fullmatch(r"(.*?)\{input\}(.*?)\{output\}(.*)", template, re.DOTALL)
+    if not found or template.count("{input}") + template.count("{output}") != 2:
+        raise ValueError(f"the template {template!r} must contain {{input}} once and {{output}} once after it.")
+    return found.groups()
+
+
+def unescape(text):
+    r"""\n, \t and \\ of a command line as the characters they stand for."""
+    return re.sub(r"\\([nt\\])", lambda found: {"n": "\n", "t": "\t"}.get(found[1], "\\"), text)
+
+
+def decoded(line, metric):
+    """Whether the answer to a line is decoded, and not chosen among options."""
+    return metric == "text" or metric is None and not line.options
+
+
+def encode(line, model, tokenizer, template, metric, start=0):
+    """Token ids of a line's x, and {answer: ids of y} of its options, or else of its output if it has one.
+
+    Raises ValueError with the line if it has no tokens or unknown ones, does not fit the model behind `start`
+    tokens of context, or cannot be decoded because it has no terminator, or more than one.
+    """
+    before, between, after = split(template)
+    if decoded(line, metric) and not after:
+        raise ValueError(f"the template {template!r} ends with {{output}}, so decoding cannot tell where an answer "
+                         "ends: put a terminator behind it, such as a line break, or give options.")
+    if decoded(line, metric) and after in (line.output or ""):
+        raise ValueError(f"{line.where}: the output {line.output!r:.60} contains {after!r}, which ends an answer in "
+                         "this template; take another --template.")
+    try:
+        x, end = tokenizer.encode(before + line.input + between), tokenizer.encode(after)
+        ys = {answer: tokenizer.encode(answer) + end for answer in line.options or [line.output] if answer is not None}
+    except ValueError as error:
+        raise ValueError(f"{line.where}: {error}.") from None
+    if not all([x, *ys.values()]):
+        raise ValueError(f"{line.where} gives an empty input or answer: put text around it in the template.")
+    if max(map(max, [x, *ys.values()])) >= model.config.vocab_size:
+        raise ValueError(f"{tokenizer.source} has tokens that the model does not: they do not belong together.")
+    longest = max(map(len, ys.values()), default=1)
+    check_fits(model, start + len(x) + longest - 1, f"{line.where}, behind {start} tokens,")
+    return x, ys
+
+
+def start_of(adapted):
+    return adapted.prefix.next_position if adapted.prefix is not None else 0
+
+
+def answer(adapted, tokenizer, lines, template, metric, max_new_tokens):
+    """What an Adapted answers to each line: [(prediction, {option: mean loss per token in nats})], {} where it decodes.
+
+    Raises ValueError on a line that cannot be encoded (see encode).
+    """
+    encoded = [encode(line, adapted.model, tokenizer, template, metric, start_of(adapted)) for line in lines]
+    answers, decode = [None] * len(lines), [decoded(line, metric) for line in lines]
+    pairs = [(x, y) for (x, ys), d in zip(encoded, decode) if not d for y in ys.values()]
+    losses = iter(score_pairs(adapted, pairs)[0].tolist() if pairs else [])
+    for i, (_, ys) in enumerate(encoded):
+        if not decode[i]:
+            of_options = {option: next(losses) for option in ys}
+            answers[i] = min(of_options, key=of_options.get), of_options
+    after = split(template)[2]
+    end = tokenizer.encode(after)
+    for length in sorted({len(x) for (x, _), d in zip(encoded, decode) if d}):
+        group = [i for i, (x, _) in enumerate(encoded) if decode[i] and len(x) == length]
+        limit = max(1, min(max_new_tokens, adapted.model.config.n_position - start_of(adapted) - length + 1))
+        for some in (group[j : j + BATCH] for j in range(0, len(group), BATCH)):
+            # the last of several tokens may stand in an answer too: only the whole terminator ends it
+            new = generate(adapted, [encoded[i][0] for i in some], limit, stop=end[0] if len(end) == 1 else None)
+            for i, ids in zip(some, new):
+                answers[i] = tokenizer.decode(ids).split(after)[0].strip(), {}
+    return answers
+
+
+def is_right(line, prediction):
+    return prediction.strip() == line.output.strip()
+
+
+def score(lines, answers, metric):
+    """Score in [0, 1] over the lines with an output: the share that is right, or macro-F1."""
+    known = [(line, prediction) for line, (prediction, _) in zip(lines, answers) if line.output is not None]
+    if metric == "macro_f1":
+        return macro_f1([prediction for _, prediction in known], [line.output for line, _ in known])
+    return sum(is_right(*pair) for pair in known) / len(known)
+
+
+def configure(method, settings):
+    """The Config of a method with settings ["name=value", ...]. ValueError on a name or a value it does not take."""
+    Config, values = METHODS[method].Config, {}
+    types = {f.name: f.type for f in fields(Config)}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals or name not in types:
+            raise ValueError(f"--set {text!r}: write FIELD=VALUE; {method} has {', '.join(types) or 'no fields'}.")
+        values[name] = cli.value(f"--set {name}", value, types[name])
+    return Config(**values)
+
+
+def check_out(out, force, *read):
+    """Raises ValueError or OSError if `out` exists and there is no force, is read too, or cannot be written."""
+    path = Path(out)
+    if path.exists() and (not path.is_file() or any(path.samefile(file) for file in read if Path(file).exists())):
+        raise ValueError(f"--out {out} is a folder, a device or one of the files that are read: give another file.")
+    if path.exists() and not force:
+        raise ValueError(f"--out {out} exists: give another file, or --force to overwrite it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise OSError(f"--out {out} cannot be written ({error.strerror}): give another file.") from None
+
+
+def need_options(lines, metric):
+    if metric in ("accuracy", "macro_f1") and (without := [line.where for line in lines if not line.options]):
+        raise ValueError(f"{without[0]}: no 'options', which the metric {metric} chooses among; add them, or tune with "
+                         "--metric text.")
+
+
+def load(name, device):
+    """Model and tokenizer; small matrices on a CPU run fastest in one thread."""
+    folder = fetch(name)
+    model, tokenizer = load_model(folder, device), load_tokenizer(folder)
+    if model.device.type == "cpu" and model.config.n_embd < 512:
+        torch.set_num_threads(1)
+    return model, tokenizer
+
+
+def tune(args):
+    """Tune, save, and score on the held-out lines."""
+    method, config = METHODS[args.method], configure(args.method, args.set)
+    check_out(args.out, args.force, args.data, *([args.held_out] if args.held_out else []))
+    lines, held_out = read_lines(args.data), read_lines(args.held_out) if args.held_out else []
+    need_options(held_out, args.metric)
+    if args.template is not None:
+        split(args.template)  # before a large model is loaded
+    model, tokenizer = load(args.model, args.device)
+    template = args.template or (EMBEDDED if tokenizer.source.name == "vocab.json" else PLAIN)
+    try:
+        instruction = tokenizer.encode(args.instruction, bos=tokenizer.bos_id is not None)
+    except ValueError as error:
+        raise ValueError(f"--instruction: {error}.") from None
+    encoded = [encode(line, model, tokenizer, template, args.metric) for line in lines]
+    demos = [Demo(x, ys[line.output]) for line, (x, ys) in zip(lines, encoded)]
+    task = Task(Path(args.data).stem, demos, [], instruction)
+    steps = [f.name for f in fields(config) if f.name.endswith("n_step")]
+    # no step at all: what does not fit is said before the work
+    start = start_of(method.adapt(model, task, replace(config, **dict.fromkeys(steps, 0)), args.seed))
+    encoded += [encode(line, model, tokenizer, template, args.metric, start) for line in held_out]
+    longest = max(len(y) for _, ys in encoded for y in ys.values())
+    how = dict(template=template, metric=args.metric, max_new_tokens=2 * longest + 8)
+
+    losses, began = [], time.perf_counter()
+    n_step = sum(getattr(config, name) for name in steps)
+    with tqdm(total=n_step, desc=args.method, unit="step", disable=not steps) as bar:
+        def progress(step, loss):
+            losses.append(loss)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+
+        adapted = method.adapt(model, task, config, args.seed, progress)
+    seconds = time.perf_counter() - began
+    about = dict(instruction=args.instruction, seed=args.seed, **how)
+    save_adapted(adapted, args.out, args.method, config, len(demos), **about)
+    trained = f"loss {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} of {n_step} steps" if losses else "no steps"
+    print(f"{args.method}, {len(demos)} demos: {trained}, {seconds:.1f} seconds, {adapted.n_trained:,} trained numbers")
+    print(f"{args.out}: {Path(args.out).stat().st_size:,} bytes", flush=True)
+    if held_out:
+        print(f"{args.held_out}, {len(held_out)} lines:")
+    for name in dict.fromkeys((args.method, *BASELINES)) if held_out else ():
+        try:
+            other = adapted if name == args.method else METHODS[name].adapt(model, task)
+            answers = answer(other, tokenizer, held_out, **how)
+            print(f"  {name:14} {score(held_out, answers, args.metric):6.1%}", flush=True)
+        except ValueError as error:  # demos that single-pair methods learn from may be more than ICL can read
+            print(f"  {name:14} cannot be scored: {error}")
+
+
+def predict(args):
+    """Answer the lines of --data with a saved context; the score, if they have outputs, goes to stderr."""
+    about = read_about(args.context)
+    how = {name: about.get(name) for name in ("template", "metric", "max_new_tokens")}
+    if type(how["template"]) is not str or how["metric"] not in METRICS or type(how["max_new_tokens"]) is not int:
+        raise ValueError(f"{args.context} was saved without a template: give a context that nanoct.tune wrote.")
+    if args.out:
+        check_out(args.out, args.force, args.data, args.context)
+    lines = read_lines(args.data, need_output=False)
+    need_options(lines, how["metric"])
+    model, tokenizer = load(args.model, args.device)
+    adapted, _ = load_adapted(args.context, model)
+    answers = answer(adapted, tokenizer, lines, **how)
+    text = ""
+    for line, (prediction, losses) in zip(lines, answers):
+        given = {} if line.output is None else dict(output=line.output, right=is_right(line, prediction))
+        row = dict(input=line.input, prediction=prediction, **given, **(dict(losses=losses) if losses else {}))
+        text += json.dumps(row, ensure_ascii=False) + "\n"
+    if args.out:
+        replace_file(args.out, text.encode())
+    else:
+        print(text, end="")
+    if n := sum(line.output is not None for line in lines):
+        print(f"{score(lines, answers, how['metric']):.1%} on {n} lines with an output", file=sys.stderr)
+
+
+def parse():
+    p = cli.Parser(prog="nanoct.tune", description=__doc__.split("\n")[0])
+    p.add_argument("--data", required=True, metavar="FILE.jsonl", help='lines {"input", "output", "options"?}: the '
+                   "demos; with --predict the questions, whose output may be missing")
+    p.add_argument("--out", metavar="FILE", help="the context; with --predict the answers, default: stdout")
+    p.add_argument("--force", action="store_true", help="overwrite --out")
+    p.add_argument("--model", default=str(FOLDER / "strings"), help="folder or hub name; default: weights/nano/strings")
+    p.add_argument("--device", help="cuda, mps or cpu; default: the first there is")
+    t = p.add_argument_group("tuning")
+    t.add_argument("--method", choices=list(METHODS), metavar="METHOD", help=f"{', '.join(METHODS)}; default: ct_kv")
+    t.add_argument("--set", action="append", metavar="FIELD=VALUE", help="of the method's Config, such as lr=1e-2")
+    t.add_argument("--held-out", metavar="FILE.jsonl", help="lines to score the context on, beside ICL and zero-shot")
+    t.add_argument("--template", help=f"text of a line with {{input}} and {{output}}, \\n and \\t understood; default: "
+                   f"{EMBEDDED!r} with the embedded vocabulary, else {PLAIN!r}")
+    t.add_argument("--instruction", help=f"text at the head of the context, behind the tokenizer's BOS if it has one "
+                   f"({BOS} in the embedded vocabulary); default: none")
+    t.add_argument("--metric", choices=METRICS[1:], help="accuracy and macro_f1 choose among options, text "
+                   "decodes; default: accuracy for lines with options, text for those without")
+    t.add_argument("--seed", type=int, help="of what the method draws; default: 0")
+    a = p.add_argument_group("answering")
+    a.add_argument("--predict", action="store_true", help='print lines {"input", "prediction"}, with "losses" of '
+                   'options and, where the output is given, "right"')
+    a.add_argument("--context", metavar="FILE.safetensors", help="what tuning wrote")
+    args = p.parse_args()
+    tuning = dict(method="ct_kv", set=[], held_out=None, template=None, instruction="", metric=None, seed=0)
+    if args.predict and (given := [name for name in tuning if getattr(args, name) is not None]):
+        option = "--" + given[0].replace("_", "-")
+        raise ValueError(f"{option} is for tuning; --predict does as its context says: leave {option} out.")
+    if args.predict and not args.context:
+        raise ValueError("--predict needs a --context: a file that tuning wrote with --out.")
+    if not args.predict and (args.context or not args.out):
+        raise ValueError("tuning needs --out, the file for the context." if not args.context else
+                         "--context is for --predict: add it, or leave the context out to tune a new one.")
+    for name, default in tuning.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    args.template, args.instruction = args.template and unescape(args.template), unescape(args.instruction)
+    return args
+
+
+def main():
+    args = parse()
+    try:
+        predict(args) if args.predict else tune(args)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the context is saved if its size stands above")
+
+
+if __name__ == "__main__":
+    cli.run(main)

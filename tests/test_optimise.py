@@ -1,0 +1,114 @@
+"""The optimiser loop: AdamW written out, in every method; and where it stops."""
+
+import math
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import config_of, random_task, tiny_llama
+from test_fewshot import message
+from test_methods import TUNED
+
+from nanoct.methods import METHODS, ct_kv
+from nanoct.optimise import optimise
+
+
+def check_optimiser(steps, lr, n_step):
+    """Clip at 1, the cosine without warm-up, and AdamW (betas .9 .999, eps 1e-8, no weight decay) written out."""
+    assert len(steps) == n_step
+    m = [torch.zeros_like(p) for p in steps[0]["before"]]
+    v = [torch.zeros_like(p) for p in steps[0]["before"]]
+    for t, step in enumerate(steps):
+        assert step["lr"] == pytest.approx(lr * (1 + math.cos(math.pi * t / n_step)) / 2, rel=1e-9)
+        norm = math.sqrt(sum(g.double().pow(2).sum().item() for g in step["raw"]))
+        for i, (raw, clipped) in enumerate(zip(step["raw"], step["clipped"])):
+            torch.testing.assert_close(clipped, raw * min(1, 1 / norm), rtol=1e-4, atol=0)
+            m[i] = 0.9 * m[i] + 0.1 * clipped
+            v[i] = 0.999 * v[i] + 0.001 * clipped**2
+            change = -step["lr"] * (m[i] / (1 - 0.9 ** (t + 1))) / ((v[i] / (1 - 0.999 ** (t + 1))).sqrt() + 1e-8)
+            torch.testing.assert_close(step["after"][i], step["before"][i] + change, rtol=1e-5, atol=1e-6)
+    return [math.sqrt(sum(g.pow(2).sum().item() for g in step["raw"])) for step in steps]
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_every_method_takes_these_steps(model, steps, name):
+    config = config_of(METHODS[name], n_step=5, lr=0.02, ttt_n_step=4, ttt_lr=0.03, rank=2, n_prefix=5)
+    METHODS[name].adapt(model, random_task(), config)
+    n_first = 4 if name == "ttt_ct_kv" else 0
+    if n_first:
+        check_optimiser(steps[:n_first], lr=0.03, n_step=n_first)
+    check_optimiser(steps[n_first:], lr=0.02, n_step=5)
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_gradients_are_clipped_at_1_and_small_ones_left(steps, bound):
+    model = tiny_llama(n_layer=3)
+    model.model.norm.weight.mul_(3 if bound else 0.05)
+    ct_kv.adapt(model, random_task(), ct_kv.Config(n_step=5, lr=0.02))
+    norms = check_optimiser(steps, lr=0.02, n_step=5)
+    assert min(norms) > 1 if bound else max(norms) < 1
+
+
+def run(fail_at, with_what, n_step=6, lr=0.3):
+    """Optimise x and y, which fails at step fail_at: their values at every loss, the leaves, what was reported."""
+    x, y = torch.arange(4.0).add(1).requires_grad_(), torch.tensor(-2.0, requires_grad=True)
+    values, reported = [], []
+
+    def loss():
+        values.append([x.detach().clone(), y.detach().clone()])
+        usual = x.pow(2).sum() + (y - 1).pow(2)
+        return usual if len(values) <= fail_at else with_what(usual, x)
+
+    optimise(loss, [x, y], SimpleNamespace(n_step=n_step, lr=lr), lambda *call: reported.append(call))
+    return values, [x, y], reported
+
+
+FAILURES = {
+    "nan": lambda usual, x: usual * math.nan,
+    "inf": lambda usual, x: usual + math.inf,
+    "nan gradient": lambda usual, x: usual.detach() + (x * 0).sqrt().sum(),  # 0 · inf
+    "inf gradient": lambda usual, x: usual.detach() + (x - x.detach()).sqrt().sum(),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("at", [0, 1, 4])
+def test_what_is_not_finite_ends_it_at_the_last_finite_step(failure, at):
+    with pytest.warns(UserWarning) as caught:
+        values, leaves, reported = run(at, FAILURES[failure])
+    (text,) = [str(warning.message) for warning in caught]
+    assert f"step {at}" in text and "0.3" in text and failure.split()[0] in text and "\n" not in text
+    assert (f"step {at - 1}" if at else "the start") in text
+    assert len(values) == at + 1 and [step for step, _ in reported] == list(range(at))
+    for leaf, value in zip(leaves, values[max(at - 1, 0)], strict=True):
+        assert torch.equal(leaf, value) and not leaf.requires_grad and leaf.grad is None
+
+
+def test_what_is_finite_runs_through_in_silence():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values, leaves, reported = run(6, None)
+    assert len(values) == 6 and [step for step, _ in reported] == list(range(6))
+    losses = [loss for _, loss in reported]
+    assert losses == [(x.pow(2).sum() + (y - 1).pow(2)).item() for x, y in values] and losses == sorted(losses)[::-1]
+    assert not any(torch.equal(leaf, value) for leaf, value in zip(leaves, values[-1], strict=True))  # the last step too
+    assert not any(leaf.requires_grad or leaf.grad is not None for leaf in leaves)
+
+
+def test_no_steps_change_nothing():
+    values, leaves, reported = run(0, None, n_step=0)
+    assert values == reported == [] and leaves[0].tolist() == [1, 2, 3, 4] and leaves[1] == -2
+
+
+def test_nothing_but_the_leaves_gets_a_gradient():
+    x, other = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    optimise(lambda: (x * other).sum(), [x], SimpleNamespace(n_step=2, lr=0.1))
+    assert other.grad is None and other.requires_grad and (x < 1).all()
+
+
+@pytest.mark.parametrize("n_step, lr", [(-1, 0.1), (3, 0.0), (3, -0.1), (3, math.nan)])
+def test_steps_and_rates_that_cannot_be_are_refused(n_step, lr):
+    with pytest.raises(ValueError) as error:
+        run(6, None, n_step, lr)
+    assert f"n_step = {n_step}" in message(error) and f"lr = {lr}" in message(error)
