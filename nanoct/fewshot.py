@@ -159,6 +159,8 @@ def visible(owner, k, leave_one_out=False, token_dropout=0.0, generator=None):
     on the CPU: a seed gives the same masks on every device.
     """
     seen = torch.ones(k, len(owner), dtype=torch.bool, device=owner.device)
+    if not 0 <= token_dropout < 1:
+        raise ValueError(f"token_dropout = {token_dropout} must be at least 0 and less than 1.")
     if leave_one_out:
         seen &= owner != torch.arange(k, device=owner.device)[:, None]
     if token_dropout:

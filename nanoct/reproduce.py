@@ -109,7 +109,10 @@ def tokenizer_of(world, model):
 
 def fits(run, model):
     """Whether the demos of a run and the longest of them behind all are within the context."""
-    task = make_task(run["world"], run["task"], tokenizer_of(run["world"], model), run["seed"], run["k"], n_query=1)
+    try:
+        task = make_task(run["world"], run["task"], tokenizer_of(run["world"], model), run["seed"], run["k"], n_query=1)
+    except ValueError:  # the world has no so many examples
+        return False
     lengths = [len(demo.x) + len(demo.y) for demo in task.demos]
     return len(task.instruction) + sum(lengths) + max(lengths) <= read_config(folder_of(model, run["world"])).n_position
 

@@ -88,7 +88,7 @@ def test_the_jobs_from_end_to_end(job, model_folder, tmp_path, monkeypatch):  # 
     if job == "--ablations":
         assert len(lines) == 2 * 17 and {l["wrong"] for l in lines} == set(ablations.WRONG)
     else:
-        assert {(l["world"], l["k"]) for l in lines} >= {("facts", k) for k in scaling.K}
+        assert {(l["world"], l["k"]) for l in lines} >= {("facts", k) for k in scaling.K if k < 32}  # 32 people
         assert ("grids", 32) not in {(l["world"], l["k"]) for l in lines}  # does not fit 512 tokens
         assert len((tmp_path / "passes.jsonl").read_text().splitlines()) == 2 * len(scaling.K) * 3
     assert all((tmp_path / f).stat().st_size > 200 for f in (f"{name}.md", f"{name}.png"))
