@@ -8,6 +8,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from nanoct.fewshot import check_dropout
+
 TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # the paper's: all linears but keys
 
 
@@ -22,8 +24,7 @@ class LoRA:
         n_out, n_in = weight.shape
         if rank < 1:
             raise ValueError(f"rank = {rank} must be at least 1.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout = {dropout} must be at least 0 and less than 1.")
+        check_dropout("dropout", dropout)
         new = lambda *shape: torch.zeros(*shape, device=weight.device)
         self.a = new(rank, n_in).uniform_(-1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=generator).requires_grad_()
         self.b = new(n_out, rank).requires_grad_()

@@ -159,8 +159,7 @@ def visible(owner, k, leave_one_out=False, token_dropout=0.0, generator=None):
     on the CPU: a seed gives the same masks on every device.
     """
     seen = torch.ones(k, len(owner), dtype=torch.bool, device=owner.device)
-    if not 0 <= token_dropout < 1:
-        raise ValueError(f"token_dropout = {token_dropout} must be at least 0 and less than 1.")
+    check_dropout("token_dropout", token_dropout)
     if leave_one_out:
         seen &= owner != torch.arange(k, device=owner.device)[:, None]
     if token_dropout:
@@ -254,6 +253,12 @@ def check_fits(model, n, what):
     if n > model.config.n_position:
         raise ValueError(f"{what} needs {n} tokens and the model's context is {model.config.n_position}: use fewer or "
                          "shorter demos, or a model with a longer context.")
+
+
+def check_dropout(name, p):
+    """ValueError unless p, a Config's field of that name, is a probability below 1."""
+    if not 0 <= p < 1:
+        raise ValueError(f"{name} = {p} must be at least 0 and less than 1.")
 
 
 def _need_tokens(pair):

@@ -4,6 +4,8 @@ from warnings import warn
 
 import torch
 
+from nanoct.fewshot import check_dropout
+
 
 def optimise(loss, leaves, config, progress=None):
     """config.n_step updates of the leaves, at most config.lr each, along the gradient of loss() -> scalar.
@@ -16,8 +18,7 @@ def optimise(loss, leaves, config, progress=None):
     """
     if config.n_step < 0 or not config.lr > 0:
         raise ValueError(f"n_step = {config.n_step} must be at least 0, and lr = {config.lr} greater than 0.")
-    if not 0 <= getattr(config, "token_dropout", 0) < 1:
-        raise ValueError(f"token_dropout = {config.token_dropout} must be at least 0 and less than 1.")
+    check_dropout("token_dropout", getattr(config, "token_dropout", 0))
     optimizer = torch.optim.AdamW(leaves, lr=config.lr, betas=(0.9, 0.999), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(config.n_step, 1))
     finite = [leaf.detach().clone() for leaf in leaves]

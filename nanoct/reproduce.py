@@ -85,36 +85,42 @@ def read_settings():
 
 def plan(args, model_ids):
     """All runs asked for, task by task, so that a job that is stopped has all methods and worlds on the tasks it did."""
-    chosen = read_settings()
-    made = {(world, method): configs(method, chosen.get(world, {}).get(method, {}), args.set, args.sweep)
-            for world in args.world for method in args.methods}
-    of_world = {world: [(method, config, args.k or WORLDS[world].k, 0.0) for method in args.methods for config in made[world, method]]
-                for world in args.world}
-    if args.ablations or args.scaling:
-        variants = ablations.variants if args.ablations else scaling.variants
-        base = lambda world, method: METHODS[method].Config(**chosen.get(world, {}).get(method, {}))
-        of_world = {world: variants(args.k or WORLDS[world].k, lambda method: asdict(base(world, method))) for world in args.world}
+    presets = read_settings()
+
+    def variants(world):
+        k, chosen = args.k or WORLDS[world].k, lambda method: presets.get(world, {}).get(method, {})
+        if args.ablations or args.scaling:
+            study = ablations if args.ablations else scaling
+            return study.variants(k, lambda method: asdict(METHODS[method].Config(**chosen(method))))
+        return [(method, config, k, 0.0) for method in args.methods
+                for config in configs(method, chosen(method), args.set, args.sweep)]
+
+    of_world = {world: variants(world) for world in args.world}
     in_turn = itertools.zip_longest(*([(world, task) for task in args.tasks[world]] for world in args.world))
     runs = [dict(model=model_ids[world], world=world, pool=args.pool, k=k, method=method, config=config, task=task, seed=seed,
                  wrong=wrong)
             for worlds in in_turn for world, task in filter(None, worlds) for seed in args.seeds
             for method, config, k, wrong in of_world[world]]
-    return [run for run in runs if fits(run, args.model)] if args.scaling else runs
+    return [run for run in runs if fits(args.model, run["world"], run["task"], run["seed"], run["k"])] if args.scaling else runs
 
 
 @cache
-def tokenizer_of(world, model):
-    return load_tokenizer(folder_of(model, world))
+def reader(model, world):
+    """Tokenizer and longest context of a world's model."""
+    folder = folder_of(model, world)
+    return load_tokenizer(folder), read_config(folder).n_position
 
 
-def fits(run, model):
-    """Whether the demos of a run and the longest of them behind all are within the context."""
+@cache
+def fits(model, world, name, seed, k):
+    """Whether a task has so many demos, and they, with the longest of them behind all, are within the model's context."""
+    tokenizer, n_position = reader(model, world)
     try:
-        task = make_task(run["world"], run["task"], tokenizer_of(run["world"], model), run["seed"], run["k"], n_query=1)
-    except ValueError:  # the world has no so many examples
+        task = make_task(world, name, tokenizer, seed, k, n_query=1)
+    except ValueError:  # the world has fewer examples
         return False
     lengths = [len(demo.x) + len(demo.y) for demo in task.demos]
-    return len(task.instruction) + sum(lengths) + max(lengths) <= read_config(folder_of(model, run["world"])).n_position
+    return len(task.instruction) + sum(lengths) + max(lengths) <= n_position
 
 
 def folder_of(model, world):
@@ -133,14 +139,18 @@ def start_worker(model_name, device, n_thread):
 
 @cache
 def load(world):
-    """Model and tokenizer of a world, after a first run of every method so that no measured one pays for warming up."""
+    """Model and tokenizer of a world."""
     folder = folder_of(MODEL_NAME, world)
-    model, tokenizer = load_model(folder, DEVICE), load_tokenizer(folder)
+    return load_model(folder, DEVICE), load_tokenizer(folder)
+
+
+@cache
+def warm_up(world, name):
+    """A first run of a method, so that no measured one pays for warming up."""
+    (model, tokenizer), method = load(world), METHODS[name]
     task = make_task(world, WORLDS[world].pools()["train"][0], tokenizer, seed=0, k=4, n_query=2)
-    for method in METHODS.values():
-        few = {f.name: 2 for f in fields(method.Config) if f.name in ("n_step", "ttt_n_step")}
-        evaluate(method.adapt(model, task, method.Config(**few)), task)
-    return model, tokenizer
+    few = {f.name: 2 for f in fields(method.Config) if f.name in ("n_step", "ttt_n_step")}
+    evaluate(method.adapt(model, task, method.Config(**few)), task)
 
 
 @lru_cache(maxsize=8)
@@ -162,6 +172,7 @@ def work(run):
         score = bayes.evaluate(world, predicted, queries).score
         return dict(run, score=score, n_query=len(queries), n_trained=0, seconds=round(time.perf_counter() - start, 4), kl=None, **about)
     model, tokenizer = load(run["world"])
+    warm_up(run["world"], run["method"])
     task, method, losses = make_task(*of_task[:2], tokenizer, *of_task[2:], wrong=run["wrong"]), METHODS[run["method"]], []
     if run["config"].get("start") == "others":
         pool = world.pools()[run["pool"]]

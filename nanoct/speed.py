@@ -39,9 +39,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from nanoct import cli
-from nanoct.adapters import LoRA, attach, leaves
-from nanoct.fewshot import Demo, Prefix, Task, answer_logits, encode_context, pack, visible
+from nanoct import adapters, cli
+from nanoct.fewshot import Demo, Task, answer_logits, encode_context, pack, visible
 from nanoct.methods import ct_kv, ttt
 from nanoct.model import Llama, LlamaConfig
 from nanoct.report import table
@@ -100,9 +99,8 @@ def packed(model, task, context, seed=0):
     keys, values = leaves = trainable(context)
 
     def loss():
-        theta = Prefix(list(zip(keys.unbind(), values.unbind())), context.owner, context.next_position)
         mask = row.mask(visible(context.owner, len(task.demos), True, DROPOUT, generator))
-        return F.cross_entropy(answer_logits(model, row, theta, mask=mask), row.target)
+        return F.cross_entropy(answer_logits(model, row, context.of(keys, values), mask=mask), row.target)
 
     T = row.tokens.shape[1]
     return Step(loss, leaves, ct_kv.Config.lr, T, len(context.owner) + T, len(row.where))
@@ -137,13 +135,13 @@ def padded(theirs, task, context, seed=0, labels_only=False):
 
 def trainable(context):
     """Keys and values of a context as the two float32 leaves (L, 1, K, P, D) that a step trains."""
-    return [torch.stack(part).float().requires_grad_() for part in zip(*context.kv)]
+    return [part.float().requires_grad_() for part in context.stack()]
 
 
 def one_order(model, task, seed=0):
     """The step of methods/ttt.py on one random order of the demos."""
     c, generator = ttt.Config(), torch.Generator().manual_seed(seed)
-    adapter = attach(LoRA, model, c.rank, c.alpha, c.dropout, torch.Generator(model.device).manual_seed(seed))
+    adapter = adapters.attach(adapters.LoRA, model, c.rank, c.alpha, c.dropout, torch.Generator(model.device).manual_seed(seed))
 
     def loss():
         order = torch.randperm(len(task.demos), generator=generator).tolist()
@@ -152,7 +150,7 @@ def one_order(model, task, seed=0):
         return F.cross_entropy(model.logits(hidden[is_answer[:, 1:]]), tokens[:, 1:][is_answer[:, 1:]])
 
     T = sum(len(demo.x) + len(demo.y) for demo in task.demos) - 1
-    return Step(loss, [leaf for part in adapter.values() for leaf in (part.a, part.b)], c.lr, T, T,
+    return Step(loss, adapters.leaves(adapter), c.lr, T, T,
                 sum(len(demo.y) for demo in task.demos))
 
 

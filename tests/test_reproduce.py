@@ -176,6 +176,12 @@ def test_the_table_shows_the_preset_and_not_the_best():
     assert report.text(lines, {"strings": {"ct_kv": dict(n_step=8)}}).splitlines()[4].split("|")[2].split()[0] == "50.0"
 
 
+def test_differences_between_methods_are_paired_by_task():
+    lines = [line(m, t, score=x) for m, scores in (("ct_kv", (.9, .5, .4)), ("ttt", (.6, .4, .2))) for t, x in zip("abc", scores)]
+    row = next(row for row in report.text(lines, {}).splitlines() if row.startswith("| ct_kv - ttt"))
+    assert "{:+.1f} ± {:.1f}".format(*report.interval([30, 10, 20])) in row and "prefix" not in row
+
+
 def test_the_table_has_a_column_per_world():
     lines = [line(m, t, score=x + 0.1 * (t == "b"), world=w) for w, m, x in
              [("strings", "icl", .5), ("strings", "bayes_all", .7), ("facts", "icl", .3), ("facts", "zero_shot", .2)] for t in "ab"]

@@ -87,6 +87,11 @@ def test_the_jobs_from_end_to_end(job, model_folder, tmp_path, monkeypatch):  # 
     assert {l["world"] for l in lines} == {"grids", "facts"}
     if job == "--ablations":
         assert len(lines) == 2 * 17 and {l["wrong"] for l in lines} == set(ablations.WRONG)
+        rows, wrong = ablations.groups(lines)["facts"]
+        losses = {row: s.lines[0]["loss"] for row, s in rows.items()} | {w: s.lines[0]["loss"] for w, s in wrong["ct_kv"].items()}
+        assert losses[0.0] == losses["CT-KV"] and all(losses[row] != losses["CT-KV"] for row in (1.0, "start: noise",
+                                                                                                 "start: another task's demos"))
+        assert losses["start: another task's demos"] != losses["no leave-one-out"]  # which the same task's demos would give
     else:
         assert {(l["world"], l["k"]) for l in lines} >= {("facts", k) for k in scaling.K if k < 32}  # 32 people
         assert ("grids", 32) not in {(l["world"], l["k"]) for l in lines}  # does not fit 512 tokens
