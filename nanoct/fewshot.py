@@ -53,11 +53,12 @@ class Query:
 class Task:
     """k demos, the queries, and how answers are judged.
 
-    others       demos of another task, for the ablation that starts from them
     instruction  token ids at the head of the context, a BOS included; the core adds none of its own
+    separator    token ids before every demo but the context's first, and before every row that is trained or asked
     metric       "accuracy" or "macro_f1" over options; "ids": every token of y by teacher forcing;
                  "text": greedy decoding until the terminator y[-1], then decode, normalise, compare
     decode       ids -> str, normalise: str -> str; for "text" alone
+    others       demos of another task, for the ablation that starts from them
     """
 
     name: str
@@ -67,6 +68,7 @@ class Task:
     metric: str = "ids"
     decode: Callable | None = None
     normalise: Callable | None = None
+    separator: Sequence[int] = ()
     others: Sequence[Demo] = ()
 
     def need_demos(self, method):
@@ -125,14 +127,29 @@ class Row:
         return torch.cat([visible[self.pair], own.tril()], dim=1)[None]
 
 
+def pack_demos(task, model, start=0, head=()):
+    """The row that training sees: head, separator and pair of every demo of a task from position `start` on.
+
+    A pair that runs past the model's context is left out, with a warning; the others keep their number.
+    Raises ValueError if none is left.
+    """
+    head = [*head, *task.separator]
+    long = [i for i, demo in enumerate(task.demos) if start + len(head) + len(demo.x) + len(demo.y) - 1 > model.config.n_position]
+    if 0 < len(long) < len(task.demos):
+        warn(f"task {task.name!r}: {len(long)} of {len(task.demos)} training pairs are left out, since behind {start} tokens "
+             f"of context they run past the model's {model.config.n_position}.")
+        return pack([None if i in long else (demo.x, demo.y) for i, demo in enumerate(task.demos)], model, start, head)
+    return pack([(demo.x, demo.y) for demo in task.demos], model, start, head)
+
+
 def pack(pairs, model, start=0, head=()):
-    """Lay pairs [(x, y)] of token ids side by side, each as head + x + y from position `start` on.
+    """Lay pairs [(x, y)] of token ids side by side, each as head + x + y from position `start` on; None is passed over.
 
     The last token of y predicts nothing and is left out, so T = sum(len(head) + len(x) + len(y) - 1).
     Raises ValueError if a pair runs past the model's context.
     """
     tokens, positions, pair, where, target = [], [], [], [], []
-    for i, (x, y) in enumerate(pairs):
+    for i, (x, y) in ((i, found) for i, found in enumerate(pairs) if found):
         ids = [*head, *x, *y]
         check_fits(model, start + len(ids) - 1, f"pair {i} behind {start} tokens of context")
         where += range(len(tokens) + len(ids) - len(y) - 1, len(tokens) + len(ids) - 1)
@@ -180,27 +197,30 @@ def answer_logits(model, row, prefix=None, adapter=None, mask=None):
 
 
 @torch.no_grad()
-def encode_context(model, instruction=(), demos=(), adapter=None):
+def encode_context(model, instruction=(), demos=(), adapter=None, separator=()):
     """Read instruction and demos once and keep their KV cache: a Prefix of all P tokens, or None if there are none.
 
     Cost: one forward over P tokens. Raises ValueError if they do not fit the model's context.
     """
-    tokens, owner = concatenate(model, instruction, demos)
+    tokens, owner = concatenate(model, instruction, demos, separator)
     if not len(owner):
         return None
     _, kv = model(tokens, adapter=adapter)
     return Prefix(kv, owner, len(owner))
 
 
-def concatenate(model, instruction=(), demos=()):
+def concatenate(model, instruction=(), demos=(), separator=()):
     """Instruction and demos as a context: its tokens (1, P), and which demo each is of, owner (P,), -1 for the instruction.
+
+    The separator is before every demo but the first, and that demo's own.
 
     Raises ValueError if they do not fit the model's context.
     """
     tokens, owner = list(instruction), [-1] * len(instruction)
     for i, demo in enumerate(demos):
-        tokens += [*demo.x, *demo.y]
-        owner += [i] * (len(demo.x) + len(demo.y))
+        ids = [*(separator if i else ()), *demo.x, *demo.y]
+        tokens += ids
+        owner += [i] * len(ids)
     check_fits(model, len(tokens), f"a context of {len(demos)} demos")
     tensor = lambda values: torch.tensor(values, dtype=torch.int64, device=model.device)
     return tensor([tokens]), tensor(owner)

@@ -32,19 +32,24 @@ def evaluate(adapted, task, row_tokens=1024):
         right = [text == wanted for text, wanted in text_answers(adapted, task)]
         return Result(sum(right) / len(right), right)
     if task.metric == "ids":
-        right = score_pairs(adapted, [(q.x, q.y) for q in task.queries], row_tokens)[1].tolist()
+        right = score_pairs(adapted, [(asked(task, q), q.y) for q in task.queries], row_tokens)[1].tolist()
         return Result(sum(right) / len(right), right)
     if task.metric not in METRICS:
         raise ValueError(f"task {task.name!r} has the metric {task.metric!r}; known are {', '.join(METRICS)}.")
     if any(q.options is None for q in task.queries):
         raise ValueError(f"task {task.name!r} is scored by {task.metric} and has a query without options; add them, "
                          "or score by ids or text.")
-    loss, _ = score_pairs(adapted, [(q.x, option) for q in task.queries for option in q.options], row_tokens)
+    loss, _ = score_pairs(adapted, [(asked(task, q), option) for q in task.queries for option in q.options], row_tokens)
     by_query = loss.split([len(q.options) for q in task.queries])
     predicted = [tuple(q.options[losses.argmin()]) for q, losses in zip(task.queries, by_query)]
     gold = [tuple(q.y) for q in task.queries]
     right = [p == g for p, g in zip(predicted, gold)]
     return Result(macro_f1(predicted, gold) if task.metric == "macro_f1" else sum(right) / len(right), right)
+
+
+def asked(task, query):
+    """The tokens of a query's row before its answer."""
+    return [*task.separator, *query.x]
 
 
 @torch.no_grad()
@@ -101,9 +106,9 @@ def text_answers(adapted, task):
     answers = [None] * len(task.queries)
     for length in sorted({len(q.x) for q in task.queries}):
         group = [i for i, q in enumerate(task.queries) if len(q.x) == length]
-        room = adapted.model.config.n_position - start - length + 1
+        room = adapted.model.config.n_position - start - len(task.separator) - length + 1
         limit = max(longest, min(longest + 8, room))  # longer than any answer: what is cut there is wrong anyway
-        decoded = generate(adapted, [task.queries[i].x for i in group], limit, stop)
+        decoded = generate(adapted, [asked(task, task.queries[i]) for i in group], limit, stop)
         for i, ids in zip(group, decoded):
             wanted = task.queries[i].y
             answers[i] = tuple(normalise(task.decode(list(y[:-1] if y[-1] == stop else y))) for y in (ids, wanted))

@@ -224,9 +224,9 @@ def orders(monkeypatch):
     """The demos of every sequence that TTT trains on, step by step."""
     record, sequences = [], ttt.sequences
 
-    def spy(model, instruction, orders):
+    def spy(model, instruction, orders, separator):
         record.append(orders)
-        return sequences(model, instruction, orders)
+        return sequences(model, instruction, orders, separator)
 
     monkeypatch.setattr(ttt, "sequences", spy)
     return record

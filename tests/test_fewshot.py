@@ -7,7 +7,7 @@ from conftest import V, random_ids, random_task, tiny_llama
 
 from nanoct.adapters import LoRA, attach
 from nanoct.fewshot import (Demo, Prefix, Query, Task, answer_logits, can_leave_one_out, concatenate, encode_context,
-                            first_tokens, grow, noise_like, pack, read_on, visible)
+                            first_tokens, grow, noise_like, pack, pack_demos, read_on, visible)
 
 UNEVEN = ((1, 1), (19, 2), (3, 11), (2, 1), (7, 5))  # lengths of x and y
 
@@ -221,6 +221,37 @@ def test_concatenate_by_hand(model):
     assert tokens.tolist() == [[9, 8, 1, 2, 3, 4, 5, 6]] and owner.tolist() == [-1, -1, 0, 0, 0, 1, 1, 1]
     tokens, owner = concatenate(model)
     assert tokens.shape == (1, 0) and owner.shape == (0,) and tokens.dtype == owner.dtype == torch.int64
+
+
+def test_the_separator_is_before_every_demo_but_the_first_and_that_demos_own(model):
+    tokens, owner = concatenate(model, [9], [Demo([1, 2], [3]), Demo([4], [5]), Demo([6], [7])], separator=[8, 0])
+    assert tokens.tolist() == [[9, 1, 2, 3, 8, 0, 4, 5, 8, 0, 6, 7]]
+    assert owner.tolist() == [-1, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_every_training_pair_begins_with_head_and_separator(model):
+    row = pack_demos(Task("t", [Demo([1, 2], [3]), Demo([4], [5])], [], separator=[8]), model, start=5, head=[9])
+    assert row.tokens.tolist() == [[9, 8, 1, 2, 9, 8, 4]] and row.positions.tolist() == [[5, 6, 7, 8, 5, 6, 7]]
+    assert row.target.tolist() == [3, 5] and row.where.tolist() == [3, 6] and row.pair.tolist() == [0] * 4 + [1] * 3
+
+
+@pytest.mark.parametrize("room, kept", [(8, [0, 1, 2]), (7, [0, 2]), (6, [0, 2]), (5, [2]), (4, [2])])
+def test_training_pairs_that_do_not_fit_are_left_out_and_the_others_keep_their_number(recwarn, room, kept):
+    model = tiny_llama()
+    demos = [Demo([1, 2, 3], [4]), Demo([5, 6, 7, 8], [9, 1]), Demo([2], [3])]  # rows of 6, 8 and 4
+    start, task = model.config.n_position - room, Task("t", demos, [], separator=[8])
+    row = pack_demos(task, model, start, head=[7, 7])
+    alone = [pack([(demos[i].x, demos[i].y)], model, start, [7, 7, 8]) for i in kept]
+    assert torch.equal(row.tokens, torch.cat([r.tokens for r in alone], dim=1))
+    assert torch.equal(row.target, torch.cat([r.target for r in alone]))
+    assert row.pair.unique().tolist() == kept
+    said = [str(w.message) for w in recwarn]
+    assert len(said) == (len(kept) < 3) and all(f"{3 - len(kept)} of 3 training pairs" in s for s in said)
+
+
+def test_training_pairs_none_of_which_fits_are_refused(model):
+    with pytest.raises(ValueError, match="fewer or shorter demos"):
+        pack_demos(Task("t", [Demo([1] * 9, [2]), Demo([1] * 8, [2])], []), model, start=model.config.n_position - 7)
 
 
 def test_stack_and_of_are_inverse(model):

@@ -15,7 +15,7 @@ from test_fewshot import UNEVEN, drawn, leaves, message, padded_loss, pairs_of, 
 from nanoct.adapters import LoRA, attach
 from nanoct.fewshot import Demo, Query, Task, encode_context
 from nanoct.methods import METHODS, ct_kv, ct_prompt, icl, ttt, ttt_ct_kv, zero_shot
-from nanoct.score import evaluate, score_pairs
+from nanoct.score import evaluate, score_pairs, text_answers
 from nanoct.weights import load_model
 
 DRAWING = {"lora", "dora", "ttt", "ct_prompt", "ct_kv", "ttt_ct_kv"}  # methods that draw random numbers
@@ -144,6 +144,22 @@ def test_an_instruction_that_does_not_fit_is_refused_in_one_line(model, name):
     with pytest.raises(ValueError) as error:
         METHODS[name].adapt(model, random_task(instruction=161), progress=lambda *_: pytest.fail("trained"))
     assert f"context is {model.config.n_position}" in message(error)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_separator_is_as_if_it_were_in_the_inputs(model, name):
+    """With demos in context the first has none: there the instruction ends with it."""
+    folded, s = random_task(options=2, metric="accuracy"), [5, 1]
+    config = config_of(METHODS[name], leave_one_out=False, **SHORT)
+    in_context = name in ("icl", "ttt", "ct_prompt", "ct_kv", "ttt_ct_kv")
+    task = replace(folded, separator=s, instruction=[*folded.instruction, *(s if in_context else ())])
+    put = lambda pair: replace(pair, x=[*s, *pair.x])
+    folded = replace(folded, demos=list(map(put, folded.demos)), queries=list(map(put, folded.queries)))
+    ours, theirs = METHODS[name].adapt(model, task, config), METHODS[name].adapt(model, folded, config)
+    assert same_bits(ours, theirs)
+    assert evaluate(ours, task) == evaluate(theirs, folded)
+    as_text = lambda task: replace(task, queries=[Query(q.x, [3, 7]) for q in task.queries], decode=str)
+    assert text_answers(ours, as_text(task)) == text_answers(theirs, as_text(folded))
 
 
 def test_zero_shot_is_the_instruction_alone(model):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from nanoct.fewshot import Adapted, answer_logits, can_leave_one_out, encode_context, noise_like, pack, visible
+from nanoct.fewshot import Adapted, answer_logits, can_leave_one_out, encode_context, noise_like, pack_demos, visible
 from nanoct.optimise import optimise
 
 
@@ -48,11 +48,11 @@ def adapt(model, task, config=Config(), seed=0, progress=None, adapter=None):
     generator = torch.Generator().manual_seed(seed)
     if config.start not in ("demos", "noise", "others") or config.start == "others" and not task.others:
         raise ValueError(f'start = {config.start!r} must be "demos", "noise", or, if the task has others, "others".')
-    context = encode_context(model, task.instruction, task.others if config.start == "others" else demos, adapter)
+    context = encode_context(model, task.instruction, task.others if config.start == "others" else demos, adapter, task.separator)
     if config.start == "noise":
         context = noise_like(context, generator)
     leave_one_out = config.leave_one_out and config.start == "demos" and can_leave_one_out(task)
-    row = pack([(demo.x, demo.y) for demo in demos], model, start=context.next_position)
+    row = pack_demos(task, model, context.next_position)
 
     keys, values = (part.to(torch.bfloat16 if config.bf16 else torch.float32) for part in context.stack())  # (L, 1, K, P, D)
     leaves = [part.requires_grad_() for part in ([values] if config.values_only else [keys, values])]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from nanoct.fewshot import Adapted, Prefix, answer_logits, can_leave_one_out, concatenate, pack, visible
+from nanoct.fewshot import Adapted, Prefix, answer_logits, can_leave_one_out, concatenate, pack_demos, visible
 from nanoct.optimise import optimise
 
 
@@ -41,9 +41,9 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     """
     demos = task.need_demos("CT-Prompt")
     generator = torch.Generator().manual_seed(seed)
-    tokens, owner = concatenate(model, task.instruction, demos)
+    tokens, owner = concatenate(model, task.instruction, demos, task.separator)
     leave_one_out = config.leave_one_out and can_leave_one_out(task)
-    row = pack([(demo.x, demo.y) for demo in demos], model, start=len(owner))
+    row = pack_demos(task, model, len(owner))
     one = lambda n: torch.eye(n, dtype=torch.bool, device=model.device)
     embeds = model.embed(tokens).detach().float().requires_grad_()  # (1, P, C)
 

@@ -19,4 +19,4 @@ class Config:
 
 def adapt(model, task, config=Config(), seed=0, progress=None):
     """theta = KV cache of instruction and demos. Raises ValueError without demos, or if they do not fit."""
-    return Adapted(model, prefix=encode_context(model, task.instruction, task.need_demos("ICL")))
+    return Adapted(model, prefix=encode_context(model, task.instruction, task.need_demos("ICL"), separator=task.separator))

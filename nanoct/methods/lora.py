@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from nanoct import adapters
-from nanoct.fewshot import Adapted, answer_logits, encode_context, pack
+from nanoct.fewshot import Adapted, answer_logits, encode_context, pack_demos
 from nanoct.optimise import optimise
 
 
@@ -36,10 +36,10 @@ def adapt(model, task, config=Config(), seed=0, progress=None, kind=adapters.LoR
 
     kind: what dora.py has in place of LoRA. Raises ValueError without demos, if they do not fit, or on a rank below 1.
     """
-    demos = task.need_demos(kind.__name__)
+    task.need_demos(kind.__name__)
     generator = torch.Generator(model.device).manual_seed(seed)
     adapter = adapters.attach(kind, model, config.rank, config.alpha, config.dropout, generator)
-    row = pack([(demo.x, demo.y) for demo in demos], model, head=task.instruction)
+    row = pack_demos(task, model, head=task.instruction)
 
     def loss():
         return F.cross_entropy(answer_logits(model, row, adapter=adapter), row.target)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from nanoct.fewshot import Adapted, answer_logits, encode_context, first_tokens, noise_like, pack, read_on
+from nanoct.fewshot import Adapted, answer_logits, encode_context, first_tokens, noise_like, pack_demos, read_on
 from nanoct.optimise import optimise
 
 
@@ -37,14 +37,14 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     Raises ValueError without demos, if m is not positive or does not fit the model with the instruction and the
     pairs, or on an unknown start.
     """
-    demos = task.need_demos("prefix tuning")
+    task.need_demos("prefix tuning")
     generator = torch.Generator().manual_seed(seed)
     if config.start not in ("tokens", "noise"):
         raise ValueError(f'start = {config.start!r} must be "tokens" or "noise".')
     context = encode_context(model, first_tokens(model, config.n_prefix))
     if config.start == "noise":
         context = noise_like(context, generator)
-    row = pack([(demo.x, demo.y) for demo in demos], model, start=context.next_position, head=task.instruction)
+    row = pack_demos(task, model, context.next_position, task.instruction)
 
     keys, values = (part.float() for part in context.stack())  # (L, 1, K, m, D)
     leaves = [part.requires_grad_() for part in (keys, values)]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from nanoct.fewshot import Adapted, Prefix, answer_logits, first_tokens, pack, read_on
+from nanoct.fewshot import Adapted, Prefix, answer_logits, first_tokens, pack_demos, read_on
 from nanoct.optimise import optimise
 
 
@@ -35,13 +35,13 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     Raises ValueError without demos, if m is not positive or does not fit the model with the instruction and the
     pairs, or on an unknown start.
     """
-    demos = task.need_demos("prompt tuning")
+    task.need_demos("prompt tuning")
     generator = torch.Generator().manual_seed(seed)
     if config.start not in ("tokens", "noise"):
         raise ValueError(f'start = {config.start!r} must be "tokens" or "noise".')
     tokens = torch.tensor([first_tokens(model, config.n_prefix)], device=model.device)
     owner = torch.full_like(tokens[0], -1)
-    row = pack([(demo.x, demo.y) for demo in demos], model, start=len(owner), head=task.instruction)
+    row = pack_demos(task, model, len(owner), task.instruction)
 
     embeds = model.embed(tokens).detach().float()  # (1, m, C)
     if config.start == "noise":

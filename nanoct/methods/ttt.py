@@ -49,21 +49,22 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
 
     def loss():
         orders = [torch.randperm(len(demos), generator=order).tolist() for _ in range(config.batch)]
-        tokens, is_answer = sequences(model, task.instruction, [[demos[i] for i in s] for s in orders])
+        tokens, is_answer = sequences(model, task.instruction, [[demos[i] for i in s] for s in orders], task.separator)
         hidden, _ = model(tokens[:, :-1], adapter=adapter)
         return F.cross_entropy(model.logits(hidden[is_answer[:, 1:]]), tokens[:, 1:][is_answer[:, 1:]])
 
     optimise(loss, leaves := adapters.leaves(adapter), config, progress)
-    theta = encode_context(model, task.instruction, demos, adapters.trained(adapter))
+    theta = encode_context(model, task.instruction, demos, adapters.trained(adapter), task.separator)
     return Adapted(model, adapter, theta, n_trained=sum(leaf.numel() for leaf in leaves))
 
 
-def sequences(model, instruction, orders):
-    """Orders of the same demos, each behind the instruction: tokens (B, P) and which of them are answers (B, P) bool.
+def sequences(model, instruction, orders, separator=()):
+    """Orders of the same demos, each behind the instruction, the separator between demos: tokens (B, P) and which of them are answers (B, P) bool.
 
     All orders have one length, so there is no padding.
     """
-    tokens = torch.cat([concatenate(model, instruction, demos)[0] for demos in orders])
-    answer = [[False] * len(instruction) + [a for demo in demos for a in [False] * len(demo.x) + [True] * len(demo.y)]
+    tokens = torch.cat([concatenate(model, instruction, demos, separator)[0] for demos in orders])
+    inputs = lambda demos: [len(demo.x) + len(separator) * (i > 0) for i, demo in enumerate(demos)]
+    answer = [[False] * len(instruction) + [a for demo, n in zip(demos, inputs(demos)) for a in [False] * n + [True] * len(demo.y)]
               for demos in orders]
     return tokens, torch.tensor(answer, device=model.device)
