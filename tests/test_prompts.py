@@ -7,6 +7,7 @@ from conftest import V, random_task, same_bits
 from test_fewshot import UNEVEN, drawn, message, pairs_of, relative_error
 
 from nanoct.fewshot import Prefix
+from nanoct.leak import HIDDEN, retrieved
 from nanoct.methods import ct_prompt, icl, prefix_tuning, prompt_tuning
 from nanoct.score import evaluate, score_pairs
 
@@ -160,3 +161,10 @@ def test_one_pass_and_k_passes_are_one_thing_where_nothing_is_hidden(model, one_
     n = torch.tensor([len(demo.y) for demo in task.demos])
     mean, _ = score_pairs(icl.adapt(model, task), pairs_of(task))
     assert losses == [pytest.approx(((mean * n).sum() / n.sum()).item(), rel=1e-5)]
+
+
+def test_training_a_hidden_demo_retrieves_it_in_one_pass_and_not_in_k(model):
+    task, config = random_task(n_query=1), ct_prompt.Config(n_step=60, lr=0.2, token_dropout=0.0)
+    gained = {name: retrieved(model, task, *hidden, config) for name, hidden in HIDDEN.items()}
+    assert gained["k passes"][1] == gained["k passes"][0]
+    assert all(gained[name][1] > gained[name][0] for name in ("visible", "one pass"))

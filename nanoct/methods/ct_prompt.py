@@ -44,21 +44,28 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     tokens, owner = concatenate(model, task.instruction, demos, task.separator)
     leave_one_out = config.leave_one_out and can_leave_one_out(task)
     row = pack_demos(task, model, len(owner))
-    one = lambda n: torch.eye(n, dtype=torch.bool, device=model.device)
     embeds = model.embed(tokens).detach().float().requires_grad_()  # (1, P, C)
 
     def loss():
         seen = visible(owner, len(demos), leave_one_out, config.token_dropout, generator)  # (k, P)
-        if config.one_pass:
-            _, kv = model(embeds=embeds)
-        else:  # k prompts; what is hidden sees itself, and nothing sees it
-            _, kv = model(embeds=embeds.expand(len(demos), -1, -1), mask=(seen[:, None] | one(len(owner))).tril())
-            kv = [tuple(part.transpose(0, 1).flatten(1, 2)[None] for part in layer) for layer in kv]  # (1, K, k·P, D)
-            seen = (one(len(demos))[:, :, None] & seen).flatten(1)  # (k, k·P): pair i and prompt i
-        prefix = Prefix(kv, None, len(owner))
+        prefix, seen = read(model, embeds, seen, config.one_pass)
         return F.cross_entropy(answer_logits(model, row, prefix, mask=row.mask(seen)), row.target)
 
     optimise(loss, [embeds], config, progress)
     with torch.no_grad():
         _, kv = model(embeds=embeds)
     return Adapted(model, prefix=Prefix(kv, owner, len(owner)), n_trained=embeds.numel())
+
+
+def read(model, embeds, seen, one_pass=False):
+    """The KV of the prompt (1 or k, P, C) as k pairs see it, seen (k, P) bool: one prompt each, side by side, or one for all.
+
+    Returns a prefix of k·P (or P) entries, and which of them each pair may see, (k, k·P) or (k, P).
+    """
+    k, P = seen.shape
+    if one_pass:
+        return Prefix(model(embeds=embeds)[1], None, P), seen
+    one = lambda n: torch.eye(n, dtype=torch.bool, device=seen.device)
+    _, kv = model(embeds=embeds.expand(k, -1, -1), mask=(seen[:, None] | one(P)).tril())  # what is hidden sees itself alone
+    kv = [tuple(part.transpose(0, 1).flatten(1, 2)[None] for part in layer) for layer in kv]  # (1, K, k·P, D)
+    return Prefix(kv, None, P), (one(k)[:, :, None] & seen).flatten(1)  # pair i and prompt i
