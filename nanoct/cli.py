@@ -1,7 +1,9 @@
 """Command lines that answer a mistake with one sentence."""
 
 import argparse
+import itertools
 import sys
+from dataclasses import asdict, fields
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,6 +19,29 @@ def value(name, text, kind):
         return {"True": True, "False": False}[text] if kind is bool else kind(text)
     except (KeyError, ValueError):
         raise ValueError(f"{name}={text!r} is no {kind.__name__}.") from None
+
+
+def overrides(texts, methods):
+    """{method: {field: [texts of values]}} of options METHOD.FIELD=V1,V2. ValueError on another form or an unknown method."""
+    found = {}
+    for text in texts:
+        method, dot, rest = text.partition(".")
+        name, equals, values = rest.partition("=")
+        if not (dot and equals and values) or method not in methods:
+            raise ValueError(f"--set {text!r}: write METHOD.FIELD=VALUE, the method one of {', '.join(methods)}.")
+        found.setdefault(method, {})[name] = values.split(",")
+    return found
+
+
+def configs(method, Config, values, overridden):
+    """All configs, as dicts, of values {field: list} with the overridden {field: [texts]}. ValueError on an unknown field."""
+    types = {f.name: f.type for f in fields(Config)}
+    values = dict(values)
+    for name, texts in overridden.items():
+        if name not in types:
+            raise ValueError(f"{method} has no setting {name!r}; it has {', '.join(types) or 'none'}.")
+        values[name] = [value(f"--set {method}.{name}", text, types[name]) for text in texts]
+    return [asdict(Config(**dict(zip(values, choice)))) for choice in itertools.product(*values.values())]
 
 
 def run(main):

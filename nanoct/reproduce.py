@@ -64,18 +64,12 @@ def configs(method, chosen, overrides, sweep=False):
     """Configs of a method: the chosen one at every number of steps, or the product of what --sweep or `--set` lists."""
     if method in CEILINGS:
         return [{}]
-    Config = METHODS[method].Config
-    types = {f.name: f.type for f in fields(Config)}
     values = {name: [value] for name, value in chosen.items()}
     if method in N_STEP:
         values["n_step"] = N_STEP[method]
     if sweep:
         values |= SWEEP.get(method, {})
-    for name, texts in overrides.get(method, {}).items():
-        if name not in types:
-            raise ValueError(f"{method} has no setting {name!r}; it has {', '.join(types) or 'none'}.")
-        values[name] = [cli.value(f"--set {method}.{name}", text, types[name]) for text in texts]
-    return [asdict(Config(**dict(zip(values, choice)))) for choice in itertools.product(*values.values())]
+    return cli.configs(method, METHODS[method].Config, values, overrides.get(method, {}))
 
 
 def read_settings():
@@ -265,14 +259,9 @@ def parse():
     args.seeds = args.seeds or ([0, 1, 2] if args.full else [0])
     args.methods, args.world, args.seeds = (list(dict.fromkeys(asked)) for asked in (args.methods, args.world, args.seeds))
     args.tasks = {world: pick(world, WORLDS[world].pools()[args.pool], args) for world in args.world}
-    overrides = {}
-    for text in args.set:
-        method, dot, rest = text.partition(".")
-        name, equals, values = rest.partition("=")
-        if not (dot and equals and values) or method not in METHODS:
-            raise ValueError(f"--set {text!r}: write METHOD.FIELD=VALUE, the method one of {', '.join(METHODS)}.")
-        overrides.setdefault(method, {})[name] = values.split(",")
-    args.set = overrides
+    args.set = cli.overrides(args.set, METHODS)
+    if (args.ablations or args.scaling) and (args.set or args.methods != rows):
+        raise ValueError("--ablations and --scaling have methods and settings of their own: leave --methods and --set out.")
     return args
 
 

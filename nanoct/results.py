@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 from warnings import warn
 
-KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed", "wrong")  # what makes two lines the same run
+KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed")  # what makes two lines the same run
+MORE = ("wrong", "dtype", "length", "limit_queries", "tokenizer")  # and this, where a job has it
 
 
 def key(line):
     """Identity of a run, hashable."""
-    return json.dumps([line[name] for name in KEY], sort_keys=True)
+    return json.dumps([*(line[name] for name in KEY), {name: line[name] for name in MORE if name in line}], sort_keys=True)
 
 
 class Results:
@@ -37,8 +38,8 @@ class Results:
         self.keys = {key(line) for line in self.lines}
 
     def append(self, line):
-        with self.path.open("a") as f:
-            f.write(json.dumps(line) + "\n")
+        with self.path.open("ab", buffering=0) as f:  # one write: several processes may share the file
+            f.write(json.dumps(line).encode() + b"\n")
         self.lines.append(line)
         self.keys.add(key(line))
 

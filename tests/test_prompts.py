@@ -167,4 +167,4 @@ def test_training_a_hidden_demo_retrieves_it_in_one_pass_and_not_in_k(model):
     task, config = random_task(((3, 1),) * 5, n_query=1, seed=1), ct_prompt.Config(n_step=60, lr=0.05, token_dropout=0.0)
     gained = {name: retrieved(model, task, *hidden, config) for name, hidden in HIDDEN.items()}
     assert gained["k passes"][1] == gained["k passes"][0]
-    assert all(gained[name][1] > gained[name][0] for name in ("visible", "one pass"))
+    assert gained["one pass"][0] < gained["one pass"][1] < gained["visible"][1]

@@ -1,0 +1,186 @@
+"""The paper's experiment on public weights: methods x tasks x seeds of a benchmark -> JSON lines and a table beside the paper's.
+
+    python -m nanoct.reproduce --model HuggingFaceTB/SmolLM2-1.7B-Instruct --benchmark bbh --data data/bbh
+    python -m nanoct.reproduce --model meta-llama/Meta-Llama-3-8B-Instruct --benchmark bbh --data data/bbh --device cuda
+    python -m nanoct.reproduce --model M --benchmark B --data F --dry-run          # memory and time, before anything is loaded
+    torchrun --nproc-per-node 4 -m nanoct.reproduce --model M --benchmark B --data F      # tasks over 4 GPUs, or processes
+
+Settings are the paper's (presets.py); --set changes one. Finished runs are in --out and a second start goes on from
+there, with as many processes as it is given: run i of the plan belongs to process i modulo their number, and all append to one file.
+"""
+
+import itertools
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from datetime import timedelta
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from nanoct import cli, memory
+from nanoct.benchmarks import arc, bbh, mmlu, nlp_lr
+from nanoct.methods import METHODS
+from nanoct.presets import PUBLISHED, SETTINGS
+from nanoct.report import settings, table
+from nanoct.results import Results, key
+from nanoct.score import evaluate
+from nanoct.tokenizer import load_tokenizer
+from nanoct.weights import fetch, fingerprint, load_model, pick_device, read_config, resolve_dtype
+
+BENCHMARKS = {"nlp_lr": nlp_lr, "mmlu": mmlu, "bbh": bbh, "arc": arc}
+RANK, N_RANK, LOCAL_RANK = (int(os.environ.get(name, default)) for name, default in  # as torchrun sets them
+                            (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+
+
+def parse():
+    p = cli.Parser(prog="nanoct.reproduce --benchmark", description=__doc__.split("\n")[0])
+    p.add_argument("--benchmark", choices=list(BENCHMARKS), required=True)
+    p.add_argument("--model", required=True, help="folder or hub name of a Llama or GPT-2")
+    p.add_argument("--data", required=True, help="folder of the public files; `python -m nanoct.benchmarks.fetch` gets them")
+    p.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: all")
+    p.add_argument("--tasks", nargs="+", help="names; default: all in the folder")
+    p.add_argument("--seeds", nargs="+", type=int, help="of the demos; default: the paper's")
+    p.add_argument("--k", type=int, help="demos a task; default: the paper's")
+    p.add_argument("--length", type=int, help="tokens of context and query; default: the paper's, or the model's if that is less")
+    p.add_argument("--limit-queries", type=int, metavar="N", help="the first N queries of a task")
+    p.add_argument("--set", action="append", default=[], metavar="METHOD.FIELD=V1,V2", help="a setting, or several to compare")
+    p.add_argument("--device", help="cuda, mps or cpu; default: the first there is")
+    p.add_argument("--dtype", help="of the model; default: bfloat16 on cuda, float32 elsewhere")
+    p.add_argument("--checkpoint", action="store_true", help="recompute activations in the backward pass: less memory, a third slower")
+    p.add_argument("--tokenizer", help='folder of another tokenizer than the model\'s, or "bytes"')
+    p.add_argument("--dry-run", action="store_true", help="estimate memory and time and load no model")
+    p.add_argument("--out", help="folder of results.jsonl and table.md; default: results/BENCHMARK")
+    args = p.parse_args()
+    benchmark = BENCHMARKS[args.benchmark]
+    for name in ("k", "length", "limit_queries"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1.")
+    args.k = args.k or benchmark.K
+    args.seeds = list(dict.fromkeys(args.seeds or benchmark.SEEDS))
+    args.methods = list(dict.fromkeys(args.methods))
+    there = benchmark.tasks(args.data)
+    args.tasks = list(dict.fromkeys(args.tasks or there))
+    if unknown := [task for task in args.tasks if task not in there]:
+        raise ValueError(f"--tasks: {unknown[0]!r} is not in {args.data}; it has {', '.join(there[:5])}"
+                         f"{f' and {len(there) - 5} more' if len(there) > 5 else ''}.")
+    chosen, overrides = SETTINGS[args.benchmark], cli.overrides(args.set, METHODS)
+    args.configs = {method: cli.configs(method, METHODS[method].Config, {name: [value] for name, value in chosen.get(method, {}).items()},
+                                        overrides.get(method, {})) for method in args.methods}
+    args.device = pick_device(args.device)
+    if args.device.type == "cuda" and args.device.index is None:
+        args.device = pick_device(f"cuda:{LOCAL_RANK % torch.cuda.device_count()}")
+    args.dtype = resolve_dtype(args.dtype, args.device)
+    args.out = Path(args.out or f"results/{args.benchmark}")
+    return args
+
+
+def work(model, tokenizer, args, task_name, seed, runs):
+    """Do the runs of one task and seed; yields their lines. Raises ValueError where memory does not suffice."""
+    task, counts = BENCHMARKS[args.benchmark].make_task(args.data, task_name, tokenizer, seed, args.k, args.length, args.limit_queries)
+    if not task.queries:
+        print(f"{task_name}, seed {seed}: given up, none of its queries fits {args.length} tokens behind the demos.")
+        return
+    for run in runs:
+        method, losses = METHODS[run["method"]], []
+        try:
+            with memory.peak(model.device) as peak:
+                start = clock(model.device)
+                adapted = method.adapt(model, task, method.Config(**run["config"]), seed, lambda step, loss: losses.append(loss))
+                adapted_at = clock(model.device)
+                result = evaluate(adapted, task)
+                scored_at = clock(model.device)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "memory" not in str(error):
+                raise
+            raise ValueError(f"out of memory in {run['method']} on {task_name}: use --checkpoint, --dtype bfloat16, a lower --k or "
+                             "--length, or leave the method out of --methods; the results so far are kept.") from None
+        yield dict(run, score=result.score, n_query=len(task.queries), **asdict(counts), n_trained=adapted.n_trained,
+                   seconds=round(adapted_at - start, 4), seconds_score=round(scored_at - adapted_at, 4), peak_bytes=peak.bytes,
+                   loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None, device=device_name(model.device),
+                   n_thread=torch.get_num_threads(), torch=torch.__version__, date=time.strftime("%Y-%m-%d"))
+
+
+def report(lines, args):
+    """Print the table beside the paper's scores and write it to table.md."""
+    groups = settings(lines).get(args.benchmark, {})
+    rows = []
+    for method, among in groups.items():
+        for s in among:
+            rows.append([method, f"{s.score:.1f} ± {s.error:.1f}", f"{PUBLISHED[args.benchmark][method]}", f"{s.seconds:.1f}",
+                         f"{median(line['seconds_score'] for line in s.lines):.1f}",
+                         f"{max(line['peak_bytes'] for line in s.lines) / 1e9:.2f}", f"{mean(line['n_trained'] for line in s.lines):,.0f}"])
+    first = lines[0]
+    head = (f"{args.benchmark}, {args.model}: {len({line['task'] for line in lines})} tasks, k = {first['k'] or 'all'}, "
+            f"{len(args.seeds)} seeds, {first['dtype']} on {first['device']}; score % ± s.e. over tasks, seconds a task, "
+            "peak memory of adapting and scoring")
+    written = head + "\n\n" + table(rows, ["method", "score", "paper", "s to adapt", "s to score", "peak GB", "trained"]) + "\n"
+    print(f"\n{written}")
+    (args.out / "table.md").write_text(written)
+
+
+def main():
+    args = parse()
+    folder = fetch(args.model)
+    config, tokenizer = read_config(folder), load_tokenizer(args.tokenizer or folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(f"{tokenizer.source} has {tokenizer.vocab_size} tokens and the model {config.vocab_size}: they do not belong "
+                         "together; give the model's own with --tokenizer.")
+    args.length = min(args.length or BENCHMARKS[args.benchmark].LENGTH, config.n_position)
+    if args.dry_run:
+        return dry_run(args, config, tokenizer)
+    if args.device.type == "cpu":
+        torch.set_num_threads(max(1, n_core() // N_RANK))
+    model = load_model(folder, args.device, args.dtype)
+    model.checkpoint = args.checkpoint
+    about = dict(model=fingerprint(model), name=str(args.model), world=args.benchmark, pool="test", k=args.k,
+                 dtype=str(args.dtype).removeprefix("torch."), length=args.length, limit_queries=args.limit_queries,
+                 tokenizer=args.tokenizer)
+    plan = {(task, seed): [about | dict(method=method, config=config, task=task, seed=seed)
+                           for method in args.methods for config in args.configs[method]]
+            for task, seed in itertools.product(args.tasks, args.seeds)}
+    results = in_turn(lambda: Results(args.out / "results.jsonl"))
+    mine = list(itertools.islice(plan.items(), RANK, None, N_RANK))
+    todo = {at: [run for run in runs if key(run) not in results.keys] for at, runs in mine}
+    n_done, n_mine = sum(len(runs) for _, runs in mine) - sum(map(len, todo.values())), sum(len(runs) for _, runs in mine)
+    if n_done:
+        print(f"{n_done} of {n_mine} runs are in {results.path} already; going on from there.")
+    with tqdm(total=n_mine, initial=n_done, desc="runs", smoothing=0, disable=RANK > 0) as bar:
+        for (task, seed), runs in todo.items():
+            for line in work(model, tokenizer, args, task, seed, runs) if runs else ():
+                results.append(line)
+                bar.update()
+                bar.set_postfix_str(f"{task} {line['method']}")
+    finished()
+    if RANK == 0:
+        wanted = {key(run) for runs in plan.values() for run in runs}
+        lines = [line for line in Results(results.path).lines if key(line) in wanted]
+        if not lines:
+            raise ValueError(f"no task of {args.data} has a query that fits {args.length} tokens: lower --k, or take a model with a "
+                             "longer context.")
+        report(lines, args)
+        print(f"{len(lines)} of {len(wanted)} runs; lines in {results.path}")
+
+
+def in_turn(do):
+    """do() of process 0 first, which may repair a file, then of the others."""
+    if N_RANK == 1:
+        return do()
+    dist.init_process_group("gloo", timeout=timedelta(days=30))
+    if RANK == 0:
+        done = do()
+        dist.barrier()
+        return done
+    dist.barrier()
+    return do()
+
+
+def finished():
+    """Wait for all processes."""
+    if N_RANK > 1:
+        dist.barrier()
+        dist.destroy_process_group()
