@@ -83,11 +83,14 @@ class Tokenizer:
 
 
 def load_tokenizer(folder) -> Tokenizer:
-    """The tokenizer of the model in `folder`.
+    """The tokenizer of the model in `folder`; of "bytes", UTF-8 bytes as ids 0 to 255, for models that know no other text.
 
     bos and eos are what tokenizer_config.json says, without it Llama-3's, "<s>" and "</s>", or "<|endoftext|>".
     Raises FileNotFoundError without a known file, ValueError for one that is broken or of an unsupported kind.
     """
+    if folder == "bytes":
+        ids = {bytes([byte]): byte for byte in range(256)}
+        return Tokenizer("bytes", r"[\s\S]", list(ids), ids, special={})
     folder = Path(folder)
     for name, read in [("tokenizer.json", _hugging_face), ("tokenizer.model", _llama3), ("vocab.json", _word_list)]:
         if (folder / name).is_file():

@@ -1,0 +1,88 @@
+"""ARC-AGI-1: from pairs of coloured grids to the output of a new one, right if every cell is.
+
+    python -m nanoct.benchmarks.arc --data F --show 1
+
+A grid is text: its shape, "3 4", then its rows of digits, a line each, encoded cell by cell, so that every cell is a token
+of its own in any tokenizer that has the digits (text as a whole would merge digits, up to three in Llama-3's). x is
+"input " and the grid, y "output ", the other grid and a line break more; `text_to_grid` reads it back. All demos are given and
+every test grid is a query, decided by teacher forcing of all of y, which is greedy decoding. A task that does not fit 8,192
+tokens is dropped, query by query. Files: F/evaluation/<id>.json (F/training for fine-tuning) of {"train": [{"input",
+"output"}, …], "test": […]}.
+"""
+
+import sys
+from pathlib import Path
+
+from nanoct import cli
+from nanoct.benchmarks import common
+from nanoct.fewshot import Demo, Query, Task
+
+K, LENGTH = None, 8192  # all demos
+SEEDS = (0,)  # nothing is drawn; the seed is the method's
+SIDE = 30  # of the largest grid
+
+
+def tasks(folder, split="evaluation"):
+    """Names of the tasks in a folder. Raises FileNotFoundError if there is none."""
+    return [file.stem for file in common.folders(folder, f"{split}/*.json", "ARC-AGI-1, with evaluation/<id>.json")]
+
+
+def make_task(folder, name, tokenizer, seed=0, k=K, length=LENGTH, limit_queries=None, split="evaluation"):
+    """A Task and its Counts. Raises FileNotFoundError or ValueError with a sentence on a file that is not as above."""
+    file = Path(folder) / split / f"{name}.json"
+    given, asked = read(file)
+    if k is not None and k > len(given):
+        raise ValueError(f"{file} has {len(given)} demos: use --k {len(given)} or less.")
+    demos = [Demo(*encode(tokenizer, *pair)) for pair in given[:k]]
+    task = Task(name, demos, [], common.bos(tokenizer), decode=tokenizer.decode)
+    return common.fill(task, (Query(*encode(tokenizer, *pair)) for pair in asked), common.Counts(), length, limit_queries)
+
+
+def encode(tokenizer, x, y):
+    """Two grids as the token ids of x and y."""
+    return encode_grid(tokenizer, "input ", x), encode_grid(tokenizer, "output ", y) + tokenizer.encode("\n")
+
+
+def encode_grid(tokenizer, name, grid):
+    """Token ids of a grid's text, cell by cell."""
+    head, end = f"{name}{len(grid)} {len(grid[0])}\n", tokenizer.encode("\n")
+    digit = [tokenizer.encode(str(cell)) for cell in range(10)]
+    return tokenizer.encode(head) + [i for row in grid for ids in (*(digit[cell] for cell in row), end) for i in ids]
+
+
+def text_to_grid(text):
+    """The grid of a text such as "output 2 3\\n012\\n345\\n". ValueError if it is not of the shape it says."""
+    shape, *rows = text.strip().split("\n")
+    n, m = map(int, shape.split()[-2:])
+    grid = [list(map(int, row)) for row in rows]
+    if len(grid) != n or any(len(row) != m for row in grid):
+        raise ValueError(f"{text[:60]!r} is no grid of {n} rows of {m}.")
+    return grid
+
+
+def read(file):
+    """The demos and the tests of a file, pairs of grids."""
+    data = common.read_json(common.read(file), file)
+    pairs = []
+    for part in "train", "test":
+        if not isinstance(data, dict) or not isinstance(data.get(part), list) or not data[part]:
+            raise ValueError(f"{file} has no {part} pairs of grids: fetch it again.")
+        for n, pair in enumerate(data[part]):
+            for side in "input", "output":
+                if not is_grid(pair.get(side) if isinstance(pair, dict) else None):
+                    raise ValueError(f"{file}: the {side} of {part} pair {n} is no grid, 1 to {SIDE} rows of one length of colours 0 to 9: "
+                                     "fetch it again.")
+        pairs.append([(pair["input"], pair["output"]) for pair in data[part]])
+    return pairs
+
+
+def is_grid(rows):
+    """Whether rows are lists of one length of colours 0 to 9, neither more nor longer than SIDE."""
+    if not isinstance(rows, list) or not 1 <= len(rows) <= SIDE or not all(isinstance(row, list) for row in rows):
+        return False
+    return (1 <= len(rows[0]) <= SIDE and all(len(row) == len(rows[0]) for row in rows)
+            and all(type(cell) is int and 0 <= cell <= 9 for row in rows for cell in row))
+
+
+if __name__ == "__main__":
+    cli.run(lambda: common.main(sys.modules[__name__]))

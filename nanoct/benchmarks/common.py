@@ -1,0 +1,143 @@
+"""What the readers of public benchmarks share: reading files line by line, the limit on length, and showing tasks.
+
+A benchmark is a module with K demos a task, SEEDS, LENGTH (tokens of context and row) and
+
+    tasks(folder)                                                          names of the tasks that a folder holds
+    make_task(folder, name, tokenizer, seed, k, length, limit_queries)     a Task and the Counts of what was left out
+"""
+
+import json
+import random
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from nanoct import cli
+from nanoct.tokenizer import load_tokenizer
+
+
+@dataclass
+class Counts:
+    demos: int = 0
+    queries: int = 0  # that are asked
+    dropped: int = 0  # queries that are too long behind the demos
+    cut: int = 0  # inputs of demos and queries that were shortened
+    given_up: bool = False  # too many queries in a row were too long: those behind them were not looked at
+
+
+def folders(folder, pattern, what):
+    """The files of a folder that fit a pattern, sorted. FileNotFoundError with a sentence if there is none."""
+    if not (files := sorted(Path(folder).glob(pattern))):
+        raise FileNotFoundError(f"{folder} holds no {pattern}: --data takes the folder of {what}.")
+    return files
+
+
+def read(file):
+    """The text of a file. Raises FileNotFoundError or ValueError if it is not there, empty, or not UTF-8."""
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no {file}: fetch the data again, or take other --tasks or --seeds.")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8 text: fetch it again.") from None
+    if not text.strip():
+        raise ValueError(f"{file} is empty: fetch it again.")
+    return text
+
+
+def read_json(text, where):
+    """JSON of a text. ValueError with where it stands if it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ValueError(f"{where} is not JSON, perhaps truncated: {text[:60]!r}; fetch it again.") from None
+
+
+def draw(items, k, seed, where):
+    """k demos drawn by seed, and all the others in their order. ValueError if there are not more than k."""
+    if len(items) <= k:
+        raise ValueError(f"{where} has {len(items)} examples, too few for k = {k} demos and a query: use a lower --k.")
+    demos = random.Random(seed).sample(range(len(items)), k)
+    return [items[i] for i in demos], [item for i, item in enumerate(items) if i not in set(demos)]
+
+
+def bos(tokenizer):
+    """The beginning-of-sequence token, part of the instruction, where the tokenizer has one."""
+    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+
+
+def fill(task, queries, counts, length, limit=None, patience=None):
+    """Add to a task the queries that fit into `length` tokens with its context, whichever option is their answer.
+
+    limit: how many to keep. patience: how many in a row may be too long before the rest is given up.
+    """
+    context = len(task.instruction) + sum(len(demo.x) + len(demo.y) for demo in task.demos) + len(task.separator) * (len(task.demos) - 1)
+    counts.demos, in_row = len(task.demos), 0
+    for query in queries:
+        if len(task.queries) == limit:
+            break
+        longest = max(map(len, query.options or [query.y]))
+        if context + len(task.separator) + len(query.x) + longest <= length:
+            task.queries.append(query)
+            in_row = 0
+            continue
+        counts.dropped += 1
+        in_row += 1
+        if in_row == patience:
+            counts.given_up = True
+            break
+    counts.queries = len(task.queries)
+    return task, counts
+
+
+def show(task, tokenizer, n):
+    """Print a task as the model will see it: instruction, demos and n queries, x and y apart, line breaks as such."""
+    text = lambda ids: repr(tokenizer.decode(ids))
+    print(f"\n{task.name}: {len(task.demos)} demos, {len(task.queries)} queries, metric {task.metric}")
+    print(f"  instruction {text(task.instruction)}   before every pair but the first of the context {text(task.separator)}")
+    for mark, pair in [(" ", demo) for demo in task.demos] + [("?", query) for query in task.queries[:n]]:
+        options = getattr(pair, "options", None)
+        print(f"{mark} x {text(pair.x)}\n  y {text(pair.y)}" + (f"   of {', '.join(map(text, options))}" if options else ""))
+
+
+def main(benchmark):
+    """The command line of a benchmark's module."""
+    name = benchmark.__spec__.name if benchmark.__spec__ else benchmark.__name__
+    p = cli.Parser(prog=name, description=benchmark.__doc__.split("\n")[0])
+    p.add_argument("--data", required=True, help="folder of the public files")
+    p.add_argument("--model", help="folder or hub name whose tokenizer is used; default: UTF-8 bytes as tokens")
+    p.add_argument("--tasks", nargs="+", help="names; default: all in the folder")
+    p.add_argument("--seed", type=int, default=benchmark.SEEDS[0], help="of the demos")
+    p.add_argument("--k", type=int, default=benchmark.K, help="demos a task; default: the paper's")
+    p.add_argument("--length", type=int, default=benchmark.LENGTH, help="tokens of context and row; default: the paper's")
+    p.add_argument("--show", type=int, metavar="N", help="print N tasks as the model will see them, with 2 queries each")
+    args = p.parse_args()
+    if args.model:
+        from nanoct.weights import fetch  # only here
+
+        args.model = fetch(args.model)
+    tokenizer, there = load_tokenizer(args.model or "bytes"), benchmark.tasks(args.data)
+    names, total = args.tasks or there, Counts()
+    if args.show is not None:
+        names = names[: args.show]
+    check_names(names, there, args.data)
+    for name in names:
+        task, counts = benchmark.make_task(args.data, name, tokenizer, args.seed, args.k, args.length)
+        if args.show is not None:
+            show(task, tokenizer, 2)
+        print(f"{name:40} {line(counts)}")
+        for field in fields(Counts):
+            setattr(total, field.name, getattr(total, field.name) + getattr(counts, field.name))
+    print(f"{f'{len(names)} of {len(there)} tasks':40} {line(total)}")
+
+
+def check_names(names, there, folder):
+    """ValueError on a name that is not among those there."""
+    if unknown := [name for name in names if name not in there]:
+        raise ValueError(f"--tasks: {unknown[0]!r} is not in {folder}, which has {', '.join(there[:5])}"
+                         + (f" and {len(there) - 5} more." if len(there) > 5 else "."))
+
+
+def line(counts):
+    """Counts as a line of text."""
+    given_up = int(counts.given_up) and f", given up: {int(counts.given_up)}"
+    return f"{counts.demos} demos, {counts.queries} queries, {counts.dropped} too long, {counts.cut} inputs cut{given_up or ''}"

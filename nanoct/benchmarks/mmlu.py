@@ -1,0 +1,55 @@
+"""MMLU: 57 subjects; which of four answers follows the question. The options are not shown.
+
+    python -m nanoct.benchmarks.mmlu --data F --show 2
+
+A context is x₁ \\n y₁ \\n x₂ \\n y₂ …, x the question and y the text of the right answer; a row that is asked begins with
+the line break too, so that the loss is of an option's text alone: the option of the lowest mean token loss is the answer.
+16 demos are drawn by seed from the test file itself, all others are queries. A query is dropped if context and row,
+with any option, exceed 4,096 tokens (ours: NLP-LR's rule). Files: F/test/<subject>_test.csv without a header: question, A, B, C, D,
+letter of the answer.
+"""
+
+import csv
+import io
+import sys
+from pathlib import Path
+
+from nanoct import cli
+from nanoct.benchmarks import common
+from nanoct.fewshot import Demo, Query, Task
+
+K, LENGTH = 16, 4096
+SEEDS = (42, 43, 44, 45, 46)
+
+
+def tasks(folder):
+    """Names of the subjects in a folder. Raises FileNotFoundError if there is none."""
+    files = common.folders(folder, "test/*_test.csv", "MMLU, with test/<subject>_test.csv")
+    return [file.name.removesuffix("_test.csv") for file in files]
+
+
+def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=None):
+    """A Task and its Counts. Raises FileNotFoundError or ValueError with a sentence on a file that is not as above."""
+    file = Path(folder) / "test" / f"{name}_test.csv"
+    given, asked = common.draw(read(file), k, seed, file)
+    x = lambda row: tokenizer.encode(row[0] + "\n")
+    options = lambda row: [tokenizer.encode(option) for option in row[1:5]]
+    answer = lambda row: options(row)["ABCD".index(row[5])]
+    task = Task(name, [Demo(x(row), answer(row)) for row in given], [], common.bos(tokenizer), "accuracy", separator=tokenizer.encode("\n"))
+    queries = (Query(x(row), answer(row), options(row)) for row in asked)
+    return common.fill(task, queries, common.Counts(), length, limit_queries)
+
+
+def read(file):
+    """The rows of a file: question, four options, letter."""
+    rows = list(csv.reader(io.StringIO(common.read(file), newline="")))
+    for n, row in enumerate(rows, 1):
+        if len(row) != 6 or row[5] not in tuple("ABCD") or not all(row):
+            shown = ", ".join(row)
+            raise ValueError(f"{file}, row {n}: {shown[:60]!r} is not question, A, B, C, D, letter, as MMLU's files have it without "
+                             "a header: fetch it again.")
+    return rows
+
+
+if __name__ == "__main__":
+    cli.run(lambda: common.main(sys.modules[__name__]))

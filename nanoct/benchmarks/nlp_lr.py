@@ -1,0 +1,74 @@
+"""NLP-LR: the 26 low-resource tasks of MetaICL's hr→lr split, in the format of the authors' code.
+
+    python -m nanoct.benchmarks.nlp_lr --data F --show 2
+
+A context is x₁ ␣ y₁ ␣ x₂ ␣ y₂ …, input and output tokenised apart, with one space token between all parts; every
+row that is trained or asked begins with the space too. No beginning-of-sequence token, no terminator. An input keeps its
+first 256 - n tokens, n being those of its output, in a query of its longest option. Demos are never dropped; a query is, as soon
+as the context and it, with any of its options, exceed 1,024 tokens, and after 100 such queries in a row the task is
+given up (what was kept counts). The option of the lowest mean token loss is the answer. Files:
+F/<task>/<task>_16_<seed>_{train,test}.jsonl, lines of {"task", "input", "output", "options"}.
+"""
+
+import sys
+from pathlib import Path
+
+from nanoct import cli
+from nanoct.benchmarks import common
+from nanoct.fewshot import Demo, Query, Task
+
+K, LENGTH, LONGEST, PATIENCE = 16, 1024, 256, 100
+SEEDS = (13, 21, 42, 87, 100)
+CLASSIFICATION = """financial_phrasebank glue-mrpc sick medical_questions_pairs poem_sentiment glue-wnli climate_fever
+    ethos-national_origin ethos-race ethos-religion hate_speech18 glue-rte superglue-cb tweet_eval-hate
+    tweet_eval-stance_atheism tweet_eval-stance_feminist""".split()  # scored by macro-F1, all others by accuracy
+
+
+def tasks(folder):
+    """Names of the tasks in a folder. Raises FileNotFoundError if there is none."""
+    files = common.folders(folder, "*/*_16_*_test.jsonl", "NLP-LR, with <task>/<task>_16_<seed>_test.jsonl")
+    return list(dict.fromkeys(file.parent.name for file in files))
+
+
+def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=None):
+    """A Task and its Counts. Raises FileNotFoundError or ValueError with a sentence on files that are not as above."""
+    space, counts = tokenizer.encode(" "), common.Counts()
+    rows = {part: read(Path(folder) / name / f"{name}_16_{seed}_{part}.jsonl") for part in ("train", "test")}
+    if len(rows["train"]) < k:
+        raise ValueError(f"{name}, seed {seed}, has {len(rows['train'])} demos: use --k {len(rows['train'])} or less.")
+
+    def x(text, n):
+        ids = tokenizer.encode(text)
+        counts.cut += len(ids) > LONGEST - n
+        return ids[: LONGEST - n] + space
+
+    demos = [Demo(x(row["input"], len(y)), y) for row in rows["train"][:k] for y in [tokenizer.encode(row["output"])]]
+    task = Task(name, demos, [], separator=space, metric="macro_f1" if name in CLASSIFICATION else "accuracy")
+
+    def queries():
+        for row in rows["test"]:
+            options = [tokenizer.encode(option) for option in row["options"]]
+            yield Query(x(row["input"], max(map(len, options))), tokenizer.encode(row["output"]), options)
+
+    return common.fill(task, queries(), counts, length, limit_queries, PATIENCE)
+
+
+def read(file):
+    """The rows of a file."""
+    rows = []
+    for n, text in enumerate(common.read(file).splitlines(), 1):
+        where = f"{file}, line {n},"
+        row = common.read_json(text, where)
+        fields = {"input": str, "output": str, "options": list}
+        if wrong := [field for field, kind in fields.items() if not isinstance(row, dict) or not isinstance(row.get(field), kind)]:
+            raise ValueError(f"{where} has no {' or '.join(wrong)} as MetaICL's files have them: fetch it again.")
+        if not row["input"] or not row["output"] or not all(isinstance(o, str) and o for o in row["options"]):
+            raise ValueError(f"{where} has an empty input, output or option: fetch it again.")
+        if row["output"] not in row["options"] and file.stem.endswith("test"):
+            raise ValueError(f"{where}: the output {row['output']!r:.60} is not among the options: fetch it again.")
+        rows.append(row)
+    return rows
+
+
+if __name__ == "__main__":
+    cli.run(lambda: common.main(sys.modules[__name__]))
