@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from nanoct.fewshot import check_dropout
 
-TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # the paper's: all linears but keys
+TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",  # the paper's: all linears but keys
+           "c_attn", "c_proj", "c_fc")  # and all of GPT-2's
 
 
 class LoRA:

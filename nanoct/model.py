@@ -18,11 +18,13 @@ References: Llama (arXiv 2302.13971), RoPE (2104.09864), GQA (2305.13245), SwiGL
 """
 
 import math
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,18 @@ def rotate(x, cos, sin):
 def linear(x, layer, adapter):
     """x through a linear layer, or through what the adapter has in its place."""
     if adapter and layer.name in adapter:
-        return adapter[layer.name](x, layer.weight)
+        y = adapter[layer.name](x, layer.weight)
+        return y if layer.bias is None else y + layer.bias
     return layer(x)
+
+
+def attend(q, k, v, mask, past):
+    """Attention of new queries (B, H, T, D) to past and new keys and values (B, K, T, D): (B, T, H·D)."""
+    B, H, T, _ = q.shape
+    if past is not None:  # cast: a tuned prefix is float32 also where the model computes in bf16
+        k, v = (torch.cat([p.to(q.dtype).expand(B, -1, -1, -1), new], dim=2) for p, new in zip(past, (k, v)))  # (B, K, S, D)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=H != k.shape[1])
+    return y.transpose(1, 2).reshape(B, T, -1)
 
 
 class Attention(nn.Module):
@@ -98,20 +110,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(c.n_embd, c.n_kv_head * c.head_dim, bias=False)
         self.o_proj = nn.Linear(c.n_head * c.head_dim, c.n_embd, bias=False)
 
-    def forward(self, x, cos, sin, mask, past, adapter):
+    def forward(self, x, turn, mask, past, adapter):
         B, T, _ = x.shape
+        cos, sin = turn
         heads = lambda y, n: y.view(B, T, n, self.head_dim).transpose(1, 2)
         q = rotate(heads(linear(x, self.q_proj, adapter), self.n_head), cos, sin)  # (B, H, T, D)
         k = rotate(heads(linear(x, self.k_proj, adapter), self.n_kv_head), cos, sin)  # (B, K, T, D)
         v = heads(linear(x, self.v_proj, adapter), self.n_kv_head)  # (B, K, T, D)
-        keys, values = k, v
-        if past is not None:  # cast: a tuned prefix is float32 also where the model computes in bf16
-            keys, values = (torch.cat([p.to(x.dtype).expand(B, -1, -1, -1), new], dim=2)  # (B, K, S, D)
-                            for p, new in zip(past, (k, v)))
-        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None and T > 1,
-                                           enable_gqa=self.n_head != self.n_kv_head)
-        y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, H·D)
-        return linear(y, self.o_proj, adapter), (k, v)
+        return linear(attend(q, k, v, mask, past), self.o_proj, adapter), (k, v)
 
 
 class MLP(nn.Module):
@@ -134,51 +140,53 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(c.n_embd, c.norm_eps)
         self.mlp = MLP(c)
 
-    def forward(self, x, cos, sin, mask, past, adapter):
-        y, kv = self.self_attn(self.input_layernorm(x), cos, sin, mask, past, adapter)
+    def forward(self, x, turn, mask, past, adapter):
+        y, kv = self.self_attn(self.input_layernorm(x), turn, mask, past, adapter)
         x = x + y
         return x + self.mlp(self.post_attention_layernorm(x), adapter), kv
 
 
-class Llama(nn.Module):
-    def __init__(self, config):
+class Decoder(nn.Module):
+    """What Llama, below, and GPT-2 (gpt2.py) share: the frame around their blocks.
+
+    They name their parts: body (all but the head), embedding, blocks, norm; and `place` puts positions in.
+    checkpoint = True keeps only the input of every block for the backward pass and computes the rest once more:
+    the activations of one block at a time, for a forward more.
+    """
+
+    checkpoint = False
+
+    def __init__(self, config, body):
         super().__init__()
         self.config = config
-        self.model = nn.ModuleDict(dict(
-            embed_tokens=nn.Embedding(config.vocab_size, config.n_embd),
-            layers=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-            norm=RMSNorm(config.n_embd, config.norm_eps),
-        ))
-        if not config.tied:
-            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.linears = {}  # the names an adapter may use, such as "layers.3.self_attn.q_proj"
-        for name, module in self.model.named_modules():
+        for name, module in body.named_modules():
             if isinstance(module, nn.Linear):
                 module.name = name
                 self.linears[name] = module
 
     @property
     def device(self):
-        return self.model.embed_tokens.weight.device
+        return self.embedding.weight.device
 
     @property
     def dtype(self):
-        return self.model.embed_tokens.weight.dtype
+        return self.embedding.weight.dtype
 
     def init_weights(self, generator):
         """Random weights for pretraining: embeddings N(0, .1²); linear maps N(0, 1/n_in), which keeps the scale of what
         goes through them at any width, the two that write to the residual divided by sqrt(2L)."""
         for name, p in self.named_parameters():
             if p.dim() == 2:
-                std = 0.1 if "embed_tokens" in name else p.shape[1] ** -0.5
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std = 0.1 if name.endswith(("embed_tokens.weight", "wte.weight", "wpe.weight")) else p.shape[1] ** -0.5
+                if name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight")):
                     std /= math.sqrt(2 * self.config.n_layer)
                 nn.init.normal_(p, std=std, generator=generator)
         return self
 
     def embed(self, tokens):
         """Token ids (B, T) -> input embeddings (B, T, C)."""
-        return self.model.embed_tokens(tokens)
+        return self.embedding(tokens)
 
     def forward(self, tokens=None, *, embeds=None, positions=None, mask=None, prefix=None, adapter=None):
         """Run T new tokens behind a prefix.
@@ -204,18 +212,20 @@ class Llama(nn.Module):
             mask = mask[:, None]  # (B or 1, 1, T, S): the same for all heads
         elif P and T > 1:
             mask = torch.ones(T, P + T, dtype=torch.bool, device=x.device).tril(P)[None, None]
-        angle = positions[:, None, :, None] * rope_frequencies(self.config).to(x.device)  # (B or 1, 1, T, D/2)
-        angle = torch.cat([angle, angle], dim=-1)  # (B or 1, 1, T, D)
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        x, turn = self.place(x, positions)
         kv = []
-        for i, block in enumerate(self.model.layers):
-            x, new = block(x, cos, sin, mask, prefix.kv[i] if prefix is not None else None, adapter)
+        for i, block in enumerate(self.blocks):
+            arguments = x, turn, mask, prefix.kv[i] if prefix is not None else None, adapter
+            if self.checkpoint and torch.is_grad_enabled():
+                x, new = checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), rewound(adapter)))
+            else:
+                x, new = block(*arguments)
             kv.append(new)
-        return self.model.norm(x), kv
+        return self.norm(x), kv
 
     def logits(self, hidden):
         """The head on the rows it is given: (…, C) -> (…, V) float32. Give it answer positions only."""
-        head = self.model.embed_tokens.weight if self.config.tied else self.lm_head.weight
+        head = self.embedding.weight if self.config.tied else self.lm_head.weight
         return F.linear(hidden, head).float()
 
     def _check(self, x, T, P, mask, prefix, adapter):
@@ -230,3 +240,45 @@ class Llama(nn.Module):
         if adapter and (unknown := sorted(adapter.keys() - self.linears.keys())):
             raise ValueError(f"the adapter names {unknown[0]!r}, which is no linear of this model; "
                              f"names look like {next(iter(self.linears))!r}.")
+
+
+def rewound(adapter):
+    """A context in which an adapter's generators draw once more what they draw from here on: for what is computed twice."""
+    generators = {part.generator for part in (adapter or {}).values() if getattr(part, "generator", None) is not None}
+    then = [(generator, generator.get_state()) for generator in generators]
+
+    @contextmanager
+    def context():
+        now = [(generator, generator.get_state()) for generator in generators]
+        try:
+            for generator, state in then:
+                generator.set_state(state)
+            yield
+        finally:
+            for generator, state in now:
+                generator.set_state(state)
+
+    return context()
+
+
+class Llama(Decoder):
+    def __init__(self, config):
+        body = nn.ModuleDict(dict(
+            embed_tokens=nn.Embedding(config.vocab_size, config.n_embd),
+            layers=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            norm=RMSNorm(config.n_embd, config.norm_eps),
+        ))
+        super().__init__(config, body)
+        self.model = body
+        if not config.tied:
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+
+    embedding = property(lambda self: self.model.embed_tokens)
+    blocks = property(lambda self: self.model.layers)
+    norm = property(lambda self: self.model.norm)
+
+    def place(self, x, positions):
+        """RoPE's cos and sin at positions (B or 1, T), each (B or 1, 1, T, D); x (B, T, C) stays as it is."""
+        angle = positions[:, None, :, None] * rope_frequencies(self.config).to(x.device)  # (B or 1, 1, T, D/2)
+        angle = torch.cat([angle, angle], dim=-1)  # (B or 1, 1, T, D)
+        return x, (angle.cos().to(x.dtype), angle.sin().to(x.dtype))

@@ -1,4 +1,4 @@
-"""Public Llama files in and out: config.json with model.safetensors, whole or in shards.
+"""Public Llama and GPT-2 files in and out: config.json with model.safetensors, whole or in shards.
 
     model = load_model("meta-llama/Llama-3.2-1B")   # or a folder
     save_model(model, "folder")                     # transformers reads it
@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.model import Llama, LlamaConfig
 
 SIZES = dict(vocab_size="vocab_size", n_layer="num_hidden_layers", n_head="num_attention_heads",
@@ -26,12 +27,16 @@ SIZES = dict(vocab_size="vocab_size", n_layer="num_hidden_layers", n_head="num_a
 # What a Llama file may ask for beyond what model.py computes: anything but these values is refused.
 PLAIN = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, sliding_window=None, rope_interleaved=False,
              partial_rotary_factor=1.0, quantization_config=None)
+GPT2_SIZES = dict(vocab_size="vocab_size", n_layer="n_layer", n_head="n_head", n_embd="n_embd", n_position="n_positions")
+GPT2_PLAIN = dict(activation_function="gelu_new", scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
+                  add_cross_attention=False, quantization_config=None)
+TURNED = "c_attn.weight", "c_proj.weight", "c_fc.weight"  # GPT-2's files have (in, out)
 LLAMA3 = dict(factor=float, low_freq_factor=float, high_freq_factor=float, original_max_position_embeddings=int)
 FLOATS = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16)
 
 
-def load_model(folder_or_name, device=None, dtype=None) -> Llama:
-    """A frozen Llama from a folder or a hub name such as "meta-llama/Llama-3.2-1B".
+def load_model(folder_or_name, device=None, dtype=None) -> Llama | GPT2:
+    """A frozen Llama or GPT-2 from a folder or a hub name such as "meta-llama/Llama-3.2-1B".
 
     Raises FileNotFoundError where a file is missing, ValueError where one cannot be read, asks for what
     this model does not compute, or holds other tensors than its config says; all in one sentence.
@@ -40,11 +45,14 @@ def load_model(folder_or_name, device=None, dtype=None) -> Llama:
     dtype = resolve_dtype(dtype, device)
     folder = fetch(folder_or_name)
     with torch.device("meta"):  # shapes without memory
-        model = Llama(read_config(folder)).requires_grad_(False).eval()
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        config = read_config(folder)
+        model = (GPT2 if isinstance(config, GPT2Config) else Llama)(config).requires_grad_(False).eval()
+    shapes = {name: tuple(_as_in_file(name, p).shape) for name, p in model.named_parameters()}
     tensors = {name: file.get_slice(name) for file in map(_open, _weight_files(folder)) for name in file.keys()
-               if not name.endswith("rotary_emb.inv_freq")}  # older files hold this constant
-    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+               if not name.endswith(("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"))}  # constants of older files
+    if isinstance(model, GPT2):  # the first public files name no transformer
+        tensors = {name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": t for name, t in tensors.items()}
+    embedding, head = next(name for name in shapes if name.endswith(("embed_tokens.weight", "wte.weight"))), "lm_head.weight"
     if model.config.tied and head in tensors:  # some files hold the embedding twice
         shapes[head] = shapes[embedding]
     seen = {name: (t.get_dtype(), tuple(t.get_shape())) for name, t in tensors.items()}
@@ -57,7 +65,7 @@ def load_model(folder_or_name, device=None, dtype=None) -> Llama:
         raise ValueError(f"{folder}: the weights do not fit config.json: "
                          + "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names) + ".")
     # copy: a view of the mapped file would change, and die, with the file
-    state = {name: t[:].to(device, dtype, copy=True) for name, t in tensors.items()}
+    state = {name: _as_in_file(name, t[:]).to(device, dtype, copy=True).contiguous() for name, t in tensors.items()}
     if model.config.tied and not torch.equal(state.pop(head, state[embedding]), state[embedding]):
         raise ValueError(f"{folder}: tie_word_embeddings is true, but {head} differs from {embedding}; set it to false.")
     model.load_state_dict(state, assign=True)
@@ -72,12 +80,16 @@ def save_model(model, folder, dtype=None, metadata=None) -> Path:
     """
     folder, c = Path(folder), model.config
     dtype = resolve_dtype(dtype or model.dtype, model.device)
-    config = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", attention_bias=False,
-                  mlp_bias=False, bos_token_id=None, eos_token_id=None, torch_dtype=str(dtype).removeprefix("torch."),
-                  **{theirs: getattr(c, ours) for ours, theirs in SIZES.items()}, num_key_value_heads=c.n_kv_head,
-                  head_dim=c.head_dim, rms_norm_eps=c.norm_eps, tie_word_embeddings=c.tied, rope_theta=c.rope_theta,
-                  rope_scaling=c.rope_scaling and {"rope_type": "llama3", **c.rope_scaling})
-    state = {name: p.detach().to("cpu", dtype).contiguous() for name, p in model.named_parameters()}
+    config = dict(bos_token_id=None, eos_token_id=None, torch_dtype=str(dtype).removeprefix("torch."), tie_word_embeddings=c.tied)
+    if isinstance(model, GPT2):
+        config |= dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", activation_function="gelu_new", n_inner=c.n_ffn,
+                       layer_norm_epsilon=c.norm_eps, **{theirs: getattr(c, ours) for ours, theirs in GPT2_SIZES.items()})
+    else:
+        config |= dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False,
+                       **{theirs: getattr(c, ours) for ours, theirs in SIZES.items()}, num_key_value_heads=c.n_kv_head,
+                       head_dim=c.head_dim, rms_norm_eps=c.norm_eps, rope_theta=c.rope_theta,
+                       rope_scaling=c.rope_scaling and {"rope_type": "llama3", **c.rope_scaling})
+    state = {name: _as_in_file(name, p.detach()).to("cpu", dtype).contiguous() for name, p in model.named_parameters()}
     folder.mkdir(parents=True, exist_ok=True)
     new = {folder / name: folder / f".{name}.{os.getpid()}" for name in ("model.safetensors", "config.json")}
     try:
@@ -138,19 +150,25 @@ def fetch(folder_or_name) -> Path:
                          "a download.") from error
 
 
-def read_config(folder) -> LlamaConfig:
-    """config.json as a LlamaConfig. Raises ValueError with the key and the value that this model does not compute."""
+def _as_in_file(name, tensor):
+    """A tensor as its file has it, and back: GPT-2's linear maps are turned."""
+    return tensor.T if name.endswith(TURNED) else tensor
+
+
+def read_config(folder) -> LlamaConfig | GPT2Config:
+    """config.json as a LlamaConfig or GPT2Config. Raises ValueError with the key and the value that this model does not compute."""
     file = Path(folder) / "config.json"
     c = _read_json(file)
+    gpt2 = c.get("model_type") == "gpt2"
     rope = c.get("rope_scaling") or c.get("rope_parameters") or {}  # as transformers 4 and 5 write it
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else [rope]
-    if c.get("model_type") != "llama" or kind not in ("default", "llama3"):
+    if not gpt2 and (c.get("model_type") != "llama" or kind not in ("default", "llama3")):
         raise ValueError(f"{file}: model_type is {c.get('model_type')!r} and the RoPE type {kind!r}; "
-                         "nanoct runs 'llama' with 'default' or 'llama3'.")
+                         "nanoct runs 'gpt2', and 'llama' with 'default' or 'llama3'.")
     c = {**c, **rope}
-    for key, value in PLAIN.items():
+    for key, value in (GPT2_PLAIN if gpt2 else PLAIN).items():
         if c.get(key, value) not in (value, None):
-            raise ValueError(f"{file}: {key} is {c[key]!r}; nanoct's Llama computes {value!r} only.")
+            raise ValueError(f"{file}: {key} is {c[key]!r}; nanoct's {'GPT-2' if gpt2 else 'Llama'} computes {value!r} only.")
 
     def number(key, kind, default=None):
         value = default if c.get(key) is None else c[key]
@@ -160,14 +178,23 @@ def read_config(folder) -> LlamaConfig:
             raise ValueError(f"{file}: {key} is {value!r}; it must be a positive {kind.__name__}.")
         return kind(value)
 
+    if gpt2:
+        sizes = {ours: number(theirs, int) for ours, theirs in GPT2_SIZES.items()}
+        rest = dict(n_ffn=number("n_inner", int, 4 * sizes["n_embd"]), norm_eps=number("layer_norm_epsilon", float, 1e-5),
+                    tied=bool(c.get("tie_word_embeddings", True)))
+        return _checked(GPT2Config, file, **sizes, **rest)
     scaling = {key: number(key, type_) for key, type_ in LLAMA3.items()} if kind == "llama3" else None
     sizes = {ours: number(theirs, int) for ours, theirs in SIZES.items()}
     sizes.update(n_kv_head=number("num_key_value_heads", int, sizes["n_head"]),
                  head_dim=number("head_dim", int, sizes["n_embd"] // sizes["n_head"]))
     rest = dict(rope_theta=number("rope_theta", float, 10000.0), rope_scaling=scaling,
                 norm_eps=number("rms_norm_eps", float), tied=bool(c.get("tie_word_embeddings", False)))
+    return _checked(LlamaConfig, file, **sizes, **rest)
+
+
+def _checked(Config, file, **fields):
     try:
-        return LlamaConfig(**sizes, **rest)
+        return Config(**fields)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
