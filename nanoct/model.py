@@ -208,10 +208,10 @@ class Decoder(nn.Module):
         if positions is None:
             start = prefix.next_position if prefix is not None else 0
             positions = torch.arange(start, start + T, device=x.device)[None]
-        if mask is not None:
-            mask = mask[:, None]  # (B or 1, 1, T, S): the same for all heads
-        elif P and T > 1:
-            mask = torch.ones(T, P + T, dtype=torch.bool, device=x.device).tril(P)[None, None]
+        if mask is None and P and T > 1:
+            mask = torch.ones(1, T, P + T, dtype=torch.bool, device=x.device).tril(P)
+        if mask is not None:  # added to the scores of all heads, (B or 1, 1, T, S); made once, or every layer would keep its own
+            mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -math.inf)[:, None]
         x, turn = self.place(x, positions)
         kv = []
         for i, block in enumerate(self.blocks):

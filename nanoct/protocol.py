@@ -11,9 +11,7 @@ there, with as many processes as it is given: run i of the plan belongs to proce
 
 import itertools
 import os
-import time
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from statistics import mean, median
@@ -24,14 +22,16 @@ from tqdm import tqdm
 
 from nanoct import cli, memory
 from nanoct.benchmarks import arc, bbh, mmlu, nlp_lr
+from nanoct.benchmarks.common import check_names
 from nanoct.methods import METHODS
 from nanoct.presets import PUBLISHED, SETTINGS
 from nanoct.report import settings, table
-from nanoct.results import Results, key
+from nanoct.results import Results, about, clock, key, n_core
 from nanoct.score import evaluate
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, fingerprint, load_model, pick_device, read_config, resolve_dtype
 
+RATES = 0.05, 50, 400  # TFLOP/s of two CPU cores, a consumer's GPU, a data centre's
 BENCHMARKS = {"nlp_lr": nlp_lr, "mmlu": mmlu, "bbh": bbh, "arc": arc}
 RANK, N_RANK, LOCAL_RANK = (int(os.environ.get(name, default)) for name, default in  # as torchrun sets them
                             (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -65,9 +65,7 @@ def parse():
     args.methods = list(dict.fromkeys(args.methods))
     there = benchmark.tasks(args.data)
     args.tasks = list(dict.fromkeys(args.tasks or there))
-    if unknown := [task for task in args.tasks if task not in there]:
-        raise ValueError(f"--tasks: {unknown[0]!r} is not in {args.data}; it has {', '.join(there[:5])}"
-                         f"{f' and {len(there) - 5} more' if len(there) > 5 else ''}.")
+    check_names(args.tasks, there, args.data)
     chosen, overrides = SETTINGS[args.benchmark], cli.overrides(args.set, METHODS)
     args.configs = {method: cli.configs(method, METHODS[method].Config, {name: [value] for name, value in chosen.get(method, {}).items()},
                                         overrides.get(method, {})) for method in args.methods}
@@ -94,15 +92,14 @@ def work(model, tokenizer, args, task_name, seed, runs):
                 adapted_at = clock(model.device)
                 result = evaluate(adapted, task)
                 scored_at = clock(model.device)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "memory" not in str(error):
+        except (MemoryError, RuntimeError) as error:  # torch's own are RuntimeErrors, on the CPU with no name of theirs
+            if "memory" not in str(error) and not isinstance(error, MemoryError):
                 raise
             raise ValueError(f"out of memory in {run['method']} on {task_name}: use --checkpoint, --dtype bfloat16, a lower --k or "
                              "--length, or leave the method out of --methods; the results so far are kept.") from None
         yield dict(run, score=result.score, n_query=len(task.queries), **asdict(counts), n_trained=adapted.n_trained,
                    seconds=round(adapted_at - start, 4), seconds_score=round(scored_at - adapted_at, 4), peak_bytes=peak.bytes,
-                   loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None, device=device_name(model.device),
-                   n_thread=torch.get_num_threads(), torch=torch.__version__, date=time.strftime("%Y-%m-%d"))
+                   loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None, **about(model.device))
 
 
 def report(lines, args):
@@ -123,6 +120,29 @@ def report(lines, args):
     (args.out / "table.md").write_text(written)
 
 
+def dry_run(args, config, tokenizer):
+    """Print memory and time of every method on the longest task, from the files of the model's config and the data alone."""
+    make = BENCHMARKS[args.benchmark].make_task
+    found = [make(args.data, task, tokenizer, args.seeds[0], args.k, args.length, 1)[0] for task in tqdm(args.tasks, desc="tasks")]
+    found = [task for task in found if task.queries]
+    if not found:
+        raise ValueError(f"no task of {args.data} has a query that fits {args.length} tokens: lower --k.")
+    lengths = [memory.Lengths(len(t.instruction), [(len(t.separator) + len(d.x), len(d.y)) for d in t.demos],
+                              len(t.queries[0].x) + len(t.queries[0].y)) for t in found]
+    longest = max(lengths, key=lambda of: of.context)
+    rows = []
+    for method, configs in args.configs.items():
+        for settings_ in configs:
+            e = memory.estimate(config, method, settings_, longest, args.dtype, args.checkpoint)
+            flops = mean(memory.estimate(config, method, settings_, of, args.dtype).flops for of in lengths)
+            rows.append([method, *(f"{part / 1e9:.2f}" for part in (e.weights, e.theta, e.saved, e.logits, e.total)), f"{flops / 1e12:.1f}",
+                         *(f"{flops / (1e12 * rate):.0f}" for rate in RATES)])
+    print(f"\n{args.benchmark}, {args.model}: {len(found)} tasks, contexts of {mean(of.context for of in lengths):.0f} tokens on average, "
+          f"{longest.context} at most; gigabytes on the longest, {str(args.dtype).removeprefix('torch.')}; TFLOP to adapt, the mean of tasks, "
+          f"and seconds at so many TFLOP/s\n")
+    print(table(rows, ["method", "weights", "theta", "saved", "logits", "peak GB", "TFLOP", *(f"s at {rate}" for rate in RATES)]))
+
+
 def main():
     args = parse()
     folder = fetch(args.model)
@@ -137,10 +157,10 @@ def main():
         torch.set_num_threads(max(1, n_core() // N_RANK))
     model = load_model(folder, args.device, args.dtype)
     model.checkpoint = args.checkpoint
-    about = dict(model=fingerprint(model), name=str(args.model), world=args.benchmark, pool="test", k=args.k,
+    common = dict(model=fingerprint(model), name=str(args.model), world=args.benchmark, pool="test", k=args.k,
                  dtype=str(args.dtype).removeprefix("torch."), length=args.length, limit_queries=args.limit_queries,
                  tokenizer=args.tokenizer)
-    plan = {(task, seed): [about | dict(method=method, config=config, task=task, seed=seed)
+    plan = {(task, seed): [common | dict(method=method, config=config, task=task, seed=seed)
                            for method in args.methods for config in args.configs[method]]
             for task, seed in itertools.product(args.tasks, args.seeds)}
     results = in_turn(lambda: Results(args.out / "results.jsonl"))

@@ -9,6 +9,7 @@
     python -m nanoct.reproduce --scaling                # accuracy and seconds against k (scaling.py)
     python -m nanoct.reproduce --pool validation --set ct_kv.lr=3e-3,1e-2 --set ct_kv.n_step=32       # compare your own
     python -m nanoct.reproduce --report weights/nano/results/full.jsonl                               # run nothing
+    python -m nanoct.reproduce --benchmark bbh --model M --data F           # public weights and data: protocol.py, --help there
 
 The table shows each method at the settings in settings.json, which --sweep chose. CT-KV and TTT are run at
 several numbers of steps, each with its own cosine schedule, so that they are compared by curves and not by a
@@ -20,8 +21,8 @@ a second start goes on from there.
 import itertools
 import json
 import os
-import platform
 import signal
+import sys
 import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, fields
@@ -37,7 +38,7 @@ from nanoct import ablations, cli, scaling
 from nanoct.benchmarks.nano import FOLDER, WORLDS, bayes, encode, make_task
 from nanoct.methods import METHODS
 from nanoct.report import report, settings
-from nanoct.results import Results, key, read
+from nanoct.results import Results, about, clock, key, n_core, read
 from nanoct.score import evaluate
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fingerprint, load_model, pick_device, read_config
@@ -157,41 +158,30 @@ def ceiling(world, name, seed, k, which):
 def work(run):
     """One run: adapt, then score; the line for the results file."""
     world = WORLDS[run["world"]]
-    about = dict(device=device_name(torch.device(DEVICE)), n_thread=torch.get_num_threads(), torch=torch.__version__,
-                 date=time.strftime("%Y-%m-%d"))
     of_task = run["world"], run["task"], run["seed"], run["k"]
     if run["method"] in CEILINGS:
         start = time.perf_counter()
         queries, predicted = ceiling(*of_task, CEILINGS[run["method"]])
         score = bayes.evaluate(world, predicted, queries).score
-        return dict(run, score=score, n_query=len(queries), n_trained=0, seconds=round(time.perf_counter() - start, 4), kl=None, **about)
+        return dict(run, score=score, n_query=len(queries), n_trained=0, seconds=round(time.perf_counter() - start, 4), kl=None,
+                    **about(torch.device("cpu")))
     model, tokenizer = load(run["world"])
     warm_up(run["world"], run["method"])
     task, method, losses = make_task(*of_task[:2], tokenizer, *of_task[2:], wrong=run["wrong"]), METHODS[run["method"]], []
     if run["config"].get("start") == "others":
         pool = world.pools()[run["pool"]]
         task.others = make_task(run["world"], pool[pool.index(run["task"]) - 1], tokenizer, *of_task[2:]).demos
-    start = _clock()
+    start = clock(model.device)
     adapted = method.adapt(model, task, method.Config(**run["config"]), run["seed"], lambda step, loss: losses.append(loss))
-    adapted_at = _clock()
+    adapted_at = clock(model.device)
     result = evaluate(adapted, task)
-    scored_at = _clock()
+    scored_at = clock(model.device)
     queries, predicted = ceiling(*of_task, "all")
     pairs = [{y: encode(tokenizer, x, y) for y in p} for (x, _, _), p in zip(queries, predicted)]
     return dict(run, score=result.score, n_query=len(queries), n_trained=adapted.n_trained,
                 kl=round(bayes.divergence(adapted, predicted, pairs), 4),
                 seconds=round(adapted_at - start, 4), seconds_score=round(scored_at - adapted_at, 4),
-                loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None, **about)
-
-
-def _clock():
-    if torch.device(DEVICE).type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def device_name(device):
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+                loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None, **about(model.device))
 
 
 def execute(runs, results, args):
@@ -214,11 +204,6 @@ def execute(runs, results, args):
                              "goes on from what is saved.") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def n_core():
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parse():
@@ -286,6 +271,10 @@ def choose(lines):
 
 
 def main():
+    if any(argument.startswith("--benchmark") for argument in sys.argv):
+        from nanoct import protocol  # another job, with options of its own
+
+        return protocol.main()
     args = parse()
     if args.report:
         lines = read(args.report)

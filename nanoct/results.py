@@ -4,8 +4,13 @@ A job that is killed and started again skips the lines that are there; report.py
 """
 
 import json
+import os
+import platform
+import time
 from pathlib import Path
 from warnings import warn
+
+import torch
 
 KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed")  # what makes two lines the same run
 MORE = ("wrong", "dtype", "length", "limit_queries", "tokenizer")  # and this, where a job has it
@@ -14,6 +19,24 @@ MORE = ("wrong", "dtype", "length", "limit_queries", "tokenizer")  # and this, w
 def key(line):
     """Identity of a run, hashable."""
     return json.dumps([*(line[name] for name in KEY), {name: line[name] for name in MORE if name in line}], sort_keys=True)
+
+
+def about(device):
+    """What a line says of the machine and the versions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+    return dict(device=name, n_thread=torch.get_num_threads(), torch=torch.__version__, date=time.strftime("%Y-%m-%d"))
+
+
+def clock(device):
+    """Seconds, after all work on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def n_core():
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Results:

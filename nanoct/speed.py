@@ -20,18 +20,16 @@ with logits at the labels only 1.8 and 1.8, 1.9 and 1.7 times. Half its tokens a
 one length (--spread 0, 32,000), what is left is 1.55 (1.4-2.0) and 1.11 (1.0-1.3). nanoct's step takes 1.0 s.
 """
 
-import ctypes
 import json
 import math
-import os
 import platform
 import re
-import resource
 import tempfile
 import time
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata, util
+from inspect import signature
 from pathlib import Path
 from statistics import median
 
@@ -41,6 +39,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nanoct import adapters, cli
 from nanoct.fewshot import Demo, Task, answer_logits, encode_context, pack, visible
+from nanoct.memory import peak
 from nanoct.methods import ct_kv, ttt
 from nanoct.model import Llama, LlamaConfig
 from nanoct.report import table
@@ -117,14 +116,15 @@ def padded(theirs, task, context, seed=0, labels_only=False):
     T, is_answer = tokens.shape[1], labels[:, 1:] != -100
     positions = torch.arange(P, P + T, device=theirs.device).expand(k, T)
     keys, values = leaves = trainable(context)
+    cache_name = "cache" if "cache" in signature(theirs.forward).parameters else "past_key_values"  # of older transformers
 
     def loss():
         seen = visible(context.owner, k, True, DROPOUT, generator)
         cache = DynamicCache()
         for layer, kv in enumerate(zip(keys, values)):
             cache.update(*(part.to(theirs.dtype).expand(k, -1, -1, -1) for part in kv), layer)
-        inputs = dict(input_ids=tokens, attention_mask=torch.cat([seen, real], dim=1), position_ids=positions,
-                      past_key_values=cache)
+        inputs = {"input_ids": tokens, "attention_mask": torch.cat([seen, real], dim=1), "position_ids": positions,
+                  cache_name: cache}
         if not labels_only:
             return theirs(**inputs, labels=labels).loss
         hidden = theirs.model(**inputs).last_hidden_state[:, :-1][is_answer]  # (n, C)
@@ -176,17 +176,11 @@ def seconds(step, device):
     return time.perf_counter() - start
 
 
-def peak_memory(step, device):
+def peak_of(step, device):
     """Bytes at the peak of a step: allocated on cuda; else resident, the process with all contestants in it."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    with peak(device) as used:
         step()
-        return torch.cuda.max_memory_allocated()
-    if os.access("/proc/self/clear_refs", os.W_OK):  # Linux can start the peak anew; elsewhere it is the peak so far
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    return used.bytes
 
 
 def measure(model, theirs, task, repeat, seed=0):
@@ -201,14 +195,14 @@ def measure(model, theirs, task, repeat, seed=0):
         steps["transformers, labels only"] = padded(theirs, task, context, seed, labels_only=True)
     loss = agree(steps, 1e-4 if model.dtype == torch.float32 else 5e-2)
     steps["nanoct TTT, one order"] = one_order(model, task, seed)
-    peak = {name: peak_memory(step, model.device) for name, step in steps.items()}  # and the warm-up
+    peaks = {name: peak_of(step, model.device) for name, step in steps.items()}  # and the warm-up
     rounds = [{name: seconds(step, model.device) for name, step in steps.items()} for _ in range(repeat)]
     n_body, lines = sum(p.numel() for p in model.model.layers.parameters()), []
     for name, step in steps.items():
         ratio = sorted(times[name] / times["nanoct"] for times in rounds)
         middle, flops = median(times[name] for times in rounds), step.flops(model.config, n_body)
         lines.append(dict(name=name, seconds=middle, ratio=median(ratio), ratio_min=ratio[0], ratio_max=ratio[-1],
-                          peak_bytes=peak[name], flops=flops, flops_per_second=flops / middle, n_token=step.n_token,
+                          peak_bytes=peaks[name], flops=flops, flops_per_second=flops / middle, n_token=step.n_token,
                           n_logit=step.n_logit, k=len(task.demos), context=len(context.owner), repeat=repeat, seed=seed,
                           loss=loss, n_body=n_body, dtype=str(model.dtype).removeprefix("torch."), **asdict(model.config)))
     return lines

@@ -68,7 +68,7 @@ def test_the_released_way_pads_expands_and_computes_all_logits(pair, labels_only
     seen, P, T = {}, len(context.owner), max(len(demo.x) + len(demo.y) for demo in task.demos)
 
     def before(module, args, kwargs):
-        cache = kwargs["past_key_values"]
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # the newer name, and the older
         seen.update(tokens=kwargs["input_ids"].shape, mask=kwargs["attention_mask"], prefix=cache.layers[0].keys.shape)
 
     hooks = [theirs.model.register_forward_pre_hook(before, with_kwargs=True),

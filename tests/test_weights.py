@@ -225,7 +225,8 @@ def test_an_untied_config_wants_a_head(folder):
 
 
 @pytest.mark.parametrize("values, said", [
-    (dict(model_type="gpt2"), "'gpt2'"),
+    (dict(model_type="mamba"), "'mamba'"),
+    (dict(model_type="gpt2"), "n_layer is missing"),
     (dict(attention_bias=True), "attention_bias is True"),
     (dict(mlp_bias=True), "mlp_bias is True"),
     (dict(hidden_act="gelu"), "hidden_act is 'gelu'"),
