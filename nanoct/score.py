@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from nanoct.fewshot import answer_logits, check_fits, grow, pack
 
 METRICS = ("accuracy", "macro_f1", "ids", "text")
+BATCH = 16  # prompts that are decoded side by side, each with its copy of the context's keys and values
 
 
 @dataclass
@@ -93,45 +94,54 @@ def macro_f1(predicted, gold):
 
 
 def text_answers(adapted, task):
-    """(decoded text, wanted text) of every query, both normalised, the terminator cut off; queries with inputs
-    of one length are decoded in one batch."""
+    """(decoded text, wanted text) of every query, both normalised, the terminator cut off."""
     if task.decode is None:
         raise ValueError(f"task {task.name!r} is scored by text and has no decode; give the tokenizer's.")
     normalise = task.normalise or (lambda text: text)
     stop = task.queries[0].y[-1]
     if any(q.y[-1] != stop for q in task.queries):
         raise ValueError(f"task {task.name!r} is scored by text, so all answers must end with the same terminator.")
-    longest = max(len(q.y) for q in task.queries)
+    longest = max(len(q.y) for q in task.queries)  # what is cut a few tokens later is wrong anyway
+    new = decode(adapted, [asked(task, q) for q in task.queries], longest + 8, stop)
+    return [tuple(normalise(task.decode(list(y[:-1] if y[-1] == stop else y))) for y in (ids, q.y)) for ids, q in zip(new, task.queries)]
+
+
+def decode(adapted, prompts, max_new_tokens, stop=None):
+    """New ids of each prompt, by `generate`, in batches of prompts of like length; fewer where the model's context ends."""
     start = adapted.prefix.next_position if adapted.prefix is not None else 0
-    answers = [None] * len(task.queries)
-    for length in sorted({len(q.x) for q in task.queries}):
-        group = [i for i, q in enumerate(task.queries) if len(q.x) == length]
-        room = adapted.model.config.n_position - start - len(task.separator) - length + 1
-        limit = max(longest, min(longest + 8, room))  # longer than any answer: what is cut there is wrong anyway
-        decoded = generate(adapted, [asked(task, task.queries[i]) for i in group], limit, stop)
-        for i, ids in zip(group, decoded):
-            wanted = task.queries[i].y
-            answers[i] = tuple(normalise(task.decode(list(y[:-1] if y[-1] == stop else y))) for y in (ids, wanted))
-    return answers
+    room = lambda i: max(1, min(max_new_tokens, adapted.model.config.n_position - start - len(prompts[i]) + 1))
+    by_length, new = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [None] * len(prompts)
+    for batch in (by_length[i : i + BATCH] for i in range(0, len(prompts), BATCH)):
+        for group in [batch] if room(batch[-1]) == max_new_tokens else [[i] for i in batch]:  # the longest's room is not the others'
+            for i, ids in zip(group, generate(adapted, [prompts[i] for i in group], room(group[-1]), stop)):
+                new[i] = ids
+    return new
 
 
 @torch.no_grad()
 def generate(adapted, prompts, max_new_tokens, stop=None):
-    """Greedy decoding with the KV cache: prompts, B lists of ids of one length -> B lists of new ids.
+    """Greedy decoding with the KV cache: prompts, B lists of ids -> B lists of new ids.
 
-    A list ends with `stop` if that came within max_new_tokens. Cost: one forward over the prompts, then one
-    over B tokens per new id. Raises ValueError on prompts of different lengths or a context that is too long.
+    A list ends with `stop` if that came within max_new_tokens. Shorter prompts are padded on the left; the padding is
+    hidden from all others and takes no position. Cost: one forward over the prompts, then one over B tokens per new
+    id, and B copies of the prefix. Raises ValueError on an empty prompt or a context that is too long.
     """
-    model, prefix = adapted.model, adapted.prefix
-    if len({len(p) for p in prompts}) != 1:
-        raise ValueError(f"generate takes prompts of one length in a batch, got lengths {sorted({len(p) for p in prompts})}.")
-    position = prefix.next_position if prefix is not None else 0
-    check_fits(model, position + len(prompts[0]) + max_new_tokens - 1, f"decoding {max_new_tokens} tokens")
-    tokens, new = torch.tensor(prompts, device=model.device), []
-    running = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
+    model, prefix, B, T = adapted.model, adapted.prefix, len(prompts), max(map(len, prompts))
+    if not all(prompts):
+        raise ValueError("generate takes prompts of at least one id, got an empty one.")
+    P, start = (prefix.kv[0][0].shape[2], prefix.next_position) if prefix is not None else (0, 0)
+    check_fits(model, start + T + max_new_tokens - 1, f"decoding {max_new_tokens} tokens")
+    tokens = torch.tensor([[0] * (T - len(p)) + list(p) for p in prompts], device=model.device)
+    n_pad = torch.tensor([[T - len(p)] for p in prompts], device=model.device)
+    at, keys = torch.arange(T, device=model.device), torch.arange(-P, T, device=model.device)
+    positions = start + (at - n_pad).clamp(min=0)  # (B, T)
+    real = (keys < 0) | (keys >= n_pad)  # (B, P+T)
+    mask = (real[:, None] & (keys <= at[:, None]) | (keys == at[:, None])) if n_pad.any() else None  # padding sees itself, not nothing
+    running, new = torch.ones(B, dtype=torch.bool, device=model.device), []
     for _ in range(max_new_tokens):
-        hidden, kv = model(tokens, prefix=prefix, adapter=adapted.adapter)
-        prefix = grow(prefix, kv)
+        hidden, kv = model(tokens, positions=positions, mask=mask, prefix=prefix, adapter=adapted.adapter)
+        prefix, positions = grow(prefix, kv), positions[:, -1:] + 1
+        mask = None if mask is None else F.pad(mask[:, -1:], (0, 1), value=True)
         tokens = model.logits(hidden[:, -1]).argmax(-1, keepdim=True)  # (B, 1)
         new.append(tokens)
         running &= tokens[:, 0] != stop

@@ -30,12 +30,11 @@ from nanoct.benchmarks.nano import BOS, END, EQUALS, FOLDER
 from nanoct.contexts import load_adapted, read_about, replace_file, save_adapted
 from nanoct.fewshot import Demo, Task, check_fits
 from nanoct.methods import METHODS
-from nanoct.score import generate, macro_f1, score_pairs
+from nanoct.score import decode, macro_f1, score_pairs
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, load_model
 
 EMBEDDED, PLAIN = f"{{input}}{EQUALS}{{output}}{END}", "{input}\n{output}\n\n"  # templates
-BATCH = 32  # questions decoded at once: each has its own copy of the prefix
 METRICS = None, "accuracy", "macro_f1", "text"  # None: as a line has options or not
 BASELINES = "icl", "zero_shot"  # beside which a held-out score is printed
 
@@ -137,23 +136,20 @@ def answer(adapted, tokenizer, lines, template, metric, max_new_tokens):
     Raises ValueError on a line that cannot be encoded (see encode).
     """
     encoded = [encode(line, adapted.model, tokenizer, template, metric, start_of(adapted)) for line in lines]
-    answers, decode = [None] * len(lines), [decoded(line, metric) for line in lines]
-    pairs = [(x, y) for (x, ys), d in zip(encoded, decode) if not d for y in ys.values()]
+    answers, is_free = [None] * len(lines), [decoded(line, metric) for line in lines]
+    pairs = [(x, y) for (x, ys), d in zip(encoded, is_free) if not d for y in ys.values()]
     losses = iter(score_pairs(adapted, pairs)[0].tolist() if pairs else [])
     for i, (_, ys) in enumerate(encoded):
-        if not decode[i]:
+        if not is_free[i]:
             of_options = {option: next(losses) for option in ys}
             answers[i] = min(of_options, key=of_options.get), of_options
     after = split(template)[2]
     end = tokenizer.encode(after)
-    for length in sorted({len(x) for (x, _), d in zip(encoded, decode) if d}):
-        group = [i for i, (x, _) in enumerate(encoded) if decode[i] and len(x) == length]
-        limit = max(1, min(max_new_tokens, adapted.model.config.n_position - start_of(adapted) - length + 1))
-        for some in (group[j : j + BATCH] for j in range(0, len(group), BATCH)):
-            # the last of several tokens may stand in an answer too: only the whole terminator ends it
-            new = generate(adapted, [encoded[i][0] for i in some], limit, stop=end[0] if len(end) == 1 else None)
-            for i, ids in zip(some, new):
-                answers[i] = tokenizer.decode(ids).split(after)[0].strip(), {}
+    free = [i for i, d in enumerate(is_free) if d]
+    # the last of several tokens may stand in an answer too: only the whole terminator ends it
+    stop = end[0] if len(end) == 1 else None
+    for i, ids in zip(free, decode(adapted, [encoded[i][0] for i in free], max_new_tokens, stop)):
+        answers[i] = tokenizer.decode(ids).split(after)[0].strip(), {}
     return answers
 
 

@@ -9,7 +9,7 @@ from conftest import V, random_ids, random_task, tiny_llama
 
 from nanoct.adapters import LoRA, attach
 from nanoct.fewshot import Adapted, Query, Task, encode_context
-from nanoct.score import evaluate, generate, macro_f1, score_pairs
+from nanoct.score import BATCH, decode, evaluate, generate, macro_f1, score_pairs
 
 
 def icl(model, task):
@@ -145,14 +145,34 @@ def test_generate_equals_decoding_without_a_cache(model, demos):
         assert generate(adapted, prompts[:1], 10, stop) == wanted[:1]
 
 
-def decode(ids):
+@pytest.mark.parametrize("demos", [True, False])
+def test_prompts_of_different_lengths_are_decoded_as_alone(model, demos):
+    adapted, context = icl(model, random_task()) if demos else (Adapted(model), [])
+    g = torch.Generator().manual_seed(3)
+    prompts = [random_ids(n, g) for n in (4, 1, 7, 7, 2, 9, 1, 3)]
+    slow = [slow_greedy(model, context, p, 10) for p in prompts]
+    assert len({tuple(ids) for ids in slow}) > 4
+    assert generate(adapted, prompts, 10) == slow
+    stop = slow[0][3]
+    assert generate(adapted, prompts, 10, stop) == [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in slow]
+
+
+def test_a_long_prompt_does_not_shorten_what_is_decoded_beside_it(model):
+    n, g = model.config.n_position, torch.Generator().manual_seed(4)
+    prompts = [random_ids(m, g) for m in (n - 4, 2, *range(3, 3 + BATCH))]
+    new = decode(Adapted(model), prompts, 8)
+    assert [len(ids) for ids in new] == [5] + [8] * (BATCH + 1)  # the last id is not read
+    assert new == [generate(Adapted(model), [p], len(ids))[0] for p, ids in zip(prompts, new)]
+
+
+def to_text(ids):
     """One letter an id; ids 2n and 2n + 1 differ in case only."""
     return "".join(chr((97 if i % 2 else 65) + i // 2) for i in ids)
 
 
 def text_task(model):
     """Queries of several lengths whose answers are what the model says up to a common terminator."""
-    task = random_task(decode=decode, normalise=str.lower, metric="text")
+    task = random_task(decode=to_text, normalise=str.lower, metric="text")
     adapted, context = icl(model, task)
     g = torch.Generator().manual_seed(5)
     prompts = [random_ids(1 + i % 3, g) for i in range(24)]
@@ -185,7 +205,7 @@ def test_text_is_decoded_up_to_the_terminator_and_normalised(model):
     (dict(metric="accuracy"), "without options"),
     (dict(metric="macro_f1"), "without options"),
     (dict(metric="text"), "no decode"),
-    (dict(metric="text", decode=decode, queries=[Query([1], [2, 3]), Query([1], [2, 4])]), "same terminator"),
+    (dict(metric="text", decode=to_text, queries=[Query([1], [2, 3]), Query([1], [2, 4])]), "same terminator"),
 ])
 def test_bad_tasks_are_refused(model, changes, named):
     with pytest.raises(ValueError) as error:
@@ -207,5 +227,5 @@ def test_generate_refuses_what_it_cannot_decode(model):
     assert len(generate(Adapted(model), [[1] * (n - 3)], 4)[0]) == 4  # the last id is not read
     with pytest.raises(ValueError, match=f"decoding 5 tokens needs {n + 1} tokens.* is {n}"):
         generate(Adapted(model), [[1] * (n - 3)], 5)
-    with pytest.raises(ValueError, match=r"lengths \[1, 2\]"):
-        generate(Adapted(model), [[1], [1, 2]], 3)
+    with pytest.raises(ValueError, match="at least one id"):
+        generate(Adapted(model), [[1], []], 3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nanoct import cli, tune
+from nanoct import cli, score, tune
 from nanoct.benchmarks import nano
 from nanoct.contexts import load_adapted, read_about, save_adapted
 from nanoct.fewshot import Adapted, Query, Task
@@ -209,7 +209,7 @@ def test_only_the_whole_terminator_ends_an_answer(small, words, monkeypatch):
         asked.append((limit, stop))
         return [words.encode(text) for text in new[: len(prompts)]]
 
-    monkeypatch.setattr(tune, "generate", generate)
+    monkeypatch.setattr(score, "generate", generate)
     lines = [Line("", x) for x in ("ab", "cd", "ef")]
     answers = answer(Adapted(model), words, lines, "{input}={output}=;", None, 9)
     assert answers == [("ab;c=d", {}), ("ab", {}), ("", {})]
