@@ -42,7 +42,7 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
 
 def read(file):
     """The rows of a file: question, four options, letter."""
-    rows = list(csv.reader(io.StringIO(common.read(file), newline="")))
+    rows = list(csv.reader(io.StringIO(common.read(file))))
     for n, row in enumerate(rows, 1):
         if len(row) != 6 or row[5] not in tuple("ABCD") or not all(row):
             shown = ", ".join(row)

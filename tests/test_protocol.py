@@ -1,0 +1,181 @@
+"""The paper's protocol on a tiny model and a tiny BBH: lines, resuming, two processes, the dry run, and mistakes."""
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+import torch
+
+from nanoct import cli, memory, protocol, reproduce
+from nanoct.methods import METHODS, icl
+from nanoct.model import Llama, LlamaConfig
+from nanoct.presets import PUBLISHED, SETTINGS
+from nanoct.results import key, read
+from nanoct.weights import save_model
+
+SHORT = [word for name, method in METHODS.items() for field in ("n_step", "ttt_n_step", "batch", "rank") if hasattr(method.Config, field)
+         for word in ("--set", f"{name}.{field}=1")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    config = LlamaConfig(vocab_size=256, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=256)
+    save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bbh")
+    for name in "bbh", "cot-prompts":
+        (folder / name).mkdir()
+    for task in "sums", "words", "long":
+        examples = [dict(input=f"{task} {i}" + " long" * 50 * (task == "long"), target="ab"[i % 2]) for i in range(6)]
+        (folder / "bbh" / f"{task}.json").write_text(json.dumps(dict(examples=examples)))
+        (folder / "cot-prompts" / f"{task}.txt").write_text("-----\nGo on.\n")
+    return folder
+
+
+def job(model, data, out, *more):
+    return [*map(str, ("--benchmark", "bbh", "--model", model, "--data", data, "--out", out, "--tokenizer", "bytes", "--k", 2, "--device",
+                       "cpu", "--tasks", "sums", "words", *more))]
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
+    reproduce.main()
+
+
+def same(lines):
+    """What two jobs must agree on: all but times, memory, and the number of threads."""
+    return {key(line): (line["score"], line["loss"], line["n_query"], line["n_trained"]) for line in lines}
+
+
+def test_all_methods_in_a_table_beside_the_papers(model, data, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, *job(model, data, tmp_path, "--seeds", "42", *SHORT))
+    lines = read(tmp_path / "results.jsonl")
+    assert Counter((line["method"], line["task"]) for line in lines) == {(m, t): 1 for m in METHODS for t in ("sums", "words")}
+    assert all(line["demos"] == 2 and line["queries"] == line["n_query"] == 4 and line["peak_bytes"] > 0 and line["dtype"] == "float32"
+               and line["seconds"] >= 0 and line["seconds_score"] > 0 and line["device"] and line["torch"] for line in lines)
+    table = (tmp_path / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    for method in METHODS:
+        (row,) = [row for row in table.splitlines() if row.startswith(f"| {method} ")]
+        assert f"| {PUBLISHED['bbh'][method]} |" in row.replace("  ", " ").replace("  ", " ")
+
+
+def test_a_second_start_goes_on(model, data, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl"))
+    lines = (tmp_path / "results.jsonl").read_text()
+    assert len(lines.splitlines()) == 10  # two tasks, the paper's five seeds
+    (tmp_path / "results.jsonl").write_text(lines[:-30])  # killed while writing
+    with pytest.warns(UserWarning, match="half-written"):
+        run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "zero_shot"))
+    assert "9 of 20 runs are in" in capsys.readouterr().out
+    assert len(same(read(tmp_path / "results.jsonl"))) == len(read(tmp_path / "results.jsonl")) == 20
+
+
+def test_a_task_without_a_query_that_fits_is_given_up_and_said(model, data, tmp_path, monkeypatch, capsys):
+    more = ("--methods", "icl", "--seeds", "42", "--tasks", "sums", "long")
+    run(monkeypatch, *job(model, data, tmp_path, *more))
+    said = capsys.readouterr().out
+    assert "long, seed 42: given up" in said and "1 of 2 runs" in said
+    with pytest.raises(ValueError, match="no task of .* has a query that fits 256 tokens"):
+        run(monkeypatch, *job(model, data, tmp_path, *more, "--tasks", "long"))
+
+
+def test_out_of_memory_keeps_what_is_done(model, data, tmp_path, monkeypatch):
+    def adapt(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(icl, "adapt", adapt)
+    with pytest.raises(ValueError, match="out of memory in icl on sums: use --checkpoint.* the results so far are kept"):
+        run(monkeypatch, *job(model, data, tmp_path, "--methods", "zero_shot", "icl", "--seeds", "42"))
+    assert [line["method"] for line in read(tmp_path / "results.jsonl")] == ["zero_shot"]
+    monkeypatch.setattr(icl, "adapt", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # what is no want of memory is not called so
+        run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "--seeds", "42"))
+
+
+def test_dry_run_loads_no_weights(model, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(protocol, "load_model", None)
+    run(monkeypatch, *job(model, data, tmp_path, "--dry-run"))
+    said = capsys.readouterr().out
+    assert all(f"| {method} " in said for method in METHODS) and "2 tasks" in said and not (tmp_path / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize("more, said", [
+    (("--tasks", "nothing"), "--tasks: 'nothing' is not in"),
+    (("--k", "9"), "6 examples, too few for k = 9"),
+    (("--k", "0"), "--k 0 must be at least 1"),
+    (("--device", "cuda:77"), "There is no device 'cuda:77'"),
+    (("--data", "nowhere"), "--data takes the folder of BBH"),
+    (("--set", "icl.lr=1"), "icl has no setting 'lr'"),
+    (("--dtype", "int8"), "dtype is 'int8'"),
+    (("--model", "nowhere/at/all"), "nowhere/at/all"),
+])
+def test_mistakes_are_said_in_a_sentence(model, data, tmp_path, monkeypatch, more, said):
+    with pytest.raises((ValueError, OSError)) as error:
+        run(monkeypatch, *job(model, data, tmp_path, *more))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_is_too_large_for_the_model(data, tmp_path, monkeypatch):
+    config = LlamaConfig(vocab_size=99, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=256)
+    save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), tmp_path / "model")
+    with pytest.raises(ValueError, match="256 tokens and the model 99: they do not belong together"):
+        run(monkeypatch, *job(tmp_path / "model", data, tmp_path))
+
+
+@pytest.mark.parametrize("benchmark", list(SETTINGS))
+def test_presets_are_settings_of_the_methods(benchmark):
+    for method in METHODS:
+        chosen = SETTINGS[benchmark].get(method, {})
+        assert bool(chosen) == (method not in ("zero_shot", "icl"))
+        (config,) = cli.configs(method, METHODS[method].Config, {name: [value] for name, value in chosen.items()}, {})
+        assert all(type(config[name]) is METHODS[method].Config.__dataclass_fields__[name].type for name in config)
+    assert list(PUBLISHED[benchmark]) == list(METHODS)
+
+
+@pytest.mark.parametrize("method, gigabytes, name", [*((m, 80, "8b") for m in METHODS), *((m, 16, "1b") for m in METHODS)])
+def test_the_papers_models_fit_where_the_readme_says(method, gigabytes, name):
+    """BBH at k = 10 with contexts of 2,000 tokens: 8B on 80 GB, 1B on 16 GB, by the estimate in bfloat16."""
+    sizes = {"8b": dict(n_layer=32, n_head=32, n_kv_head=8, n_embd=4096, head_dim=128, n_ffn=14336, tied=False),
+             "1b": dict(n_layer=16, n_head=32, n_kv_head=8, n_embd=2048, head_dim=64, n_ffn=8192)}[name]
+    config = LlamaConfig(vocab_size=128256, n_position=8192, **sizes)
+    lengths = memory.Lengths(30, [(190, 7)] * 10, 200)
+    settings = cli.configs(method, METHODS[method].Config, {k: [v] for k, v in SETTINGS["bbh"].get(method, {}).items()}, {})[0]
+    estimate = memory.estimate(config, method, settings, lengths, torch.bfloat16, checkpoint=True)
+    assert estimate.total < 0.9e9 * gigabytes, f"{estimate.total / 1e9:.1f} GB"
+
+
+def torchrun(*arguments):
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nanoct.reproduce",
+                             *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_are_as_one_also_after_a_kill(model, data, tmp_path, monkeypatch):
+    """All in one job: the same lines as of one process; killed in the middle and started again, complete and nothing twice."""
+    more = ("--methods", "icl", "lora", "ct_kv", "--seeds", *map(str, range(4)), *SHORT, "--set", "lora.n_step=40", "--set", "ct_kv.n_step=40")
+    file = tmp_path / "two" / "results.jsonl"
+    first = torchrun(*job(model, data, tmp_path / "two", *more))
+    deadline = time.monotonic() + 120
+    while not (file.exists() and len(file.read_text().splitlines()) >= 4) and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    workers = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True).stdout.split()
+    subprocess.run(["kill", "-9", *workers], check=True)
+    first.communicate(timeout=60)
+    before = len(file.read_text().splitlines())
+    assert first.returncode and 4 <= before < 24
+
+    second = torchrun(*job(model, data, tmp_path / "two", *more))
+    out, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
+    assert "24 of 24 runs" in out and out.count("| ct_kv ") == 1  # one of the processes reports
+    run(monkeypatch, *job(model, data, tmp_path / "one", *more))
+    one, two = read(tmp_path / "one" / "results.jsonl"), read(file)
+    assert len(two) == 24 and same(one) == same(two)
