@@ -13,7 +13,9 @@ of T tokens against S = P + T keys, n of the tokens have logits. Bytes beside th
                 with dropout and the mask of that, and the inner product; DoRA 8·out more.
                 With model.checkpoint, b·B·T·C a layer instead, and the above for one layer at a time.
     passing     the larger of 3·4·n·V (logits, their log-softmax, its gradient) and B·T·(3·b·F + 4·C), a block's work;
-                where nothing is trained T·(4·b·F + 8·C), T the context or a row of queries
+                where nothing is trained T·(4·b·F + 8·C)
+    scoring     b·2·L·K·D·P for the context; T·(4·b·F + 8·C) for T tokens of queries in a row, or b·2·L·K·D·(P + T) for each of
+                the queries that are decoded side by side; instead of the three above, after them
 
 FLOPs of a step: 4·N·B·T for N weights in the body (forward and the gradient of the inputs), 12·L·H·D·B·T·S for attention,
 4·V·C·n for logits; the first two half as much again with checkpoint. What the libraries keep for themselves (on a GPU some
@@ -48,12 +50,14 @@ SMALL = LlamaConfig(vocab_size=8000, n_layer=4, n_head=8, n_kv_head=4, n_embd=25
 
 @dataclass
 class Lengths:
-    """Tokens of a task: of its instruction, of x and y of every demo (separator included), of the longest query with its answer."""
+    """Tokens of a task: of its instruction, of x and y of every demo (separator included), of the longest query with its answer;
+    how many queries are decoded side by side; of a row of queries when it is scored by teacher forcing."""
 
     instruction: int
     demos: list
     query: int
-    n_row: int = 1024  # of a packed row when it is scored
+    n_decoded: int = 0
+    n_row: int = 1024
 
     @property
     def context(self):
@@ -68,17 +72,18 @@ class Estimate:
     theta: float = 0
     saved: float = 0
     passing: float = 0
+    scoring: float = 0
     flops: float = 0.0
     flops_step: float = 0.0
 
     @property
     def beside(self):
-        """Peak beside the weights."""
+        """Peak of adapting, beside the weights."""
         return self.theta + self.saved + self.passing
 
     @property
     def total(self):
-        return self.weights + self.beside
+        return self.weights + max(self.beside, self.scoring)
 
 
 def shapes(config):
@@ -117,15 +122,17 @@ def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=
         return 2 * body * T + 2 * c.n_layer * c.n_head * c.head_dim * T * T
 
     found = Estimate(weights=b * n_weight)
+    m = {"zero_shot": 0, "lora": 0, "dora": 0}.get(method, getattr(s, "n_prefix", P))  # tokens of the context that is tuned or read
+    forward = lambda T: T * (4 * b * c.n_ffn + 8 * c.n_embd)
+    row = max(lengths.n_row, lengths.n_decoded * lengths.query)
+    found.scoring = b * kv * (m + lengths.n_decoded * (m + lengths.query)) + forward(row)
     if method in ("zero_shot", "icl"):
-        context = lengths.instruction if method == "zero_shot" else P
-        found.theta, found.flops = b * kv * context, read(context)
-        found.passing = max(context, lengths.n_row) * (4 * b * c.n_ffn + 8 * c.n_embd)
+        context = max(m, lengths.instruction)
+        found.theta, found.passing, found.flops = b * kv * context, forward(context), read(context)
         return found
     low_rank = sum(s.rank * (out + n_in) + out * (method == "dora") for out, n_in in adapted) if hasattr(s, "rank") else 0
     trained, start, before = low_rank, 0, 0  # numbers, numbers, FLOPs before the first step
     if method in ("prompt_tuning", "prefix_tuning"):
-        m = s.n_prefix
         trained, start = (m * c.n_embd, 0) if method == "prompt_tuning" else (m * kv, m * kv)
         found.saved, found.passing = pass_(1, headed, headed + m)
         found.flops_step = step(1, headed, headed + m)
@@ -210,7 +217,7 @@ def measure(method, model, k=16, context=700, n_step=2):
     Config, task = METHODS[method].Config, random_task(k, context, model.config.vocab_size)
     steps = {f.name: n_step for f in fields(Config) if f.name in ("n_step", "ttt_n_step")}
     config = Config(**steps)
-    lengths = Lengths(len(task.instruction), [(len(demo.x), len(demo.y)) for demo in task.demos], 1, n_row=1)
+    lengths = Lengths(len(task.instruction), [(len(demo.x), len(demo.y)) for demo in task.demos], 1)
     guess = estimate(model.config, method, asdict(config), lengths, model.dtype, model.checkpoint)
     return guess.beside, allocated(lambda: METHODS[method].adapt(model, task, config), model.device)
 

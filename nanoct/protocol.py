@@ -27,11 +27,11 @@ from nanoct.methods import METHODS
 from nanoct.presets import PUBLISHED, SETTINGS
 from nanoct.report import settings, table
 from nanoct.results import Results, about, clock, key, n_core
-from nanoct.score import evaluate
+from nanoct.score import BATCH, evaluate
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, fingerprint, load_model, pick_device, read_config, resolve_dtype
 
-RATES = 0.05, 50, 400  # TFLOP/s of two CPU cores, a consumer's GPU, a data centre's
+RATES = 0.05, 50, 400  # TFLOP/s, in the order of two CPU cores, a consumer's GPU, and a data centre's
 BENCHMARKS = {"nlp_lr": nlp_lr, "mmlu": mmlu, "bbh": bbh, "arc": arc}
 RANK, N_RANK, LOCAL_RANK = (int(os.environ.get(name, default)) for name, default in  # as torchrun sets them
                             (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -123,24 +123,24 @@ def report(lines, args):
 def dry_run(args, config, tokenizer):
     """Print memory and time of every method on the longest task, from the files of the model's config and the data alone."""
     make = BENCHMARKS[args.benchmark].make_task
-    found = [make(args.data, task, tokenizer, args.seeds[0], args.k, args.length, 1)[0] for task in tqdm(args.tasks, desc="tasks")]
+    found = [make(args.data, task, tokenizer, args.seeds[0], args.k, args.length, args.limit_queries)[0] for task in tqdm(args.tasks, desc="tasks")]
     found = [task for task in found if task.queries]
     if not found:
         raise ValueError(f"no task of {args.data} has a query that fits {args.length} tokens: lower --k.")
     lengths = [memory.Lengths(len(t.instruction), [(len(t.separator) + len(d.x), len(d.y)) for d in t.demos],
-                              len(t.queries[0].x) + len(t.queries[0].y)) for t in found]
+                              max(len(q.x) + len(q.y) for q in t.queries), BATCH * (t.metric == "text")) for t in found]
     longest = max(lengths, key=lambda of: of.context)
     rows = []
     for method, configs in args.configs.items():
         for settings_ in configs:
             e = memory.estimate(config, method, settings_, longest, args.dtype, args.checkpoint)
             flops = mean(memory.estimate(config, method, settings_, of, args.dtype).flops for of in lengths)
-            rows.append([method, *(f"{part / 1e9:.2f}" for part in (e.weights, e.theta, e.saved, e.logits, e.total)), f"{flops / 1e12:.1f}",
+            rows.append([method, *(f"{part / 1e9:.2f}" for part in (e.weights, e.theta, e.saved, e.passing, e.scoring, e.total)), f"{flops / 1e12:.1f}",
                          *(f"{flops / (1e12 * rate):.0f}" for rate in RATES)])
     print(f"\n{args.benchmark}, {args.model}: {len(found)} tasks, contexts of {mean(of.context for of in lengths):.0f} tokens on average, "
           f"{longest.context} at most; gigabytes on the longest, {str(args.dtype).removeprefix('torch.')}; TFLOP to adapt, the mean of tasks, "
           f"and seconds at so many TFLOP/s\n")
-    print(table(rows, ["method", "weights", "theta", "saved", "logits", "peak GB", "TFLOP", *(f"s at {rate}" for rate in RATES)]))
+    print(table(rows, ["method", "weights", "theta", "saved", "passing", "scoring", "peak GB", "TFLOP", *(f"s at {rate}" for rate in RATES)]))
 
 
 def main():

@@ -1,0 +1,46 @@
+"""Estimated against allocated bytes, for every method, in two layouts and two number formats; FLOPs against torch's own count."""
+
+from dataclasses import asdict, fields
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from nanoct.gpt2 import GPT2, GPT2Config
+from nanoct.memory import Lengths, estimate, measure
+from nanoct.methods import METHODS
+from nanoct.model import Llama, LlamaConfig
+from nanoct.speed import random_task
+
+METHODS_WITH_STEPS = [name for name, method in METHODS.items() if hasattr(method.Config, "n_step")]
+
+
+def build(kind, dtype=torch.float32):
+    sizes = dict(vocab_size=2000, n_layer=3, n_head=8, n_embd=128, n_ffn=352, n_position=600)
+    model = GPT2(GPT2Config(**sizes)) if kind == "gpt2" else Llama(LlamaConfig(**sizes, n_kv_head=4, head_dim=16))
+    return model.init_weights(torch.Generator().manual_seed(0)).requires_grad_(False).to(dtype)
+
+
+@pytest.mark.parametrize("kind, dtype", [("llama", torch.float32), ("llama", torch.bfloat16), ("gpt2", torch.float32)])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "zero_shot"])
+def test_estimated_within_a_fifth_of_what_is_allocated(method, kind, dtype):
+    model = build(kind, dtype)
+    for model.checkpoint in (False, True) if method in METHODS_WITH_STEPS else (False,):
+        guess, measured = measure(method, model, k=8, context=256, n_step=2)
+        assert 0.8 < guess / measured < 1.2, f"checkpoint {model.checkpoint}: {guess / 1e6:.2f} MB for {measured / 1e6:.2f} MB"
+
+
+@pytest.mark.parametrize("method", METHODS_WITH_STEPS)
+def test_flops_are_those_that_torch_counts(method):
+    """Of a step, the difference of two numbers of them: 5% beside, as adapters' own products are left out of the formula."""
+    model, counted, estimated = build("llama"), [], []
+    task = random_task(8, 256, model.config.vocab_size)
+    lengths = Lengths(0, [(len(d.x), len(d.y)) for d in task.demos], 1)
+    for n in (1, 2):
+        config = METHODS[method].Config(**{f.name: n for f in fields(METHODS[method].Config) if f.name in ("n_step", "ttt_n_step", "rank")})
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            METHODS[method].adapt(model, task, config)
+        counted.append(counter.get_total_flops())
+        estimated.append(estimate(model.config, method, asdict(config), lengths).flops)
+    assert estimated[1] - estimated[0] == pytest.approx(counted[1] - counted[0], rel=0.05)
