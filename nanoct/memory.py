@@ -146,8 +146,9 @@ def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=
         found.saved, found.passing = pass_(s.batch, P - 1, P - 1, masked=False, low_rank=True)
     elif method == "ct_prompt":
         prompts, row = pass_(k, P, P), pass_(1, T, k * P + T)
-        trained, before, found.flops_step = P * c.n_embd, read(P), step(k, P, P) + step(1, T, k * P + T)
-        # the last block's output is not used, so what it saved is gone before the row of pairs is run
+        trained, before = P * c.n_embd, read(P)
+        # the last block's output is not used: it has no backward pass, and what it saved is gone before the row of pairs is run
+        found.flops_step = step(k, P, P) * (1 - 1 / (2 * c.n_layer)) + step(1, T, k * P + T)
         used = prompts[0] if checkpoint else prompts[0] * (1 - 1 / c.n_layer)
         found.saved, found.passing = max((prompts, (used + row[0], max(row[1], 3 * 4 * n * c.vocab_size))), key=sum)
     elif method in ("ct_kv", "ttt_ct_kv"):

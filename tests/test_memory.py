@@ -38,7 +38,8 @@ def test_flops_are_those_that_torch_counts(method):
     task = random_task(8, 256, model.config.vocab_size)
     lengths = Lengths(0, [(len(d.x), len(d.y)) for d in task.demos], 1)
     for n in (1, 2):
-        config = METHODS[method].Config(**{f.name: n for f in fields(METHODS[method].Config) if f.name in ("n_step", "ttt_n_step", "rank")})
+        changes = dict(n_step=n, ttt_n_step=n, rank=1)
+        config = METHODS[method].Config(**{f.name: changes[f.name] for f in fields(METHODS[method].Config) if f.name in changes})
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             METHODS[method].adapt(model, task, config)
         counted.append(counter.get_total_flops())
