@@ -18,7 +18,8 @@ of T tokens against S = P + T keys, n of the tokens have logits. Bytes beside th
                 the queries that are decoded side by side; instead of the three above, after them
 
 FLOPs of a step: 4·N·B·T for N weights in the body (forward and the gradient of the inputs), 12·L·H·D·B·T·S for attention,
-4·V·C·n for logits; the first two half as much again with checkpoint. What the libraries keep for themselves (on a GPU some
+4·V·C·n for logits; the first two half as much again with checkpoint; DoRA with dropout applies
+every weight that it adapts twice. What the libraries keep for themselves (on a GPU some
 hundred MB) and what the allocator cannot reuse come on top.
 """
 
@@ -99,6 +100,7 @@ def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=
     linears, n_weight = shapes(config)
     adapted = [shape for name, shape in linears.items() if name.split(".")[-1] in TARGETS]
     body = sum(out * n_in for out, n_in in linears.values())
+    twice = sum(out * n_in for out, n_in in adapted) if method == "dora" and s.dropout else 0
     kv = 2 * c.n_layer * c.n_kv_head * c.head_dim  # numbers of a token's keys and values
     P, rows = lengths.context, [x + y - 1 for x, y in lengths.demos]
     T, n, k = sum(rows), sum(y for _, y in lengths.demos), len(rows)
@@ -116,7 +118,7 @@ def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=
         return (c.n_layer * b * B * T * c.n_embd + common, work + layer) if checkpoint else (c.n_layer * layer + common, work)
 
     def step(B, T, S):
-        return (1 + checkpoint / 2) * (4 * body * B * T + 12 * c.n_layer * c.n_head * c.head_dim * B * T * S)
+        return (1 + checkpoint / 2) * (4 * (body + twice) * B * T + 12 * c.n_layer * c.n_head * c.head_dim * B * T * S)
 
     def read(T):
         return 2 * body * T + 2 * c.n_layer * c.n_head * c.head_dim * T * T
