@@ -51,8 +51,9 @@ def _curves(groups, path, point, x_label, y_label):
                 axes.errorbar(x, y, yerr=error, color=colour, linestyle="", elinewidth=1, alpha=0.35)
                 for at, height, label in zip(x, y, labels):
                     axes.annotate(label, (at, height), xytext=(4, -9), textcoords="offset points", color=colour, fontsize=7)
-                axes.annotate(name, (x[-1], y[-1]), xytext=(6, 4), textcoords="offset points", color=colour, fontsize=9,
-                              fontweight="bold")
+                left = method in ("prefix_tuning", "lora")  # whose twins are close by
+                axes.annotate(name, (x[-1], y[-1]), xytext=(-6 if left else 6, 4), textcoords="offset points",
+                              ha="right" if left else "left", color=colour, fontsize=9, fontweight="bold")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_title(f"{world}: {len({line['task'] for line in lines})} tasks, k = {lines[0]['k']}", fontsize=10)
