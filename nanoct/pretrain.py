@@ -3,11 +3,15 @@
     python -m nanoct.pretrain                       # strings, into results/nano/strings; started again, it goes on
     python -m nanoct.pretrain --world grids --init weights/nano/strings     # from another world's weights
     python -m nanoct.reproduce --model results/nano
+    python -m nanoct.pretrain --world arc --data data/arc --init meta-llama/Llama-3.2-1B-Instruct \\
+        --lr 1e-5 --n-step 8000 --row 4096 --n-token 16384 --out results/arc-1b       # the model of the paper's ARC column
 
 A row is `<s> x = y ; x = y ; …`, one episode of the world's training pool with as many examples as fit. The
 loss is the mean cross-entropy of every answer token, so answer number i is a k-shot prediction with k = i:
 one row trains every k at once (MetaICL, arXiv 2110.15943). Nothing of the held-out pool is ever drawn. All
 worlds share one vocabulary, so weights of one can start another; tokens that are new keep random embeddings.
+With --world arc a row is an augmented training task of ARC-AGI-1 (benchmarks/arc.py), in the format of the benchmark, and
+what is trained is a public model with its own tokenizer; the settings above are ours, as the paper gives none.
 
 AdamW, linear warm-up, constant rate, linear decay over the last quarter: training can be stopped at any
 point and given another --n-step, only the decay is lost. Weights, moments and saved state are float32; the
@@ -21,6 +25,7 @@ was killed and started again sees the same batches and ends in the same place.
 
 import json
 import random
+import shutil
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -29,14 +34,16 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from nanoct import cli, plots
-from nanoct.benchmarks import nano
+from nanoct.benchmarks import arc, nano
+from nanoct.benchmarks.common import bos
 from nanoct.model import Llama, LlamaConfig
 from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model, pick_device, save_model
+from nanoct.weights import fetch, load_model, pick_device, save_model
 
 ARCHITECTURE = dict(n_layer=6, n_head=4, n_kv_head=2, n_embd=128, head_dim=32, n_ffn=256, n_position=512)
 
@@ -59,6 +66,7 @@ class Rows(Dataset):
 
     def __init__(self, world, tokenizer, config, pool="train"):
         self.world, self.tokenizer, self.config, self.pool = world, tokenizer, config, pool
+        self.encode = getattr(world, "encode", nano.encode)
 
     def __len__(self):
         return self.config.n_step
@@ -68,16 +76,18 @@ class Rows(Dataset):
         T = 2 * c.row if step % 8 == 7 else c.row
         rng = random.Random(f"{c.seed}/{self.pool}/{step}")
         rows = [self.row(rng, T) for _ in range(c.n_token // T)]
-        return tuple(torch.tensor(part) for part in zip(*rows))
+        return tuple(pad_sequence([torch.tensor(row) for row in part], True, padding) for part, padding in zip(zip(*rows), (0, -1)))
 
     def row(self, rng, T):
-        tokens, answer = [self.tokenizer.bos_id], [-1]
+        tokens = bos(self.tokenizer)
+        answer = [-1] * len(tokens)
         for n, (x, y) in enumerate(self.world.episode(rng, self.pool)):
-            x, y = nano.encode(self.tokenizer, x, y)
+            x, y = self.encode(self.tokenizer, x, y)
             tokens += x + y
             answer += [-1] * len(x) + [n] * len(y)
             if len(tokens) >= T:
-                return tokens[:T], answer[:T]
+                break
+        return tokens[:T], answer[:T]
 
 
 def answer_logits(model, tokens, answer):
@@ -156,20 +166,41 @@ def start_from(model, folder, vocabulary):
     model.load_state_dict(state)
 
 
-def train(config, out, world="strings", init=None, device=None):
-    """Train to config.n_step, or go on from the state in `out`; writes model, vocabulary, state and log there.
+def begin(config, out, world, init, data, device):
+    """(model, tokenizer, world) of a new run, and its tokenizer's files in `out`. Raises ValueError on options that do not go together."""
+    if (world == "arc") != (data is not None):
+        raise ValueError("--data is the folder of ARC-AGI-1, for --world arc, which needs it.")
+    if world != "arc":
+        (out / "vocab.json").write_text(json.dumps(nano.VOCABULARY) + "\n")
+        model = Llama(LlamaConfig(vocab_size=len(nano.VOCABULARY), **ARCHITECTURE))
+        model.init_weights(torch.Generator().manual_seed(config.seed)).to(device)
+        if init and not (out / "state.safetensors").exists():
+            start_from(model, init, nano.VOCABULARY)
+        return model, load_tokenizer(out), nano.WORLDS[world]
+    if not init:
+        raise ValueError("--world arc fine-tunes a public model: name it, or its folder, with --init.")
+    folder, world = fetch(init), arc.Training(data)
+    model = load_model(folder, device, torch.float32).requires_grad_(True)
+    if not 1 <= 2 * config.row <= min(model.config.n_position, config.n_token):
+        raise ValueError(f"--row {config.row}: a row is at times twice as long, and {init} takes {model.config.n_position} tokens, a step "
+                         f"--n-token {config.n_token}.")
+    model.checkpoint = True
+    for file in folder.glob("*"):
+        if file.name.startswith(("tokenizer", "vocab", "merges", "special_tokens")):
+            shutil.copy(file, out)
+    return model, load_tokenizer(folder), world
 
-    init: a folder whose weights a new run starts from; a run that goes on does not look at it.
+
+def train(config, out, world="strings", init=None, device=None, data=None):
+    """Train to config.n_step, or go on from the state in `out`; writes model, tokenizer, state and log there.
+
+    init: a folder whose weights a new run starts from; a run of the embedded worlds that goes on does not look at it.
+    data: of --world arc, the folder of its files.
     """
-    out = Path(out)
+    out, device = Path(out), pick_device(device)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "vocab.json").write_text(json.dumps(nano.VOCABULARY) + "\n")
-    tokenizer, world, device = load_tokenizer(out), nano.WORLDS[world], pick_device(device)
-    model = Llama(LlamaConfig(vocab_size=len(nano.VOCABULARY), **ARCHITECTURE))
-    model.init_weights(torch.Generator().manual_seed(config.seed)).to(device)
+    model, tokenizer, world = begin(config, out, world, init, data, device)
     state, log = out / "state.safetensors", out / "log.jsonl"
-    if init and not state.exists():
-        start_from(model, init, nano.VOCABULARY)
     matrices = [p for p in model.parameters() if p.dim() == 2]
     gains = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
@@ -213,14 +244,15 @@ def main():
     parser = cli.Parser(prog="nanoct.pretrain", description=__doc__.split("\n")[0])
     for f in fields(Config):
         parser.add_argument("--" + f.name.replace("_", "-"), type=f.type, default=f.default)
-    parser.add_argument("--world", choices=list(nano.WORLDS), default="strings")
-    parser.add_argument("--init", help="folder of a model of the same architecture for a new run to start from")
+    parser.add_argument("--world", choices=[*nano.WORLDS, "arc"], default="strings")
+    parser.add_argument("--init", help="folder of a model of the same architecture for a new run to start from; with --world arc a public model")
+    parser.add_argument("--data", help="folder of ARC-AGI-1, with --world arc")
     parser.add_argument("--out", help="folder of the model, its state and its log; default: results/nano/WORLD")
     parser.add_argument("--device", default=None)
     args = vars(parser.parse_args())
-    world, init, device = args.pop("world"), args.pop("init"), args.pop("device")
+    world, init, device, data = (args.pop(name) for name in ("world", "init", "device", "data"))
     out = args.pop("out") or f"results/nano/{world}"
-    train(Config(**args), out, world, init, device)
+    train(Config(**args), out, world, init, device, data)
 
 
 if __name__ == "__main__":

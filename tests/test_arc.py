@@ -5,12 +5,15 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanoct.benchmarks import arc, common
 from nanoct.fewshot import concatenate
 from nanoct.methods import icl
+from nanoct.pretrain import Config, train
 from nanoct.score import asked, evaluate
 from nanoct.tokenizer import load_tokenizer
+from nanoct.weights import load_model, save_model
 
 from conftest import tiny_llama
 
@@ -107,3 +110,85 @@ def test_counts_on_the_public_files():
         assert all(arc.text_to_grid(BYTES.decode(part)) for pair in task.demos + task.queries for part in (pair.x, pair.y[:-1]))
     assert len(arc.tasks(DATA / "arc")) == 200 and len(arc.tasks(DATA / "arc", "training")) == 200
     assert total.queries == 214 and min(n_demo) == 2 and max(n_demo) >= 7
+
+
+# --- fine-tuning on the training tasks ---
+
+
+@pytest.fixture
+def training(tmp_path):
+    (tmp_path / "training").mkdir()
+    for i in range(20):
+        draw = random.Random(i)
+        grids = [[[draw.randrange(10) for _ in range(2)] for _ in range(3)] for _ in range(4)]
+        pairs = [dict(input=grid, output=[row[::-1] for row in grid]) for grid in grids]  # mirrored
+        (tmp_path / "training" / f"{i:02}.json").write_text(json.dumps(dict(train=pairs[:3], test=pairs[3:])))
+    return tmp_path
+
+
+def test_an_episode_is_a_task_seen_another_way(training):
+    world, rng = arc.Training(training), random.Random(0)
+    seen = set()
+    for _ in range(200):
+        pairs = world.episode(rng, "train")
+        assert len(pairs) == 4
+        for x, y in pairs:  # a mirrored grid, turned and recoloured, is the mirrored of that, along one axis or the other
+            x, y = [list(row) for row in x], [list(row) for row in y]
+            assert y in ([row[::-1] for row in x], x[::-1]) and (len(x), len(x[0])) in ((3, 2), (2, 3))
+            seen.add((len(x), y == x[::-1]))
+    assert {(3, False), (2, True)} <= seen  # not turned, and turned
+
+
+def test_an_episode_permutes_colours_and_keeps_the_background(training):
+    world = arc.Training(training)
+    (pairs,) = [world.tasks["01"]]
+    counts = sorted(sum(row.count(c) for x, _ in pairs for row in x) for c in range(1, 10))
+    zeros = sum(row.count(0) for x, _ in pairs for row in x)
+    world.pools["train"] = ["01"]
+    mapped = set()
+    for seed in range(20):
+        grids = [x for x, _ in world.episode(random.Random(seed), "train")]
+        assert sum(list(row).count(0) for grid in grids for row in grid) == zeros
+        assert sorted(sum(list(row).count(c) for grid in grids for row in grid) for c in range(1, 10)) == counts
+        mapped.add(str(grids))
+    assert len(mapped) == 20
+
+
+def test_validation_tasks_are_never_drawn_in_training(training):
+    world = arc.Training(training)
+    assert len(world.pools["validation"]) == 2 and not set(world.pools["validation"]) & set(world.pools["train"])
+    assert len(world.pools["train"]) == 18
+
+
+def test_a_public_model_is_fine_tuned_and_read_by_the_benchmark(training, tmp_path):
+    """The documented command on a tiny model: the loss falls, and the folder is a model with its tokenizer."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    save_model(tiny_llama(vocab_size=30, n_position=256), base)
+    (base / "vocab.json").write_text(json.dumps([*"inputo", *"0123456789 \n"]))
+    config = Config(n_step=30, lr=3e-3, n_warmup=2, row=128, n_token=256, every=15)
+    train(config, out, "arc", base, "cpu", training)
+    first, last = (json.loads(line) for line in (out / "log.jsonl").read_text().splitlines())
+    assert last["loss"] < first["loss"] and set(last["validation"]) == {"0", "1", "2"}
+    write(tmp_path)
+    task, counts = arc.make_task(tmp_path, "0a", load_tokenizer(out))
+    model = load_model(out, "cpu")
+    assert counts.queries == 2 and len(evaluate(icl.adapt(model, task, icl.Config()), task).per_query) == 2
+    before = torch.cat([p.flatten() for p in load_model(base, "cpu").parameters()])
+    assert not torch.equal(before, torch.cat([p.flatten() for p in model.parameters()]))
+
+
+@pytest.mark.parametrize("options, said", [
+    (dict(world="arc"), "--data is the folder of ARC-AGI-1"),
+    (dict(world="strings", data="x"), "--data is the folder of ARC-AGI-1"),
+    (dict(world="arc", data="x"), "name it, or its folder, with --init"),
+])
+def test_options_of_fine_tuning_that_do_not_go_together(tmp_path, options, said):
+    with pytest.raises(ValueError, match=said):
+        train(Config(n_step=1), tmp_path, device="cpu", **options)
+
+
+def test_a_row_that_is_too_long_for_the_model(training, tmp_path):
+    save_model(tiny_llama(vocab_size=30), tmp_path / "base")
+    (tmp_path / "base" / "vocab.json").write_text(json.dumps([*"inputo", *"0123456789 \n"]))
+    with pytest.raises(ValueError, match="--row 128: a row is at times twice as long"):
+        train(Config(n_step=1, row=128), tmp_path / "out", "arc", tmp_path / "base", "cpu", training)

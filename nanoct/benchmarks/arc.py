@@ -50,6 +50,31 @@ def encode_grid(tokenizer, name, grid):
     return tokenizer.encode(head) + [i for row in grid for ids in (*(digit[cell] for cell in row), end) for i in ids]
 
 
+class Training:
+    """The training tasks as a world for nanoct.pretrain: an episode is all pairs of a task, test pairs included, in random order, turned
+    and mirrored in one of eight ways, colours 1 to 9 permuted (0 is the background). Every tenth task is kept for validation."""
+
+    k, encode = 2, staticmethod(encode)
+
+    def __init__(self, folder):
+        names = tasks(folder, "training")
+        self.tasks = {name: [pair for part in read(Path(folder) / "training" / f"{name}.json") for pair in part] for name in names}
+        self.pools = dict(train=[n for i, n in enumerate(names) if i % 10 or len(names) < 10], validation=names[::10])
+
+    def episode(self, rng, pool):
+        """The pairs of grids of a task of a pool, as the model shall see them."""
+        pairs = list(self.tasks[rng.choice(self.pools[pool])])
+        rng.shuffle(pairs)
+        n_turn, mirrored, colours = rng.randrange(4), rng.random() < 0.5, [0, *rng.sample(range(1, 10), 9)]
+
+        def changed(grid):
+            for _ in range(n_turn):
+                grid = list(zip(*grid[::-1]))
+            return [[colours[cell] for cell in (row[::-1] if mirrored else row)] for row in grid]
+
+        return [(changed(x), changed(y)) for x, y in pairs]
+
+
 def text_to_grid(text):
     """The grid of a text such as "output 2 3\\n012\\n345\\n". ValueError if it is not of the shape it says."""
     shape, *rows = text.strip().split("\n")
