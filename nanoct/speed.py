@@ -47,6 +47,9 @@ from nanoct.weights import fetch, load_model, pick_device, resolve_dtype, save_m
 
 SIZES = {  # by the weights of the body: all but the embedding, which is the head as well
     "24m": dict(n_layer=8, n_head=8, n_kv_head=4, n_embd=512, head_dim=64, n_ffn=1440),
+    "llama-3.2-1b": dict(n_layer=16, n_head=32, n_kv_head=8, n_embd=2048, head_dim=64, n_ffn=8192, vocab_size=128256),
+    "llama-3.2-3b": dict(n_layer=28, n_head=24, n_kv_head=8, n_embd=3072, head_dim=128, n_ffn=8192, vocab_size=128256),
+    "llama-3-8b": dict(n_layer=32, n_head=32, n_kv_head=8, n_embd=4096, head_dim=128, n_ffn=14336, vocab_size=128256, tied=False),
     "tiny": dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_ffn=48),
 }
 SPREAD = 0.38  # std / mean of the lengths of 16 pairs: the mean over 13 tasks of NLP-LR, in words
@@ -105,8 +108,11 @@ def packed(model, task, context, seed=0):
     return Step(loss, leaves, ct_kv.Config.lr, T, len(context.owner) + T, len(row.where))
 
 
-def padded(theirs, task, context, seed=0, labels_only=False):
-    """The same step in transformers: k padded rows, k copies of the prefix; logits of every token unless labels_only."""
+def padded(theirs, task, context, seed=0, labels_only=False, hide=True):
+    """The same step in transformers: k padded rows, k copies of the prefix; logits of every token unless labels_only.
+
+    hide = False leaves out leave-one-out and token dropout: a step of prefix tuning.
+    """
     from transformers import DynamicCache  # of the test extra
     generator, k, P = torch.Generator().manual_seed(seed), len(task.demos), len(context.owner)
     pad = lambda rows, value: pad_sequence([torch.tensor(row) for row in rows], True, value).to(theirs.device)
@@ -119,7 +125,7 @@ def padded(theirs, task, context, seed=0, labels_only=False):
     cache_name = "cache" if "cache" in signature(theirs.forward).parameters else "past_key_values"  # of older transformers
 
     def loss():
-        seen = visible(context.owner, k, True, DROPOUT, generator)
+        seen = visible(context.owner, k, hide, DROPOUT * hide, generator)
         cache = DynamicCache()
         for layer, kv in enumerate(zip(keys, values)):
             cache.update(*(part.to(theirs.dtype).expand(k, -1, -1, -1) for part in kv), layer)
@@ -208,17 +214,20 @@ def measure(model, theirs, task, repeat, seed=0):
     return lines
 
 
-def load(name, vocab_size, context, device, dtype):
-    """The model, random for a name of SIZES, and the same weights in transformers, or None without transformers."""
+def load(name, vocab_size, context, device, dtype, alone=False):
+    """The model, random for a name of SIZES, and the same weights in transformers, or None without transformers or if alone."""
     with tempfile.TemporaryDirectory() as folder:
         if name in SIZES:
-            model = Llama(LlamaConfig(vocab_size=vocab_size, n_position=2 * context, **SIZES[name]))
-            model.init_weights(torch.Generator().manual_seed(0)).requires_grad_(False).eval().to(device, dtype)
-            save_model(model, folder)
+            sizes = SIZES[name] if vocab_size is None else SIZES[name] | dict(vocab_size=vocab_size)
+            with torch.device(device):
+                model = Llama(LlamaConfig(n_position=2 * context, **dict(vocab_size=32000) | sizes)).requires_grad_(False).eval().to(dtype)
+            model.init_weights(torch.Generator(device).manual_seed(0))
+            if not alone:
+                save_model(model, folder)
         else:
             folder = fetch(name)
             model = load_model(folder, device, dtype)
-        if not util.find_spec("transformers"):
+        if alone or not util.find_spec("transformers"):
             return model, None
         import transformers
         transformers.utils.logging.disable_progress_bar()
@@ -267,7 +276,7 @@ def main():
     if args.vocab and (args.model not in SIZES or min(args.vocab) < 2):
         raise ValueError(f"--vocab {min(args.vocab)} with --model {args.model}: it sizes a random Llama, and is 2 or more.")
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    for vocab_size in args.vocab or ([32000, 128000] if args.model in SIZES else [None]):
+    for vocab_size in args.vocab or ([32000, 128000] if "vocab_size" not in SIZES.get(args.model, {"vocab_size": 0}) else [None]):
         model, theirs = load(args.model, vocab_size, args.context, device, resolve_dtype(args.dtype, device))
         if theirs is None:
             print("transformers is not installed, so nanoct runs alone; for the comparison: pip install -e '.[test]'")

@@ -10,7 +10,7 @@ import torch
 from nanoct.benchmarks import arc, common
 from nanoct.fewshot import concatenate
 from nanoct.methods import icl
-from nanoct.pretrain import Config, train
+from nanoct.pretrain import Config, Rows, train
 from nanoct.score import asked, evaluate
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import load_model, save_model
@@ -175,6 +175,16 @@ def test_a_public_model_is_fine_tuned_and_read_by_the_benchmark(training, tmp_pa
     assert counts.queries == 2 and len(evaluate(icl.adapt(model, task, icl.Config()), task).per_query) == 2
     before = torch.cat([p.flatten() for p in load_model(base, "cpu").parameters()])
     assert not torch.equal(before, torch.cat([p.flatten() for p in model.parameters()]))
+
+
+def test_all_answers_of_a_row_are_trained_and_its_padding_is_not(training):
+    world = arc.Training(training)
+    world.tasks["02"], world.pools["train"] = world.tasks["02"][:2], ["01", "02"]
+    tokens, answer = Rows(world, BYTES, Config(row=200, n_token=1600))[0]
+    assert len(set((answer >= 0).sum(1).tolist())) > 1
+    for row, of in zip(tokens, answer):
+        outputs = [BYTES.decode(row[of == n].tolist()) for n in range(of.max() + 1)]
+        assert all(arc.text_to_grid(text) and text.startswith("output ") for text in outputs)
 
 
 @pytest.mark.parametrize("options, said", [
