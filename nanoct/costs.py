@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from nanoct import adapters, cli, memory, speed
-from nanoct.fewshot import encode_context, first_tokens, pack, visible
+from nanoct.fewshot import encode_context, first_tokens, visible
 from nanoct.methods import METHODS, ttt
 from nanoct.presets import SETTINGS
 from nanoct.report import table
@@ -64,8 +64,6 @@ def rows(task, device):
 
 def peer(model, theirs, method, config, task):
     """(name, a step() of the peer, undo()), or None where there is no peer."""
-    from transformers import DynamicCache
-
     k, device = len(task.demos), model.device
     tokens, labels, real = rows(task, device)
     nothing, ids = (lambda: None), torch.tensor([[i for d in task.demos for i in (*d.x, *d.y)]], device=device)
@@ -78,7 +76,8 @@ def peer(model, theirs, method, config, task):
         return "transformers", speed.padded(theirs, task, start, hide=False), nothing
     if method in ("prompt_tuning", "ct_prompt"):
         prompt = torch.tensor([first_tokens(model, config.n_prefix)], device=device) if method == "prompt_tuning" else ids
-        owner = [-1] * config.n_prefix if method == "prompt_tuning" else [i for i, d in enumerate(task.demos) for _ in (*d.x, *d.y)]
+        owner = [i for i, d in enumerate(task.demos) for _ in (*d.x, *d.y)]
+        owner = [-1] * config.n_prefix if method == "prompt_tuning" else owner
         owner, generator = torch.tensor(owner, device=device), torch.Generator().manual_seed(0)
         embeds = model.embed(prompt).detach().float().requires_grad_()  # (1, P, C)
         P, T = embeds.shape[1], tokens.shape[1]
@@ -89,16 +88,17 @@ def peer(model, theirs, method, config, task):
         def loss():
             dropout = getattr(config, "token_dropout", 0.0)
             seen = visible(owner, k, method == "ct_prompt", dropout, generator)
-            return theirs(inputs_embeds=torch.cat([embeds.to(pairs.dtype).expand(k, -1, -1), pairs], 1), position_ids=positions, use_cache=False,
-                          attention_mask=torch.cat([seen.to(real.dtype), real], 1), labels=torch.cat([no_label, labels], 1)).loss
+            return theirs(inputs_embeds=torch.cat([embeds.to(pairs.dtype).expand(k, -1, -1), pairs], 1), position_ids=positions,
+                          attention_mask=torch.cat([seen.to(real.dtype), real], 1), labels=torch.cat([no_label, labels], 1),
+                          use_cache=False).loss
 
         return "transformers", speed.Step(loss, [embeds], config.lr, 0, 0, 0), nothing
     if method in ("lora", "dora", "ttt"):
         from peft import LoraConfig, get_peft_model
 
-        wrapped = get_peft_model(theirs, LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, use_dora=method == "dora",
-                                                    target_modules=[t for t in adapters.TARGETS if t.endswith("_proj") and t != "c_proj"]))
-        wrapped.train()
+        targets = [name for name in adapters.TARGETS if name not in ("c_attn", "c_proj", "c_fc")]  # GPT-2's
+        wrapped = get_peft_model(theirs, LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
+                                                    use_dora=method == "dora", target_modules=targets)).train()
         leaves = [p for p in wrapped.parameters() if p.requires_grad]
         generator = torch.Generator().manual_seed(0)
 
@@ -144,8 +144,8 @@ def measure(model, theirs, method, task, repeat, rate):
         try:
             step, other, loss, peak = run()
             share = guess.flops_step / step / rate if step else None
-            lines.append(common | dict(who=who, seconds_step=step, seconds_task=other + common["n_step"] * step, peak_bytes=peak, loss=loss,
-                                       share=share))
+            lines.append(common | dict(who=who, seconds_step=step, seconds_task=other + common["n_step"] * step, peak_bytes=peak,
+                                       loss=loss, share=share))
         except torch.OutOfMemoryError:
             lines.append(common | dict(who=who, seconds_step=None, seconds_task=None, peak_bytes=None, loss=None, share=None))
 
@@ -169,9 +169,10 @@ def measure(model, theirs, method, task, repeat, rate):
         undo()
         a, b = (line["loss"] for line in lines)
         same_start = method in ("prompt_tuning", "prefix_tuning", "lora", "dora")  # nothing drawn that shows in the first loss
-        if same_start and a is not None and b is not None and abs(a - b) > (1e-3 if model.dtype == torch.float32 else 5e-2) * abs(a):
-            raise ValueError(f"{method}: the first loss is {a:.4f} in nanoct and {b:.4f} in {who}; this is not the same step, so no time is "
-                             "reported.")
+        tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
+        if same_start and a is not None and b is not None and abs(a - b) > tolerance * abs(a):
+            raise ValueError(f"{method}: the first loss is {a:.4f} in nanoct and {b:.4f} in {who}; this is not the same step, so no "
+                             "time is reported.")
     return lines
 
 
@@ -183,10 +184,11 @@ def report(lines, rate):
         number = lambda value, form: "out of memory" if value is None else form.format(value)
         what = "seconds_step" if line["n_step"] else "seconds_task"
         ratio = line[what] / mine[what] if line[what] and mine[what] else None
-        rows.append([line["method"], line["who"], number(line["seconds_step"], "{:.3f}") if line["n_step"] else "", number(line["seconds_task"], "{:.2f}"),
-                     f"{ratio:.2f}" if ratio else "", number(line["peak_bytes"] and line["peak_bytes"] / 1e6, "{:,.0f}"),
-                     f"{line['estimated_bytes'] / 1e6:,.0f}" if line["who"] == "nanoct" else "", f"{line['flops_step'] / 1e9:,.0f}" if line["n_step"] else "",
-                     f"{line['share']:.0%}" if line["share"] else ""])
+        rows.append([line["method"], line["who"], number(line["seconds_step"], "{:.3f}") if line["n_step"] else "",
+                     number(line["seconds_task"], "{:.2f}"), f"{ratio:.2f}" if ratio else "",
+                     number(line["peak_bytes"] and line["peak_bytes"] / 1e6, "{:,.0f}"),
+                     f"{line['estimated_bytes'] / 1e6:,.0f}" if line["who"] == "nanoct" else "",
+                     f"{line['flops_step'] / 1e9:,.0f}" if line["n_step"] else "", f"{line['share']:.0%}" if line["share"] else ""])
     print(table(rows, ["method", "who", "s a step", "s a task", "ratio", "peak MB", "estimated", "GFLOP a step", "of matrix rate"]))
     print(f"matrix rate {rate / 1e12:.3f} TFLOP/s; peak beside the weights; a task at the steps of {PRESET}'s preset")
 
@@ -194,7 +196,8 @@ def report(lines, rate):
 def main():
     p = cli.Parser(prog="nanoct.costs", description=__doc__.split("\n")[0])
     p.add_argument("--model", default="24m", help=f"random: {', '.join(speed.SIZES)}; or a folder or hub name; default: 24m")
-    p.add_argument("--methods", nargs="+", choices=[m for m in METHODS if m != "zero_shot"], default=[m for m in METHODS if m != "zero_shot"])
+    known = [method for method in METHODS if method != "zero_shot"]  # which costs nothing
+    p.add_argument("--methods", nargs="+", choices=known, default=known)
     p.add_argument("--k", type=int, default=16, help="demos")
     p.add_argument("--context", type=int, default=700, help="tokens of all demos together")
     p.add_argument("--device", help="cuda or cpu; default: cuda if there is one")
@@ -213,8 +216,8 @@ def main():
     if theirs is not None and args.checkpoint:
         theirs.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
     task, rate, lines = speed.random_task(args.k, args.context, model.config.vocab_size), matrix_rate(device, dtype), []
-    about = dict(model=args.model, k=args.k, context=args.context, checkpoint=args.checkpoint, rate=rate, dtype=str(dtype).removeprefix("torch."),
-                 config=asdict(model.config)) | speed.machine(device)
+    about = dict(model=args.model, k=args.k, context=args.context, checkpoint=args.checkpoint, rate=rate,
+                 dtype=str(dtype).removeprefix("torch."), config=asdict(model.config)) | speed.machine(device)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     for method in tqdm(args.methods, desc="methods"):
         new = measure(model, theirs, method, task, args.repeat, rate)

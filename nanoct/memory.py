@@ -5,22 +5,22 @@
 With b bytes a number (4 or 2), L layers, H heads, K KV heads, D head_dim, C n_embd, F n_ffn, V vocab; a step runs B rows
 of T tokens against S = P + T keys, n of the tokens have logits. Bytes beside the weights:
 
-    theta       4·|leaves| five times: value, gradient, AdamW's two, the last good one; and b·2·L·K·D·P for the context they
-                began as (CT-KV)
-    saved       what the backward pass keeps: L·B·T·(8·C + b·(2·H·D + 3·F) + 4·H) for the norms' inputs (float32), queries and
-                outputs of attention, the MLP's three (GPT-2: 2·b·C for the norms, b·F for the MLP), L·B·S·b·2·K·D for keys and
-                values, and b·B·T·S for a mask. An adapter adds, for every linear of its, B·T·(5·in + 4·rank): its input, float32,
-                with dropout and the mask of that, and the inner product; DoRA 8·out more.
+    theta       4·|leaves| five times: value, gradient, AdamW's two, the last good one; and b·2·L·K·D·P for the context
+                they began as (CT-KV)
+    saved       what the backward pass keeps: L·B·T·(8·C + b·(2·H·D + 3·F) + 4·H) for the norms' inputs (float32), queries
+                and outputs of attention, the MLP's three (GPT-2: 2·b·C for the norms, b·F for the MLP), L·B·S·b·2·K·D for
+                keys and values, and b·B·T·S for a mask. An adapter adds, for every linear of its, B·T·(5·in + 4·rank): its
+                input, float32, with dropout and the mask of that, and the inner product; DoRA 8·out more.
                 With model.checkpoint, b·B·T·C a layer instead, and the above for one layer at a time.
     passing     the larger of 3·4·n·V (logits, their log-softmax, its gradient) and B·T·(3·b·F + 4·C), a block's work;
                 where nothing is trained T·(4·b·F + 8·C)
-    scoring     b·2·L·K·D·P for the context; T·(4·b·F + 8·C) for T tokens of queries in a row, or b·2·L·K·D·(P + T) for each of
-                the queries that are decoded side by side; instead of the three above, after them
+    scoring     b·2·L·K·D·P for the context; T·(4·b·F + 8·C) for T tokens of queries in a row, or b·2·L·K·D·(P + T) for
+                each of the queries that are decoded side by side; instead of the three above, after them
 
-FLOPs of a step: 4·N·B·T for N weights in the body (forward and the gradient of the inputs), 12·L·H·D·B·T·S for attention,
-4·V·C·n for logits; the first two half as much again with checkpoint; DoRA with dropout applies
-every weight that it adapts twice. What the libraries keep for themselves (on a GPU some
-hundred MB) and what the allocator cannot reuse come on top.
+FLOPs of a step: 4·N·B·T for N weights in the body (forward and the gradient of the inputs), 12·L·H·D·B·T·S for
+attention, 4·V·C·n for logits; the first two half as much again with checkpoint; DoRA with dropout applies every weight
+that it adapts twice. What the libraries keep for themselves (on a GPU some hundred MB) and what the allocator cannot
+reuse come on top.
 """
 
 import ctypes
@@ -173,7 +173,7 @@ def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=
 
 @contextmanager
 def peak(device):
-    """with peak(device) as used: …; used.bytes is then the peak: allocated on a GPU, resident in all on the CPU (0 if unknown)."""
+    """with peak(device) as used: …; used.bytes is then the peak: allocated on a GPU, resident in all on the CPU."""
     used = SimpleNamespace(bytes=0)
     gc.collect()
     if device.type == "cuda":
@@ -240,7 +240,8 @@ def main():
     for method in tqdm(args.methods):
         for model.checkpoint in (False, True) if hasattr(METHODS[method].Config, "n_step") else (False,):
             guess, measured = measure(method, model, context=args.context)
-            rows.append([method, "yes" if model.checkpoint else "", f"{guess / 1e6:.1f}", f"{measured / 1e6:.1f}", f"{guess / measured:.2f}"])
+            rows.append([method, "yes" if model.checkpoint else "", f"{guess / 1e6:.1f}", f"{measured / 1e6:.1f}",
+                         f"{guess / measured:.2f}"])
     print(table(rows, ["method", "checkpoint", "estimated MB", "measured MB", "ratio"]))
 
 

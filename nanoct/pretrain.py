@@ -167,7 +167,7 @@ def start_from(model, folder, vocabulary):
 
 
 def begin(config, out, world, init, data, device):
-    """(model, tokenizer, world) of a new run, and its tokenizer's files in `out`. Raises ValueError on options that do not go together."""
+    """(model, tokenizer, world) of a new run, and its tokenizer's files in `out`. ValueError on options that do not go together."""
     if (world == "arc") != (data is not None):
         raise ValueError("--data is the folder of ARC-AGI-1, for --world arc, which needs it.")
     if world != "arc":
@@ -182,8 +182,8 @@ def begin(config, out, world, init, data, device):
     folder, world = fetch(init), arc.Training(data)
     model = load_model(folder, device, torch.float32).requires_grad_(True)
     if not 1 <= 2 * config.row <= min(model.config.n_position, config.n_token):
-        raise ValueError(f"--row {config.row}: a row is at times twice as long, and {init} takes {model.config.n_position} tokens, a step "
-                         f"--n-token {config.n_token}.")
+        raise ValueError(f"--row {config.row}: a row is at times twice as long, and {init} takes {model.config.n_position} tokens, "
+                         f"a step --n-token {config.n_token}.")
     model.checkpoint = True
     for file in folder.glob("*"):
         if file.name.startswith(("tokenizer", "vocab", "merges", "special_tokens")):
@@ -245,7 +245,8 @@ def main():
     for f in fields(Config):
         parser.add_argument("--" + f.name.replace("_", "-"), type=f.type, default=f.default)
     parser.add_argument("--world", choices=[*nano.WORLDS, "arc"], default="strings")
-    parser.add_argument("--init", help="folder of a model of the same architecture for a new run to start from; with --world arc a public model")
+    parser.add_argument("--init", help="folder of a model of the same architecture for a new run to start from; with --world arc a "
+                        "public model")
     parser.add_argument("--data", help="folder of ARC-AGI-1, with --world arc")
     parser.add_argument("--out", help="folder of the model, its state and its log; default: results/nano/WORLD")
     parser.add_argument("--device", default=None)

@@ -67,7 +67,7 @@ def parse():
     args.tasks = list(dict.fromkeys(args.tasks or there))
     check_names(args.tasks, there, args.data)
     chosen, overrides = SETTINGS[args.benchmark], cli.overrides(args.set, METHODS)
-    args.configs = {method: cli.configs(method, METHODS[method].Config, {name: [value] for name, value in chosen.get(method, {}).items()},
+    args.configs = {method: cli.configs(method, METHODS[method].Config, {f: [value] for f, value in chosen.get(method, {}).items()},
                                         overrides.get(method, {})) for method in args.methods}
     args.device = pick_device(args.device)
     if args.device.type == "cuda" and args.device.index is None:
@@ -79,7 +79,8 @@ def parse():
 
 def work(model, tokenizer, args, task_name, seed, runs):
     """Do the runs of one task and seed; yields their lines. Raises ValueError where memory does not suffice."""
-    task, counts = BENCHMARKS[args.benchmark].make_task(args.data, task_name, tokenizer, seed, args.k, args.length, args.limit_queries)
+    make = BENCHMARKS[args.benchmark].make_task
+    task, counts = make(args.data, task_name, tokenizer, seed, args.k, args.length, args.limit_queries)
     if not task.queries:
         print(f"{task_name}, seed {seed}: given up, none of its queries fits {args.length} tokens behind the demos.")
         return
@@ -97,6 +98,9 @@ def work(model, tokenizer, args, task_name, seed, runs):
                 raise
             raise ValueError(f"out of memory in {run['method']} on {task_name}: use --checkpoint, --dtype bfloat16, a lower --k or "
                              "--length, or leave the method out of --methods; the results so far are kept.") from None
+        except ValueError as error:  # of this task alone, such as no room for a pair behind the demos: the others go on
+            print(f"{run['method']} on {task_name}, seed {seed}, is left out: {error}")
+            continue
         yield dict(run, score=result.score, n_query=len(task.queries), **asdict(counts), n_trained=adapted.n_trained,
                    seconds=round(adapted_at - start, 4), seconds_score=round(scored_at - adapted_at, 4), peak_bytes=peak.bytes,
                    loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None, **about(model.device))
@@ -108,14 +112,15 @@ def report(lines, args):
     rows = []
     for method, among in groups.items():
         for s in among:
-            rows.append([method, f"{s.score:.1f} ± {s.error:.1f}", f"{PUBLISHED[args.benchmark][method]}", f"{s.seconds:.1f}",
-                         f"{median(line['seconds_score'] for line in s.lines):.1f}",
-                         f"{max(line['peak_bytes'] for line in s.lines) / 1e9:.2f}", f"{mean(line['n_trained'] for line in s.lines):,.0f}"])
+            of = lambda name: [line[name] for line in s.lines]
+            rows.append([method, f"{len(set(of('task')))}", f"{s.score:.1f} ± {s.error:.1f}", f"{PUBLISHED[args.benchmark][method]}",
+                         f"{s.seconds:.1f}", f"{median(of('seconds_score')):.1f}", f"{max(of('peak_bytes')) / 1e9:.2f}",
+                         f"{mean(of('n_trained')):,.0f}"])
     first = lines[0]
     head = (f"{args.benchmark}, {args.model}: {len({line['task'] for line in lines})} tasks, k = {first['k'] or 'all'}, "
             f"{len(args.seeds)} seeds, {first['dtype']} on {first['device']}; score % ± s.e. over tasks, seconds a task, "
             "peak memory of adapting and scoring")
-    written = head + "\n\n" + table(rows, ["method", "score", "paper", "s to adapt", "s to score", "peak GB", "trained"]) + "\n"
+    written = head + "\n\n" + table(rows, ["method", "tasks", "score", "paper", "s to adapt", "s to score", "peak GB", "trained"]) + "\n"
     print(f"\n{written}")
     (args.out / "table.md").write_text(written)
 
@@ -123,7 +128,8 @@ def report(lines, args):
 def dry_run(args, config, tokenizer):
     """Print memory and time of every method on the longest task, from the files of the model's config and the data alone."""
     make = BENCHMARKS[args.benchmark].make_task
-    found = [make(args.data, task, tokenizer, args.seeds[0], args.k, args.length, args.limit_queries)[0] for task in tqdm(args.tasks, desc="tasks")]
+    found = [make(args.data, task, tokenizer, args.seeds[0], args.k, args.length, args.limit_queries)[0]
+             for task in tqdm(args.tasks, desc="tasks")]
     found = [task for task in found if task.queries]
     if not found:
         raise ValueError(f"no task of {args.data} has a query that fits {args.length} tokens: lower --k.")
@@ -135,12 +141,13 @@ def dry_run(args, config, tokenizer):
         for settings_ in configs:
             e = memory.estimate(config, method, settings_, longest, args.dtype, args.checkpoint)
             flops = mean(memory.estimate(config, method, settings_, of, args.dtype).flops for of in lengths)
-            rows.append([method, *(f"{part / 1e9:.2f}" for part in (e.weights, e.theta, e.saved, e.passing, e.scoring, e.total)), f"{flops / 1e12:.1f}",
-                         *(f"{flops / (1e12 * rate):.0f}" for rate in RATES)])
-    print(f"\n{args.benchmark}, {args.model}: {len(found)} tasks, contexts of {mean(of.context for of in lengths):.0f} tokens on average, "
-          f"{longest.context} at most; gigabytes on the longest, {str(args.dtype).removeprefix('torch.')}; TFLOP to adapt, the mean of tasks, "
-          f"and seconds at so many TFLOP/s\n")
-    print(table(rows, ["method", "weights", "theta", "saved", "passing", "scoring", "peak GB", "TFLOP", *(f"s at {rate}" for rate in RATES)]))
+            rows.append([method, *(f"{part / 1e9:.2f}" for part in (e.weights, e.theta, e.saved, e.passing, e.scoring, e.total)),
+                         f"{flops / 1e12:.1f}", *(f"{flops / (1e12 * rate):.0f}" for rate in RATES)])
+    print(f"\n{args.benchmark}, {args.model}: {len(found)} tasks, contexts of {mean(of.context for of in lengths):.0f} tokens on "
+          f"average, {longest.context} at most; gigabytes on the longest, {str(args.dtype).removeprefix('torch.')}; TFLOP to adapt, "
+          "the mean of tasks, and seconds at so many TFLOP/s\n")
+    print(table(rows, ["method", "weights", "theta", "saved", "passing", "scoring", "peak GB", "TFLOP",
+                       *(f"s at {rate}" for rate in RATES)]))
 
 
 def main():

@@ -281,7 +281,8 @@ def main():
         if not lines:
             raise ValueError(f"--report {args.report}: there is no result in it yet.")
         place = {name: i for i, name in enumerate([*WORLDS, *METHODS, *CEILINGS])}
-        lines.sort(key=lambda line: (place.get(line["world"], 0), place.get(line["method"], 0)))  # parts of a job may have come in any order
+        # parts of a job may have come in any order
+        lines.sort(key=lambda line: (place.get(line["world"], 0), place.get(line["method"], 0)))
         report(lines, read_settings(), Path(args.report).parent)
         return
     runs = plan(args, {world: fingerprint(load_model(folder_of(args.model, world), "cpu", "float32")) for world in args.world})

@@ -103,7 +103,8 @@ def text_answers(adapted, task):
         raise ValueError(f"task {task.name!r} is scored by text, so all answers must end with the same terminator.")
     longest = max(len(q.y) for q in task.queries)  # what is cut a few tokens later is wrong anyway
     new = decode(adapted, [asked(task, q) for q in task.queries], longest + 8, stop)
-    return [tuple(normalise(task.decode(list(y[:-1] if y[-1] == stop else y))) for y in (ids, q.y)) for ids, q in zip(new, task.queries)]
+    text = lambda ids: normalise(task.decode(list(ids[:-1] if ids[-1] == stop else ids)))
+    return [(text(ids), text(q.y)) for ids, q in zip(new, task.queries)]
 
 
 def decode(adapted, prompts, max_new_tokens, stop=None):

@@ -101,6 +101,17 @@ def test_out_of_memory_keeps_what_is_done(model, data, tmp_path, monkeypatch):
         run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "--seeds", "42"))
 
 
+def test_a_method_that_cannot_do_a_task_is_said_and_the_others_go_on(model, data, tmp_path, monkeypatch, capsys):
+    def adapt(model, task, *_):
+        raise ValueError(f"no room for {task.name}.")
+
+    monkeypatch.setattr(icl, "adapt", adapt)
+    run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "zero_shot", "--seeds", "42"))
+    said = capsys.readouterr().out
+    assert "icl on sums, seed 42, is left out: no room for sums." in said and "2 of 4 runs" in said
+    assert {line["method"] for line in read(tmp_path / "results.jsonl")} == {"zero_shot"}
+
+
 def test_dry_run_loads_no_weights(model, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(protocol, "load_model", None)
     run(monkeypatch, *job(model, data, tmp_path, "--dry-run"))

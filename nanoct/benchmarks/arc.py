@@ -51,8 +51,9 @@ def encode_grid(tokenizer, name, grid):
 
 
 class Training:
-    """The training tasks as a world for nanoct.pretrain: an episode is all pairs of a task, test pairs included, in random order, turned
-    and mirrored in one of eight ways, colours 1 to 9 permuted (0 is the background). Every tenth task is kept for validation."""
+    """The training tasks as a world for nanoct.pretrain: an episode is all pairs of a task, test pairs included, in random
+    order, turned and mirrored in one of eight ways, colours 1 to 9 permuted (0 is the background). Every tenth task is kept
+    for validation."""
 
     k, encode = 2, staticmethod(encode)
 
@@ -95,8 +96,8 @@ def read(file):
         for n, pair in enumerate(data[part]):
             for side in "input", "output":
                 if not is_grid(pair.get(side) if isinstance(pair, dict) else None):
-                    raise ValueError(f"{file}: the {side} of {part} pair {n} is no grid, 1 to {SIDE} rows of one length of colours 0 to 9: "
-                                     "fetch it again.")
+                    raise ValueError(f"{file}: the {side} of {part} pair {n} is no grid, 1 to {SIDE} rows of one length of colours "
+                                     "0 to 9: fetch it again.")
         pairs.append([(pair["input"], pair["output"]) for pair in data[part]])
     return pairs
 

@@ -3,9 +3,9 @@
     python -m nanoct.benchmarks.bbh --data F --show 2
 
 A context is the instruction, then "\\n\\nQ: …\\nA: …" for every demo; the instruction is the line after the dashes in
-cot-prompts/<task>.txt. An answer ends with the two line breaks before the next question, tokenised apart, so that all answers end alike;
-trimmed and in lower case it must be the target. 10 demos are drawn by seed, all others are queries. A query is dropped if
-context and row exceed 2,048 tokens (ours: NLP-LR's rule). Files: F/bbh/<task>.json with examples[] of {"input", "target"}.
+cot-prompts/<task>.txt. An answer ends with the two line breaks before the next question, tokenised apart, so that all
+answers end alike; trimmed and in lower case it must be the target. 10 demos are drawn by seed, all others are queries. A
+query is dropped if context and row exceed 2,048 tokens (ours: NLP-LR's rule). Files: F/bbh/<task>.json with examples[] of {"input", "target"}.
 """
 
 import sys
@@ -47,7 +47,8 @@ def read(file):
         if not isinstance(example, dict) or not all(isinstance(example.get(f), str) and example[f] for f in ("input", "target")):
             raise ValueError(f"{file}: example {n} is {example!r:.60}, expected an input and a target: fetch it again.")
         if END in example["target"]:
-            raise ValueError(f"{file}: the target of example {n} holds an empty line, which ends an answer: leave the task out of --tasks.")
+            raise ValueError(f"{file}: the target of example {n} holds an empty line, which ends an answer: leave the task out of "
+                             "--tasks.")
     return [(example["input"], example["target"]) for example in examples]
 
 

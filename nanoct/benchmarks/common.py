@@ -70,7 +70,7 @@ def fill(task, queries, counts, length, limit=None, patience=None):
 
     limit: how many to keep. patience: how many in a row may be too long before the rest is given up.
     """
-    context = len(task.instruction) + sum(len(demo.x) + len(demo.y) for demo in task.demos) + len(task.separator) * (len(task.demos) - 1)
+    context = len(task.instruction) + sum(len(d.x) + len(d.y) for d in task.demos) + len(task.separator) * (len(task.demos) - 1)
     counts.demos, in_row = len(task.demos), 0
     for query in queries:
         if len(task.queries) == limit:

@@ -23,9 +23,10 @@ from tqdm import tqdm
 from nanoct import cli
 
 SUMS = Path(__file__).with_name("SHA256SUMS")
-NLP_LR = """ai2_arc climate_fever codah commonsense_qa dream ethos-national_origin ethos-race ethos-religion financial_phrasebank glue-mrpc
-    glue-rte glue-wnli hate_speech18 medical_questions_pairs openbookqa poem_sentiment qasc quarel quartz-no_knowledge
-    quartz-with_knowledge sick superglue-cb superglue-copa tweet_eval-hate tweet_eval-stance_atheism tweet_eval-stance_feminist""".split()
+NLP_LR = """ai2_arc climate_fever codah commonsense_qa dream ethos-national_origin ethos-race ethos-religion
+    financial_phrasebank glue-mrpc glue-rte glue-wnli hate_speech18 medical_questions_pairs openbookqa poem_sentiment qasc
+    quarel quartz-no_knowledge quartz-with_knowledge sick superglue-cb superglue-copa tweet_eval-hate
+    tweet_eval-stance_atheism tweet_eval-stance_feminist""".split()
 
 
 @dataclass
@@ -68,16 +69,16 @@ def download(url, file):
         with urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=60) as answer:
             goes_on = answer.status == 206
             total = int(answer.headers.get("Content-Length") or 0) + have * goes_on
-            with open(part, "ab" if goes_on else "wb") as f, tqdm(total=total or None, initial=have * goes_on, unit="B", unit_scale=True,
-                                                                 desc=file.name) as bar:
+            bar = tqdm(total=total or None, initial=have * goes_on, unit="B", unit_scale=True, desc=file.name)
+            with open(part, "ab" if goes_on else "wb") as f, bar:
                 while block := answer.read(2**20):
                     f.write(block)
                     bar.update(len(block))
     except (OSError, HTTPException) as error:
         if isinstance(error, HTTPError) and error.code == 416:  # nothing behind what is there: it was complete, or is of another file
             part.unlink()
-        raise OSError(f"{url} could not be fetched ({error}); the same command goes on where it stopped. Without a network: fetch it "
-                      f"elsewhere and put it at {file}.") from None
+        raise OSError(f"{url} could not be fetched ({error}); the same command goes on where it stopped. Without a network: "
+                      f"fetch it elsewhere and put it at {file}.") from None
     if total and part.stat().st_size != total:
         raise OSError(f"{url} ended after {part.stat().st_size} of {total} bytes; the same command goes on from there.")
     part.replace(file)
@@ -97,7 +98,8 @@ def unpack(archive, file, folder):
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{file} is broken ({error}): delete it and run the same command again.") from None
     if len(kept) < archive.n_file:
-        raise ValueError(f"{file} holds {len(kept)} of the {archive.n_file} files of {folder.name}: delete it and run the same command again.")
+        raise ValueError(f"{file} holds {len(kept)} of the {archive.n_file} files of {folder.name}: delete it and run the same command "
+                         "again.")
 
 
 def check(folder):
@@ -107,7 +109,8 @@ def check(folder):
     there = [(digest, file) for digest, file in files if file.exists()]
     for digest, file in there:
         if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-            raise ValueError(f"{file} is not the public file of that name (its SHA-256 is another): delete it and run the same command again.")
+            raise ValueError(f"{file} is not the public file of that name (its SHA-256 is another): delete it and run the same "
+                             "command again.")
     return len(there)
 
 
@@ -121,11 +124,13 @@ def fetch(name, out):
         unpack(source, file, folder)
     else:
         try:
-            snapshot_download(source.name, repo_type="dataset", revision=source.revision, allow_patterns=source.patterns, local_dir=folder)
+            snapshot_download(source.name, repo_type="dataset", revision=source.revision, allow_patterns=source.patterns,
+                              local_dir=folder)
         except Exception as error:  # the library has many, and all mean the same here
             said = (str(error).splitlines() or [type(error).__name__])[0]
-            raise OSError(f"the dataset {source.name} could not be fetched ({said:.100}); the same command goes on where it stopped. Without a "
-                          f"network: put {source.inside}/<task> of https://huggingface.co/datasets/{source.name} at {folder}/<task>.") from None
+            raise OSError(f"the dataset {source.name} could not be fetched ({said:.100}); the same command goes on where it stopped. "
+                          f"Without a network: put {source.inside}/<task> of https://huggingface.co/datasets/{source.name} at "
+                          f"{folder}/<task>.") from None
         for path in (folder / source.inside).iterdir():
             shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
     print(f"{folder}: {sum(file.is_file() for file in folder.rglob('*'))} files, {check(folder)} of them with a known SHA-256; "

@@ -35,7 +35,8 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
     x = lambda row: tokenizer.encode(row[0] + "\n")
     options = lambda row: [tokenizer.encode(option) for option in row[1:5]]
     answer = lambda row: options(row)["ABCD".index(row[5])]
-    task = Task(name, [Demo(x(row), answer(row)) for row in given], [], common.bos(tokenizer), "accuracy", separator=tokenizer.encode("\n"))
+    demos = [Demo(x(row), answer(row)) for row in given]
+    task = Task(name, demos, [], common.bos(tokenizer), "accuracy", separator=tokenizer.encode("\n"))
     queries = (Query(x(row), answer(row), options(row)) for row in asked)
     return common.fill(task, queries, common.Counts(), length, limit_queries)
 
@@ -46,8 +47,8 @@ def read(file):
     for n, row in enumerate(rows, 1):
         if len(row) != 6 or row[5] not in tuple("ABCD") or not all(row):
             shown = ", ".join(row)
-            raise ValueError(f"{file}, row {n}: {shown[:60]!r} is not question, A, B, C, D, letter, as MMLU's files have it without "
-                             "a header: fetch it again.")
+            raise ValueError(f"{file}, row {n}: {shown[:60]!r} is not question, A, B, C, D, letter, as MMLU's files have it "
+                             "without a header: fetch it again.")
     return rows
 
 
