@@ -1,11 +1,6 @@
 """What every method costs on one task: seconds a step and a task, peak memory, share of the matrix rate, beside the peers.
 
-    python -m nanoct.costs                                                # a random Llama, 24M and a vocabulary of 32,000
-    python -m nanoct.costs --model llama-3.2-1b --device cuda             # true sizes, random weights, bfloat16
-    python -m nanoct.costs --model llama-3-8b --device cuda --checkpoint --k 10 --context 1900
-
-Time does not depend on what the weights are. The task is speed.py's: k pairs of random ids. Peers do the same work in the
-usual way, k right-padded rows, logits of every token, labels of -100:
+The second table of `python -m nanoct.speed`. The task is k pairs of random ids. Peers do the same work in the usual way, k right-padded rows, logits of every token, labels of -100:
     ICL                    transformers reads the demos into its cache
     prompt, prefix tuning  transformers, k copies of the trained embeddings or of the trained cache
     LoRA, DoRA, TTT        peft, TTT on batch orders of all demos
@@ -19,18 +14,16 @@ takes the paper's number of steps for BBH (presets.py).
 import json
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 from statistics import median
 
 import torch
 from tqdm import tqdm
 
-from nanoct import adapters, cli, memory, speed
+from nanoct import adapters, memory, speed
 from nanoct.fewshot import encode_context, first_tokens, visible
 from nanoct.methods import METHODS, ttt
 from nanoct.presets import SETTINGS
 from nanoct.report import table
-from nanoct.weights import pick_device, resolve_dtype
 
 PRESET = "bbh"
 
@@ -193,39 +186,13 @@ def report(lines, rate):
     print(f"matrix rate {rate / 1e12:.3f} TFLOP/s; peak beside the weights; a task at the steps of {PRESET}'s preset")
 
 
-def main():
-    p = cli.Parser(prog="nanoct.costs", description=__doc__.split("\n")[0])
-    p.add_argument("--model", default="24m", help=f"random: {', '.join(speed.SIZES)}; or a folder or hub name; default: 24m")
-    known = [method for method in METHODS if method != "zero_shot"]  # which costs nothing
-    p.add_argument("--methods", nargs="+", choices=known, default=known)
-    p.add_argument("--k", type=int, default=16, help="demos")
-    p.add_argument("--context", type=int, default=700, help="tokens of all demos together")
-    p.add_argument("--device", help="cuda or cpu; default: cuda if there is one")
-    p.add_argument("--dtype", help="default: bfloat16 on cuda, float32 elsewhere")
-    p.add_argument("--repeat", type=int, default=3, help="steps that are timed, after one of warm-up")
-    p.add_argument("--checkpoint", action="store_true", help="recompute activations in the backward pass, here and in the peers")
-    p.add_argument("--alone", action="store_true", help="without the peers")
-    p.add_argument("--out", default="results/costs.jsonl", help="file that lines are appended to")
-    args = p.parse_args()
-    device = pick_device(args.device)
-    dtype = resolve_dtype(args.dtype, device)
-    if args.repeat < 1:
-        raise ValueError(f"--repeat {args.repeat} must be at least 1.")
-    model, theirs = speed.load(args.model, None, args.context, device, dtype, args.alone)
-    model.checkpoint = args.checkpoint
-    if theirs is not None and args.checkpoint:
-        theirs.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
-    task, rate, lines = speed.random_task(args.k, args.context, model.config.vocab_size), matrix_rate(device, dtype), []
-    about = dict(model=args.model, k=args.k, context=args.context, checkpoint=args.checkpoint, rate=rate,
-                 dtype=str(dtype).removeprefix("torch."), config=asdict(model.config)) | speed.machine(device)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    for method in tqdm(args.methods, desc="methods"):
-        new = measure(model, theirs, method, task, args.repeat, rate)
+def compare(model, theirs, methods, task, repeat, about, file):
+    """Measure the methods one after another, appending lines to a file as they come, and print the table."""
+    rate, lines = matrix_rate(model.device, model.dtype), []
+    about = about | dict(rate=rate, checkpoint=model.checkpoint, dtype=str(model.dtype).removeprefix("torch."), config=asdict(model.config))
+    for method in tqdm(methods, desc="methods"):
+        new = measure(model, theirs, method, task, repeat, rate)
         lines += new
-        with open(args.out, "a") as file:
-            file.writelines(json.dumps(line | about) + "\n" for line in new)
+        with open(file, "a") as f:
+            f.writelines(json.dumps(line | about) + "\n" for line in new)
     report(lines, rate)
-
-
-if __name__ == "__main__":
-    cli.run(main)

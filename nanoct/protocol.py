@@ -160,7 +160,7 @@ def main():
     args.length = min(args.length or BENCHMARKS[args.benchmark].LENGTH, config.n_position)
     if args.dry_run:
         return dry_run(args, config, tokenizer)
-    if args.device.type == "cpu":
+    if args.device.type == "cpu" and (N_RANK > 1 or "OMP_NUM_THREADS" not in os.environ):  # torchrun sets it to 1
         torch.set_num_threads(max(1, n_core() // N_RANK))
     model = load_model(folder, args.device, args.dtype)
     model.checkpoint = args.checkpoint

@@ -1,7 +1,12 @@
-"""Seconds of one CT-KV step, against transformers on the same weights, pairs and masks.
+"""Seconds of one CT-KV step against transformers on the same weights, pairs and masks; then all methods beside their peers.
 
     python -m nanoct.speed                        # a random Llama, 24M + vocabularies of 32,000 and 128,000
+    python -m nanoct.speed --model llama-3.2-1b --device cuda         # true size, random weights, bfloat16
+    python -m nanoct.speed --model llama-3-8b --device cuda --checkpoint --k 10 --context 1900
     python -m nanoct.speed --model meta-llama/Llama-3.2-1B --context 1400
+
+Time does not depend on what the weights are. The second table is costs.py's: every method, seconds, memory, share of the
+matrix rate.
 
 A step is forward, loss on the answers, backward to keys and values, clipping, AdamW. Three do the same one:
     nanoct                     the packed row of methods/ct_kv.py, logits of the answers
@@ -40,7 +45,7 @@ from torch.nn.utils.rnn import pad_sequence
 from nanoct import adapters, cli
 from nanoct.fewshot import Demo, Task, answer_logits, encode_context, pack, visible
 from nanoct.memory import peak
-from nanoct.methods import ct_kv, ttt
+from nanoct.methods import METHODS, ct_kv, ttt
 from nanoct.model import Llama, LlamaConfig
 from nanoct.report import table
 from nanoct.weights import fetch, load_model, pick_device, resolve_dtype, save_model
@@ -52,6 +57,7 @@ SIZES = {  # by the weights of the body: all but the embedding, which is the hea
     "llama-3-8b": dict(n_layer=32, n_head=32, n_kv_head=8, n_embd=4096, head_dim=128, n_ffn=14336, vocab_size=128256, tied=False),
     "tiny": dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_ffn=48),
 }
+KNOWN = [method for method in METHODS if method != "zero_shot"]  # which costs nothing
 SPREAD = 0.38  # std / mean of the lengths of 16 pairs: the mean over 13 tasks of NLP-LR, in words
 DROPOUT = ct_kv.Config.token_dropout
 
@@ -268,23 +274,38 @@ def main():
     p.add_argument("--device", help="cuda or cpu; default: cuda if there is one")
     p.add_argument("--dtype", help="default: bfloat16 on cuda, float32 elsewhere")
     p.add_argument("--repeat", type=int, default=5, help="rounds, after one of warm-up")
-    p.add_argument("--out", default="results/speed.jsonl", help="file that lines are appended to")
+    p.add_argument("--methods", nargs="*", choices=KNOWN, default=KNOWN,
+                   help="of the second table; default: all; none: no second table")
+    p.add_argument("--checkpoint", action="store_true", help="recompute activations in the backward pass, here and in the peers")
+    p.add_argument("--alone", action="store_true", help="without the peers")
+    p.add_argument("--out", default="results/speed.jsonl", help="file that lines are appended to; those of the second table go to costs.jsonl "
+                   "beside it")
     args = p.parse_args()
-    device = pick_device(args.device)
+    device, out = pick_device(args.device), Path(args.out)
     if args.repeat < 1:
         raise ValueError(f"--repeat {args.repeat} must be at least 1.")
     if args.vocab and (args.model not in SIZES or min(args.vocab) < 2):
         raise ValueError(f"--vocab {min(args.vocab)} with --model {args.model}: it sizes a random Llama, and is 2 or more.")
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    for vocab_size in args.vocab or ([32000, 128000] if "vocab_size" not in SIZES.get(args.model, {"vocab_size": 0}) else [None]):
-        model, theirs = load(args.model, vocab_size, args.context, device, resolve_dtype(args.dtype, device))
-        if theirs is None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    vocabularies = args.vocab or ([None] if args.model not in SIZES or "vocab_size" in SIZES[args.model] else [32000, 128000])
+    for vocab_size in vocabularies:
+        model, theirs = load(args.model, vocab_size, args.context, device, resolve_dtype(args.dtype, device), args.alone)
+        model.checkpoint = args.checkpoint
+        if theirs is not None and args.checkpoint:
+            theirs.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+        if theirs is None and not args.alone:
             print("transformers is not installed, so nanoct runs alone; for the comparison: pip install -e '.[test]'")
         task = random_task(args.k, args.context, model.config.vocab_size, args.spread)
-        lines = [line | dict(spread=args.spread) | machine(device) for line in measure(model, theirs, task, args.repeat)]
+        about = dict(model_name=args.model, spread=args.spread) | machine(device)
+        lines = [line | about for line in measure(model, theirs, task, args.repeat)]
         report(lines)
-        with open(args.out, "a") as file:
+        with open(out, "a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
+        if args.methods and vocab_size == vocabularies[0]:
+            from nanoct import costs  # which imports this file
+
+            about |= dict(k=args.k, context=args.context)
+            costs.compare(model, theirs, args.methods, task, args.repeat, about, out.with_name("costs.jsonl"))
 
 
 if __name__ == "__main__":
