@@ -1,0 +1,155 @@
+"""An LSTM and a Transformer that predict the next flip, and their meta-training (arXiv 2505.17010).
+
+    python -m nanoct.coins.predictors                # both kinds, meta-trained on Beta(1, 1) coins, into weights/coins
+
+A flip is one-hot, embedded by a dense layer; a zero vector stands at the beginning, then the rows of a prefix, if there is
+one, then the flips. Sizes: width x layers, the Transformer with 4 heads, an MLP of 4 x width, sinusoidal positions counted
+from the beginning, norms before the blocks. Where the embedding is narrower than the Transformer a dense layer widens it.
+
+Meta-training on sequences of one coin each, with a bias of its own, makes a predictor near the Bayes-optimal one:
+1,000 Adam steps of 256 sequences of 100 flips, lr 1e-3, global-norm clip 1, the paper's preset. Cost: 6 · parameters ·
+flips FLOPs a step (LSTM and Transformer alike, attention aside), 0.2M parameters at 128x1: 31 GFLOP.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from tqdm import tqdm
+
+from nanoct import cli
+from nanoct.coins.coins import Beta, regret
+from nanoct.contexts import replace_file
+
+FOLDER = Path(__file__).parents[2] / "weights" / "coins"
+KINDS = "transformer", "lstm"
+
+
+@dataclass(frozen=True)
+class Config:
+    kind: str = "transformer"
+    width: int = 128
+    n_layer: int = 1
+    n_embd: int = 128  # of the embedding, where SoftPT's prefix lives
+
+    @property
+    def name(self):
+        return f"{self.kind}-{self.width}x{self.n_layer}" + (f"-e{self.n_embd}" if self.n_embd != 128 else "")
+
+
+class Predictor(nn.Module):
+    def __init__(self, config, seed=0):
+        """Random weights, torch's own initialisation, by seed."""
+        super().__init__()
+        self.config, c = config, config
+        if c.kind not in KINDS:
+            raise ValueError(f"a predictor is one of {', '.join(KINDS)}, not {c.kind!r}.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embed = nn.Linear(2, c.n_embd)
+            if c.kind == "lstm":
+                self.body = nn.LSTM(c.n_embd, c.width, c.n_layer, batch_first=True)
+            else:
+                self.widen = nn.Linear(c.n_embd, c.width) if c.n_embd != c.width else nn.Identity()
+                block = nn.TransformerEncoderLayer(c.width, 4, 4 * c.width, dropout=0.0, activation=F.gelu, batch_first=True, norm_first=True)
+                self.body = nn.TransformerEncoder(block, c.n_layer, nn.LayerNorm(c.width), enable_nested_tensor=False)
+            self.unembed = nn.Linear(c.width, 2)
+        self.requires_grad_(False)
+
+    def states(self, x, prefix=None):
+        """What is unembedded (B, 1+L+T-1, width) for flips x (B, T) behind a prefix (L, n_embd): at the beginning, after every row
+        of the prefix, and after every flip but the last."""
+        rows = [torch.zeros(len(x), 1, self.config.n_embd)]
+        if prefix is not None:
+            rows.append(prefix.expand(len(x), -1, -1))
+        rows = torch.cat([*rows, self.embed(F.one_hot(x[:, :-1], 2).float())], 1)
+        if self.config.kind == "lstm":
+            return self.body(rows)[0]
+        rows = self.widen(rows)
+        T = rows.shape[1]
+        return self.body(rows + positions(T, self.config.width), mask=nn.Transformer.generate_square_subsequent_mask(T), is_causal=True)
+
+    def forward(self, x, prefix=None):
+        """Log-probabilities (B, T, 2) of every flip of x (B, T), each given those before it and the prefix."""
+        return self.unembed(self.states(x, prefix)[:, -x.shape[1]:]).log_softmax(-1)
+
+    @torch.no_grad()
+    def predict(self, x, prefix=None):
+        """P(x_t = 1 | prefix, x_<t) (B, T), float64: what coins.regret takes."""
+        return self(x, prefix)[..., 1].double().exp()
+
+
+def positions(T, width):
+    """Sinusoids (T, width)."""
+    angle = torch.arange(T)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
+
+
+def loss_of(log_p, x):
+    """Mean log loss in nats a flip of log-probabilities (B, T, 2)."""
+    return F.nll_loss(log_p.flatten(0, 1), x.flatten())
+
+
+def meta_train(predictor, source, n_step=1000, batch=256, T=100, lr=1e-3, seed=0):
+    """Train all weights of a predictor, in place, on sequences of a source; returns the losses of the steps."""
+    generator = torch.Generator().manual_seed(seed)
+    leaves = list(predictor.requires_grad_(True).parameters())
+    optimizer, losses = torch.optim.Adam(leaves, lr=lr), []
+    bar = tqdm(range(n_step), desc=f"meta-train {predictor.config.name}", mininterval=2)
+    for _ in bar:
+        x, _ = source.sample(batch, T, generator)
+        loss = loss_of(predictor(x), x)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(leaves, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
+    predictor.requires_grad_(False)
+    return losses
+
+
+def save(predictor, file, **about):
+    """Weights and config as one safetensors file, with what is said about them."""
+    metadata = {"config": json.dumps(asdict(predictor.config)), **{name: str(value) for name, value in about.items()}}
+    replace_file(file, serialise(predictor.state_dict(), metadata))
+
+
+def load(file):
+    """A predictor from a file of `save`. Raises FileNotFoundError or ValueError with a sentence."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"there is no predictor {file}: `python -m nanoct.coins.predictors` makes it.")
+    try:
+        with safe_open(file, "pt") as opened:
+            predictor = Predictor(Config(**json.loads(opened.metadata()["config"])))
+            predictor.load_state_dict({name: opened.get_tensor(name) for name in opened.keys()})
+    except (SafetensorError, TypeError, KeyError, ValueError, RuntimeError):
+        raise ValueError(f"{file} is no predictor that nanoct.coins wrote, or broken: make it again.") from None
+    return predictor
+
+
+def main():
+    p = cli.Parser(prog="nanoct.coins.predictors", description=__doc__.split("\n")[0])
+    p.add_argument("--kind", nargs="+", choices=KINDS, default=KINDS)
+    for name, default in (("width", 128), ("n-layer", 1), ("n-embd", 128), ("n-step", 1000), ("batch", 256), ("seed", 0)):
+        p.add_argument(f"--{name}", type=int, default=default)
+    p.add_argument("--out", type=Path, default=FOLDER)
+    args = p.parse_args()
+    for kind in args.kind:
+        predictor = Predictor(Config(kind, args.width, args.n_layer, args.n_embd), args.seed)
+        losses = meta_train(predictor, Beta(), args.n_step, args.batch, seed=args.seed)
+        x, truth = Beta().sample(2048, 100, torch.Generator().manual_seed(1))
+        excess = regret(predictor.predict(x), x, truth)[:, -1].mean() - regret(Beta().bayes(x), x, truth)[:, -1].mean()
+        save(predictor, args.out / f"{predictor.config.name}.safetensors", n_step=args.n_step, batch=args.batch, seed=args.seed,
+             torch=torch.__version__)
+        print(f"{predictor.config.name}: loss {sum(losses[-50:]) / len(losses[-50:]):.4f}, cumulative regret at 100 {excess:.3f} nats above Bayes")
+
+
+if __name__ == "__main__":
+    cli.run(main)
