@@ -1,0 +1,132 @@
+"""Nine ways to tune a predictor to a source: four of a prefix, five of weights (arXiv 2505.17010).
+
+    HardPT       the best of all 2^L sequences of flips, by log loss on 2,048 sequences: no gradient
+    SimplexPT    L rows of probabilities of a flip, a softmax of what is trained
+    RealPT       L free rows in the space of one-hot flips
+    SoftPT       L free rows in the space of embeddings
+    FullWT       all weights;  EmbedWT, UnembedWT, Un+EmbedWT: those of these layers
+    LoRAWT       a product of rank 4 added to every matrix of the body
+
+All but HardPT share one loop: Adam, 1,000 steps of 256 sequences of 50 flips, lr 5e-3, clip 1. What is trained is a dict of
+leaves; the predictor is called with the tensors that a method makes of them in place of its own, and never changed. So
+only what is tuned is seen by the optimiser and by clipping (in the public code the norm is over frozen weights too), and
+all else stays what it was, bit by bit. Prefixes start at L random flips, SimplexPT a softmax away (.73 and .27), as there;
+LoRAWT is on attention only there.
+
+Cost of a step: as of one of meta-training (predictors.py), the weight's gradient only where weights are tuned.
+"""
+
+from dataclasses import dataclass, field
+from itertools import product
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.func import functional_call
+from tqdm import tqdm
+
+from nanoct.coins.coins import log_loss
+from nanoct.coins.predictors import loss_of
+
+RANK = 4
+PREFIX, WEIGHTS = ("HardPT", "SimplexPT", "RealPT", "SoftPT"), ("FullWT", "EmbedWT", "UnembedWT", "Un+EmbedWT", "LoRAWT")
+METHODS = PREFIX + WEIGHTS
+
+
+@dataclass
+class Tuned:
+    """A predictor with what was tuned: predict(x) as its own."""
+
+    predictor: nn.Module
+    weights: dict = field(default_factory=dict)  # by name, instead of the predictor's own
+    prefix: torch.Tensor | None = None  # (L, n_embd)
+    losses: list = field(default_factory=list)
+    hard: tuple | None = None  # HardPT's flips
+
+    @torch.no_grad()
+    def predict(self, x):
+        """P(x_t = 1 | what was tuned, x_<t) (B, T), float64."""
+        return functional_call(self.predictor, self.weights, (x, self.prefix))[..., 1].double().exp()
+
+    @torch.no_grad()
+    def states(self, x):
+        """Internal states, as Predictor.states."""
+        names = {f"inner.{name}": tensor for name, tensor in self.weights.items()}
+        return functional_call(_States(self.predictor), names, (x, self.prefix))
+
+
+class _States(nn.Module):
+    def __init__(self, predictor):
+        super().__init__()
+        self.inner = predictor
+
+    def forward(self, x, prefix):
+        return self.inner.states(x, prefix)
+
+
+def start(predictor, method, length, generator):
+    """(leaves {name: tensor to train}, make(leaves) -> (weights, prefix)) of a method that trains."""
+    own = dict(predictor.named_parameters())
+    flips = F.one_hot(torch.randint(2, (length,), generator=generator), 2).float()  # (L, 2)
+    embed = predictor.embed
+    if method == "SimplexPT":
+        return dict(rows=flips.clone()), lambda leaves: ({}, embed(leaves["rows"].softmax(-1)))
+    if method == "RealPT":
+        return dict(rows=flips.clone()), lambda leaves: ({}, embed(leaves["rows"]))
+    if method == "SoftPT":
+        return dict(rows=embed(flips).detach().clone()), lambda leaves: ({}, leaves["rows"])
+    if method == "LoRAWT":
+        leaves = {}
+        for name, p in own.items():
+            if name.startswith("body.") and p.dim() == 2:
+                leaves[f"{name}.a"] = torch.randn(RANK, p.shape[1], generator=generator) / p.shape[1] ** 0.5
+                leaves[f"{name}.b"] = torch.zeros(p.shape[0], RANK)
+        names = [name.removesuffix(".a") for name in leaves if name.endswith(".a")]
+        return leaves, lambda leaves: ({n: own[n] + leaves[f"{n}.b"] @ leaves[f"{n}.a"] for n in names}, None)
+    layers = {"FullWT": ("",), "EmbedWT": ("embed.",), "UnembedWT": ("unembed.",), "Un+EmbedWT": ("embed.", "unembed.")}
+    if method not in layers:
+        raise ValueError(f"there is no method {method!r}; there are {', '.join(METHODS)}.")
+    return {name: p.detach().clone() for name, p in own.items() if name.startswith(layers[method])}, lambda leaves: (leaves, None)
+
+
+def tune(predictor, source, method, length=6, n_step=1000, batch=256, T=50, lr=5e-3, seed=0):
+    """The predictor Tuned to a source by one of METHODS. length: of a prefix. Raises ValueError on an unknown method."""
+    if method == "HardPT":
+        return hard(predictor, source, length, T=T, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    leaves, make = start(predictor, method, length, generator)
+    for leaf in leaves.values():
+        leaf.requires_grad_(True)
+    optimizer, losses = torch.optim.Adam(leaves.values(), lr=lr), []
+    for _ in tqdm(range(n_step), desc=method, mininterval=2, leave=False):
+        x, _ = source.sample(batch, T, generator)
+        weights, prefix = make(leaves)
+        loss = loss_of(functional_call(predictor, weights, (x, prefix)), x)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(leaves.values(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    with torch.no_grad():
+        weights, prefix = make({name: leaf.detach() for name, leaf in leaves.items()})
+    return Tuned(predictor, weights, prefix, losses)
+
+
+@torch.no_grad()
+def rank(predictor, source, length=6, n_sequence=2048, T=50, seed=0):
+    """{hard prefix (L flips): mean log loss of a sequence in nats} of all 2^L on the same sequences, the best first."""
+    x, _ = source.sample(n_sequence, T, torch.Generator().manual_seed(seed))
+    losses = {}
+    for flips in tqdm(list(product((0, 1), repeat=length)), desc="HardPT", mininterval=2, leave=False):
+        prefix = predictor.embed(F.one_hot(torch.tensor(flips), 2).float())
+        losses[flips] = log_loss(predictor.predict(x, prefix), x).sum(1).mean().item()
+    return dict(sorted(losses.items(), key=lambda item: item[1]))
+
+
+def hard(predictor, source, length=6, n_sequence=2048, T=50, seed=0):
+    """The predictor behind the best hard prefix. Raises ValueError on a length that cannot be searched through."""
+    if not 1 <= length <= 12:
+        raise ValueError(f"HardPT tries all 2^{length} prefixes: a length from 1 to 12 can be searched.")
+    best = next(iter(rank(predictor, source, length, n_sequence, T, seed)))
+    prefix = predictor.embed(F.one_hot(torch.tensor(best), 2).float()).detach()
+    return Tuned(predictor, prefix=prefix, hard=best)
