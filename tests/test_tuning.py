@@ -76,6 +76,20 @@ def test_only_what_is_tuned_changes_and_seeds_decide(predictor, method):
     assert a.states(x).shape == (5, 7 + 3 * (method in PREFIX), 16)
 
 
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_tuning_starts_from_the_predictor(predictor, method):
+    """Weights from its own, RealPT and SoftPT from flips; SimplexPT a softmax away from them."""
+    leaves, make = start(predictor, method, 3, torch.Generator().manual_seed(0))
+    weights, prefix = make(leaves)
+    if method not in PREFIX:
+        assert prefix is None
+        torch.testing.assert_close(torch.func.functional_call(predictor, weights, (flips(),)), predictor(flips()), rtol=0, atol=0)
+    else:
+        before = torch.randint(2, (3,), generator=torch.Generator().manual_seed(0))
+        rows = torch.nn.functional.one_hot(before, 2).float()
+        torch.testing.assert_close(prefix, predictor.embed(rows.softmax(-1) if method == "SimplexPT" else rows))
+
+
 @pytest.mark.parametrize("method", ["SimplexPT", "RealPT", "SoftPT", "LoRAWT"])
 def test_gradients_are_those_of_finite_differences(predictor, method):
     x = flips(4, 5)
