@@ -13,8 +13,10 @@ flips FLOPs a step (LSTM and Transformer alike, attention aside), 0.2M parameter
 
 import json
 import math
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 
 import torch
 import torch.nn as nn
@@ -26,6 +28,8 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.coins.coins import Beta, regret
 from nanoct.contexts import replace_file
+from nanoct.report import standard_error
+from nanoct.speed import machine
 
 FOLDER = Path(__file__).parents[2] / "weights" / "coins"
 KINDS = "transformer", "lstm"
@@ -141,14 +145,25 @@ def main():
         p.add_argument(f"--{name}", type=int, default=default)
     p.add_argument("--out", type=Path, default=FOLDER)
     args = p.parse_args()
+    about = dict(n_step=args.n_step, batch=args.batch, seed=args.seed)
     for kind in args.kind:
         predictor = Predictor(Config(kind, args.width, args.n_layer, args.n_embd), args.seed)
-        losses = meta_train(predictor, Beta(), args.n_step, args.batch, seed=args.seed)
-        x, truth = Beta().sample(2048, 100, torch.Generator().manual_seed(1))
-        excess = regret(predictor.predict(x), x, truth)[:, -1].mean() - regret(Beta().bayes(x), x, truth)[:, -1].mean()
-        save(predictor, args.out / f"{predictor.config.name}.safetensors", n_step=args.n_step, batch=args.batch, seed=args.seed,
-             torch=torch.__version__)
-        print(f"{predictor.config.name}: loss {sum(losses[-50:]) / len(losses[-50:]):.4f}, cumulative regret at 100 {excess:.3f} nats above Bayes")
+        name = predictor.config.name
+        file = args.out / f"{name}.safetensors"
+        if file.exists():
+            print(f"{file} is there; delete it to train it anew.")
+            continue
+        start = time.perf_counter()
+        losses = meta_train(predictor, Beta(), **about)
+        seconds = time.perf_counter() - start
+        x, truth = Beta().sample(8192, 100, torch.Generator().manual_seed(1))
+        above = (regret(predictor.predict(x), x, truth) - regret(Beta().bayes(x), x, truth))[:, -1]
+        line = about | dict(name=name, loss=round(mean(losses[-50:]), 4), above_bayes=round(above.mean().item(), 4),
+                            above_bayes_se=round(standard_error(above.tolist()), 4), seconds=round(seconds)) | machine(torch.device("cpu"))
+        save(predictor, file, **about)
+        with open(args.out / "log.jsonl", "a") as f:
+            f.write(json.dumps(line) + "\n")
+        print("{name}: loss {loss}; cumulative regret after 100 flips {above_bayes} ± {above_bayes_se} nats above Bayes".format(**line))
 
 
 if __name__ == "__main__":
