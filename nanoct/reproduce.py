@@ -20,25 +20,20 @@ a second start goes on from there.
 
 import itertools
 import json
-import os
-import signal
 import sys
 import time
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, fields
 from functools import cache, lru_cache
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
 
 import torch
-from tqdm import tqdm
 
 from nanoct import ablations, cli, scaling
 from nanoct.benchmarks.nano import FOLDER, WORLDS, bayes, encode, make_task
 from nanoct.methods import METHODS
+from nanoct.parallel import execute
 from nanoct.report import report, settings
-from nanoct.results import Results, about, clock, key, n_core, read
+from nanoct.results import Results, about, clock, n_core, read
 from nanoct.score import evaluate
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fingerprint, load_model, pick_device, read_config
@@ -123,12 +118,9 @@ def folder_of(model, world):
     return Path(model) / world if (Path(model) / world).is_dir() else model
 
 
-def start_worker(model_name, device, n_thread):
-    """One process; what it has loaded once it keeps."""
+def prepare(model_name, device):
+    """In a worker process; what it has loaded once it keeps."""
     global MODEL_NAME, DEVICE
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()  # it dies: no orphan stays behind
-    torch.set_num_threads(n_thread)
     MODEL_NAME, DEVICE = model_name, device
 
 
@@ -182,28 +174,6 @@ def work(run):
                 kl=round(bayes.divergence(adapted, predicted, pairs), 4),
                 seconds=round(adapted_at - start, 4), seconds_score=round(scored_at - adapted_at, 4),
                 loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None, **about(model.device))
-
-
-def execute(runs, results, args):
-    """Do the runs that the file does not have yet, in args.workers processes; every line is saved as it comes."""
-    todo = [run for run in runs if key(run) not in results.keys]
-    if len(todo) < len(runs):
-        print(f"{len(runs) - len(todo)} of {len(runs)} runs are in {results.path} already; going on from there.")
-    if not todo:
-        return
-    n_thread = max(1, n_core() // args.workers)
-    with (ProcessPoolExecutor(args.workers, get_context("spawn"), start_worker, (args.model, args.device, n_thread)) as pool,
-          tqdm(total=len(runs), initial=len(runs) - len(todo), desc="runs", smoothing=0) as bar):
-        futures = [pool.submit(work, run) for run in todo]
-        try:
-            for future in as_completed(futures):
-                results.append(future.result())
-                bar.update()
-        except BrokenExecutor:
-            raise ValueError("a worker process died, perhaps for want of memory: use fewer --workers; the same command "
-                             "goes on from what is saved.") from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def parse():
@@ -289,9 +259,7 @@ def main():
     job = next((job for job in ("sweep", "ablations", "scaling") if getattr(args, job)), "results")
     results = Results(Path(args.out) / f"{job}.jsonl")
     start = time.perf_counter()
-    execute(runs, results, args)
-    lines = {key(line): line for line in results.lines}
-    lines = [lines[key(run)] for run in runs]
+    lines = execute(runs, results, work, args.workers, prepare, args.model, args.device)
     chosen = choose(lines) if args.sweep else read_settings()
     if args.sweep:
         (Path(args.out) / "settings.json").write_text(json.dumps(chosen, indent=1) + "\n")

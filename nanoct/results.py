@@ -14,6 +14,7 @@ import torch
 
 KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed")  # what makes two lines the same run
 MORE = ("wrong", "dtype", "length", "limit_queries", "tokenizer")  # and this, where a job has it
+NEEDS = ("score", "seconds")  # what is reported of it
 
 
 def key(line):
@@ -42,9 +43,11 @@ def n_core():
 class Results:
     """A file of JSON lines. Opening it repairs a half-written last line; append() is durable line by line."""
 
-    def __init__(self, path):
-        """Raises ValueError on a line that is not a result, OSError with a sentence where it cannot be written."""
-        self.path = Path(path)
+    def __init__(self, path, key=key, needs=NEEDS):
+        """key(line): a run's identity; needs: what else a line has.
+
+        Raises ValueError on a line that is not a result, OSError with a sentence where it cannot be written."""
+        self.path, self.key = Path(path), key
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.open("a").close()
@@ -57,17 +60,17 @@ class Results:
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text(text)
             temporary.replace(self.path)
-        self.lines = read(self.path)
+        self.lines = read(self.path, key, needs)
         self.keys = {key(line) for line in self.lines}
 
     def append(self, line):
         with self.path.open("ab", buffering=0) as f:  # one write: several processes may share the file
             f.write(json.dumps(line).encode() + b"\n")
         self.lines.append(line)
-        self.keys.add(key(line))
+        self.keys.add(self.key(line))
 
 
-def read(path):
+def read(path, key=key, needs=NEEDS):
     """The lines of a results file. Raises FileNotFoundError, or ValueError with the number of a broken line."""
     path, lines = Path(path), []
     if not path.is_file():
@@ -75,7 +78,7 @@ def read(path):
     for n, text in enumerate(path.read_text().splitlines(), 1):
         try:
             line = json.loads(text)
-            key(line), line["score"], line["seconds"]
+            key(line), [line[name] for name in needs]
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path}, line {n} is not a result: {text[:60]!r}; delete that line.") from None
         lines.append(line)

@@ -38,7 +38,7 @@ def test_a_prefix_of_embedded_flips_is_as_flips_before(predictor):
     prefix = predictor.embed(torch.nn.functional.one_hot(before, 2).float())
     longer = predictor(torch.cat([before.expand(5, -1), x], 1))
     torch.testing.assert_close(predictor(x, prefix), longer[:, 3:])
-    assert predictor.states(x, prefix).shape == (5, 1 + 3 + 6, 16)
+    assert predictor(x, prefix, states=True).shape == (5, 1 + 3 + 6, 16)
 
 
 def test_meta_training_lowers_the_loss_and_files_hold_it(predictor, tmp_path):
@@ -73,7 +73,7 @@ def test_only_what_is_tuned_changes_and_seeds_decide(predictor, method):
     assert all(not torch.equal(a.weights[name], before[name]) for name in wanted if name.endswith("weight"))
     if method in PREFIX:
         assert a.prefix.shape == (3, 8)
-    assert a.states(x).shape == (5, 7 + 3 * (method in PREFIX), 16)
+    assert a(x, states=True).shape == (5, 7 + 3 * (method in PREFIX), 16)
 
 
 @pytest.mark.parametrize("method", METHODS[1:])
@@ -122,7 +122,7 @@ def test_simplex_rows_stay_probabilities(predictor):
 
 
 def test_the_hard_search_tries_all_and_takes_the_best(predictor):
-    losses = rank(predictor, Coins([0.2]), length=4, n_sequence=64, T=8)
+    losses = rank(predictor, Coins([0.2]), length=4, n_search=64, T=8)
     assert list(losses.values()) == sorted(losses.values()) and set(losses) == set(itertools.product((0, 1), repeat=4))
     x, _ = Coins([0.2]).sample(64, 8, torch.Generator().manual_seed(0))
     flips = (1, 0, 0, 1)
@@ -139,7 +139,7 @@ def test_the_hard_search_tries_all_and_takes_the_best(predictor):
 class Exact(torch.nn.Module):
     """A predictor that is Bayes itself: what hard prefixes do to it is known in closed form."""
 
-    embed = staticmethod(lambda rows: rows)
+    embed, device = staticmethod(lambda rows: rows), torch.device("cpu")
 
     def predict(self, x, prefix=None):
         return Beta().bayes(x) if prefix is None else after(Beta(), prefix.argmax(-1), x)
@@ -147,7 +147,7 @@ class Exact(torch.nn.Module):
 
 def test_the_search_on_exact_bayes_is_the_closed_form():
     """The best of 2^6 prefixes for the coin of .2 holds one 1 in 6, and what follows is as of Beta(2, 6)."""
-    best = next(iter(rank(Exact(), Coins([0.2]), n_sequence=2048)))
+    best = next(iter(rank(Exact(), Coins([0.2]), n_search=2048)))
     assert sum(best) == 1
     x, truth = Coins([0.2]).sample(2000, 50, torch.Generator().manual_seed(5))
     torch.testing.assert_close(after(Beta(), best, x), Beta(2, 6).bayes(x))

@@ -66,27 +66,33 @@ class Predictor(nn.Module):
             self.unembed = nn.Linear(c.width, 2)
         self.requires_grad_(False)
 
-    def states(self, x, prefix=None):
-        """What is unembedded (B, 1+L+T-1, width) for flips x (B, T) behind a prefix (L, n_embd): at the beginning, after every row
-        of the prefix, and after every flip but the last."""
-        rows = [torch.zeros(len(x), 1, self.config.n_embd)]
+    @property
+    def device(self):
+        return self.unembed.weight.device
+
+    def forward(self, x, prefix=None, states=False):
+        """Log-probabilities (B, T, 2) of every flip of x (B, T), each given those before it and a prefix (L, n_embd).
+
+        states: instead, what is unembedded (B, L+T, width): at the beginning, after every row of the prefix, and after
+        every flip but the last.
+        """
+        x = x.to(self.device)
+        rows = [torch.zeros(len(x), 1, self.config.n_embd, device=self.device)]
         if prefix is not None:
             rows.append(prefix.expand(len(x), -1, -1))
         rows = torch.cat([*rows, self.embed(F.one_hot(x[:, :-1], 2).float())], 1)
         if self.config.kind == "lstm":
-            return self.body(rows)[0]
-        rows = self.widen(rows)
-        T = rows.shape[1]
-        return self.body(rows + positions(T, self.config.width), mask=nn.Transformer.generate_square_subsequent_mask(T), is_causal=True)
-
-    def forward(self, x, prefix=None):
-        """Log-probabilities (B, T, 2) of every flip of x (B, T), each given those before it and the prefix."""
-        return self.unembed(self.states(x, prefix)[:, -x.shape[1]:]).log_softmax(-1)
+            rows = self.body(rows)[0]
+        else:
+            T = rows.shape[1]
+            mask = nn.Transformer.generate_square_subsequent_mask(T, self.device)
+            rows = self.body(self.widen(rows) + positions(T, self.config.width).to(self.device), mask=mask, is_causal=True)
+        return rows if states else self.unembed(rows)[:, -x.shape[1] :].log_softmax(-1)
 
     @torch.no_grad()
     def predict(self, x, prefix=None):
-        """P(x_t = 1 | prefix, x_<t) (B, T), float64: what coins.regret takes."""
-        return self(x, prefix)[..., 1].double().exp()
+        """P(x_t = 1 | prefix, x_<t) (B, T), float64, on the CPU: what coins.regret takes."""
+        return self(x, prefix)[..., 1].double().exp().cpu()
 
 
 def positions(T, width):
@@ -97,7 +103,7 @@ def positions(T, width):
 
 def loss_of(log_p, x):
     """Mean log loss in nats a flip of log-probabilities (B, T, 2)."""
-    return F.nll_loss(log_p.flatten(0, 1), x.flatten())
+    return F.nll_loss(log_p.flatten(0, 1), x.flatten().to(log_p.device))
 
 
 def meta_train(predictor, source, n_step=1000, batch=256, T=100, lr=1e-3, seed=0):

@@ -23,7 +23,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.func import functional_call
-from tqdm import tqdm
 
 from nanoct.coins.coins import log_loss
 from nanoct.coins.predictors import loss_of
@@ -44,30 +43,19 @@ class Tuned:
     hard: tuple | None = None  # HardPT's flips
 
     @torch.no_grad()
+    def __call__(self, x, **options):
+        """As the predictor's own."""
+        return functional_call(self.predictor, self.weights, (x, self.prefix), options)
+
     def predict(self, x):
-        """P(x_t = 1 | what was tuned, x_<t) (B, T), float64."""
-        return functional_call(self.predictor, self.weights, (x, self.prefix))[..., 1].double().exp()
-
-    @torch.no_grad()
-    def states(self, x):
-        """Internal states, as Predictor.states."""
-        names = {f"inner.{name}": tensor for name, tensor in self.weights.items()}
-        return functional_call(_States(self.predictor), names, (x, self.prefix))
-
-
-class _States(nn.Module):
-    def __init__(self, predictor):
-        super().__init__()
-        self.inner = predictor
-
-    def forward(self, x, prefix):
-        return self.inner.states(x, prefix)
+        """P(x_t = 1 | what was tuned, x_<t) (B, T), float64, on the CPU."""
+        return self(x)[..., 1].double().exp().cpu()
 
 
 def start(predictor, method, length, generator):
     """(leaves {name: tensor to train}, make(leaves) -> (weights, prefix)) of a method that trains."""
     own = dict(predictor.named_parameters())
-    flips = F.one_hot(torch.randint(2, (length,), generator=generator), 2).float()  # (L, 2)
+    flips = one_hot(predictor, torch.randint(2, (length,), generator=generator))  # (L, 2)
     embed = predictor.embed
     if method == "SimplexPT":
         return dict(rows=flips.clone()), lambda leaves: ({}, embed(leaves["rows"].softmax(-1)))
@@ -89,16 +77,24 @@ def start(predictor, method, length, generator):
     return {name: p.detach().clone() for name, p in own.items() if name.startswith(layers[method])}, lambda leaves: (leaves, None)
 
 
-def tune(predictor, source, method, length=6, n_step=1000, batch=256, T=50, lr=5e-3, seed=0):
-    """The predictor Tuned to a source by one of METHODS. length: of a prefix. Raises ValueError on an unknown method."""
+def one_hot(predictor, flips):
+    """Flips (L,) as a predictor embeds them, (L, 2)."""
+    return F.one_hot(torch.as_tensor(flips), 2).float().to(predictor.device)
+
+
+def tune(predictor, source, method, length=6, n_step=1000, batch=256, T=50, lr=5e-3, seed=0, n_search=2048, progress=None):
+    """The predictor Tuned to a source by one of METHODS.
+
+    length: of a prefix; n_search: sequences of HardPT's search; progress(step, loss) is called every step. Raises
+    ValueError on an unknown method, or a length that HardPT cannot search.
+    """
     if method == "HardPT":
-        return hard(predictor, source, length, T=T, seed=seed)
+        return hard(predictor, source, length, n_search, T, seed)
     generator = torch.Generator().manual_seed(seed)
     leaves, make = start(predictor, method, length, generator)
-    for leaf in leaves.values():
-        leaf.requires_grad_(True)
+    leaves = {name: leaf.to(predictor.device).requires_grad_() for name, leaf in leaves.items()}
     optimizer, losses = torch.optim.Adam(leaves.values(), lr=lr), []
-    for _ in tqdm(range(n_step), desc=method, mininterval=2, leave=False):
+    for step in range(n_step):
         x, _ = source.sample(batch, T, generator)
         weights, prefix = make(leaves)
         loss = loss_of(functional_call(predictor, weights, (x, prefix)), x)
@@ -107,26 +103,28 @@ def tune(predictor, source, method, length=6, n_step=1000, batch=256, T=50, lr=5
         nn.utils.clip_grad_norm_(leaves.values(), 1.0)
         optimizer.step()
         losses.append(loss.item())
+        if progress:
+            progress(step, losses[-1])
     with torch.no_grad():
         weights, prefix = make({name: leaf.detach() for name, leaf in leaves.items()})
     return Tuned(predictor, weights, prefix, losses)
 
 
 @torch.no_grad()
-def rank(predictor, source, length=6, n_sequence=2048, T=50, seed=0):
+def rank(predictor, source, length=6, n_search=2048, T=50, seed=0):
     """{hard prefix (L flips): mean log loss of a sequence in nats} of all 2^L on the same sequences, the best first."""
-    x, _ = source.sample(n_sequence, T, torch.Generator().manual_seed(seed))
+    x, _ = source.sample(n_search, T, torch.Generator().manual_seed(seed))
     losses = {}
-    for flips in tqdm(list(product((0, 1), repeat=length)), desc="HardPT", mininterval=2, leave=False):
-        prefix = predictor.embed(F.one_hot(torch.tensor(flips), 2).float())
+    for flips in product((0, 1), repeat=length):
+        prefix = predictor.embed(one_hot(predictor, flips))
         losses[flips] = log_loss(predictor.predict(x, prefix), x).sum(1).mean().item()
     return dict(sorted(losses.items(), key=lambda item: item[1]))
 
 
-def hard(predictor, source, length=6, n_sequence=2048, T=50, seed=0):
+def hard(predictor, source, length=6, n_search=2048, T=50, seed=0):
     """The predictor behind the best hard prefix. Raises ValueError on a length that cannot be searched through."""
     if not 1 <= length <= 12:
         raise ValueError(f"HardPT tries all 2^{length} prefixes: a length from 1 to 12 can be searched.")
-    best = next(iter(rank(predictor, source, length, n_sequence, T, seed)))
-    prefix = predictor.embed(F.one_hot(torch.tensor(best), 2).float()).detach()
+    best = next(iter(rank(predictor, source, length, n_search, T, seed)))
+    prefix = predictor.embed(one_hot(predictor, best)).detach()
     return Tuned(predictor, prefix=prefix, hard=best)
