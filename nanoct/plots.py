@@ -4,7 +4,6 @@ import matplotlib
 
 matplotlib.use("Agg")  # files, no window
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.colors import ListedColormap
 
 from nanoct.benchmarks.nano.grids import PALETTE
@@ -182,57 +181,3 @@ def grids(tasks, path):
     figure.subplots_adjust(0, 0, 1, 1 - 0.45 / figure.get_figheight(), wspace=0, hspace=0.55 / (size * cell))
     figure.savefig(path)
     plt.close(figure)
-
-
-def coins(lines, exact, folder):
-    """regret.png: cumulative regret against position, panels target x predictor, trained, with the exact predictors; bars.png:
-    regret at 200, mean ± s.e. over repetitions, trained and untrained. 800 px wide.
-
-    lines: of coins/study.py; exact: {target: {name: mean regret at every position}}.
-    """
-    base = [line for line in lines if (line["width"], line["n_layer"], line["n_embd"]) == (128, 1, 128) and line["length"] in (0, 6)]
-    kinds, methods = (list(dict.fromkeys(line[name] for line in base)) for name in ("kind", "method"))
-    colours = dict(zip(methods, [*plt.get_cmap("tab10").colors, *plt.get_cmap("Set2").colors]))
-    of = lambda target, kind, trained, method: [line["regret"] for line in base if (line["target"], line["kind"], line["trained"],
-                                                line["method"]) == (target, kind, trained, method)]
-    for file, draw in ("regret.png", _coin_curves), ("bars.png", _coin_bars):
-        figure, panels = plt.subplots(len(exact), len(kinds), figsize=(8, 0.6 + 2.7 * len(exact)), dpi=100, squeeze=False)
-        for row, target in zip(panels, exact):
-            for axes, kind in zip(row, kinds):
-                draw(axes, exact[target], {m: {t: np.array(of(target, kind, t, m)) for t in (True, False)} for m in methods}, colours)
-                axes.set_title(f"{target}, {kind}", fontsize=9)
-                axes.tick_params(labelsize=7)
-                axes.spines[["top", "right"]].set_visible(False)
-        if file == "regret.png":
-            handles, labels = panels[0, 0].get_legend_handles_labels()
-            figure.legend(handles, labels, fontsize=7, ncols=5, loc="lower center")
-            figure.supylabel("cumulative regret, nats", fontsize=9)
-        else:
-            figure.supxlabel("cumulative regret after 200 flips, nats; pale: untrained predictors", fontsize=9)
-        figure.tight_layout(rect=(0, 0.03 + 0.12 / len(exact) if file == "regret.png" else 0, 1, 1))
-        figure.savefig(folder / file)
-        plt.close(figure)
-
-
-def _coin_curves(axes, exact, curves, colours):
-    for name, style in ("PreBayes", "--"), ("TargetBayes", ":"):
-        axes.plot(exact[name], color="black", linestyle=style, linewidth=1, label=name)
-    for method, of in curves.items():
-        if len(of[True]):
-            axes.plot(of[True].mean(0), color=colours[method], linewidth=1.2, label=method)
-    axes.axvline(50, color="#cccccc", linewidth=0.8, zorder=0)  # what tuning sees
-    axes.set_ylim(-0.1, 4)
-
-
-def _coin_bars(axes, exact, curves, colours):
-    names = list(curves)[::-1]
-    for trained, shift in (True, 0.2), (False, -0.2):
-        there = [(i, curves[name][trained][:, -1]) for i, name in enumerate(names) if len(curves[name][trained])]
-        if there:
-            axes.barh([i + shift for i, _ in there], [min(values.mean(), 8) for _, values in there], height=0.38,
-                      xerr=[values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0 for _, values in there],
-                      color=[colours[names[i]] for i, _ in there], alpha=1 if trained else 0.35)
-    for name, style in ("PreBayes", "--"), ("TargetBayes", ":"):
-        axes.axvline(exact[name][-1], color="black", linestyle=style, linewidth=1)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlim(-0.1, 8)

@@ -1,5 +1,144 @@
-"""Tables and figures of the coin-flip study, from the lines of its runs."""
+"""Tables of the coin-flip study, from the lines of its runs (study.py); figures.py draws them.
+
+Regret is cumulative, in nats; ± is the standard error over repetitions. Where a difference is given both were scored on the
+same sequences, repetition by repetition.
+"""
+
+from functools import cache
+from statistics import mean
+
+import torch
+
+from nanoct.coins import figures, study
+from nanoct.coins.coins import Beta, after, log_loss, regret
+from nanoct.coins.predictors import KINDS
+from nanoct.coins.tuning import METHODS, PREFIX, rank
+from nanoct.report import standard_error, table
+
+BAYES = "PreBayes", "TargetBayes"
+
+
+class Lines:
+    """Lines of one preset; of(…) selects among them."""
+
+    def __init__(self, lines, preset):
+        self.lines, self.preset = lines, preset
+
+    def of(self, target, kind, method, trained=True, length=None, size=study.BASE):
+        """Regret (repetitions, 200) of the runs that are so; (0, 200) without any. length: by default a prefix's 6."""
+        if length is None:
+            length = 6 if method in (*PREFIX, "RandomPrefix") else 0
+        wanted = dict(zip(("target", "kind", "width", "n_layer", "n_embd", "trained", "method", "length"),
+                          (target, kind, *size, trained, method, length)))
+        found = [line for line in self.lines if all(line[name] == value for name, value in wanted.items())]
+        return torch.tensor([line["regret"] for line in sorted(found, key=lambda line: line["seed"])]).reshape(-1, study.T)
+
+    @cache
+    def exact(self, target):
+        """{name: regret (repetitions, 200)} of the exact predictors, on the sequences that runs are scored on."""
+        curves = {name: [] for name in BAYES}
+        for seed in range(self.preset.n_repetition):
+            x, truth = study.fresh(target, self.preset.n_eval, seed)
+            for name, source in zip(BAYES, (Beta(), study.TARGETS[target])):
+                curves[name].append(regret(source.bayes(x), x, truth).mean(0))
+        return {name: torch.stack(of) for name, of in curves.items()}
+
+    def above(self, target, *args, at=50, bayes="TargetBayes", **wanted):
+        """Regret at a position above an exact predictor's, repetition by repetition; [] without such runs."""
+        found = self.of(target, *args, **wanted)
+        return (found[:, at - 1] - self.exact(target)[bayes][:, at - 1]).tolist() if len(found) else []
+
+
+def cell(values, form=".2f"):
+    """Mean ± s.e. of a list, "" of an empty one."""
+    values = list(map(float, values))
+    return f"{mean(values):{form}}" + (f" ± {standard_error(values):.2f}" if len(values) > 1 else "") if values else ""
+
+
+def near_bayes(lines):
+    rows = [[kind, f"{size[0]}x{size[1]}", str(size[2]), *(cell(lines.above(study.PRETRAINING, kind, "NoTuning", size=size, at=at))
+                                                           for at in (50, 100, 200))]
+            for kind in KINDS for size in (study.BASE, *lines.preset.sizes)]
+    exact = lines.exact(study.PRETRAINING)["PreBayes"]
+    return (f"How near to Bayes meta-training came: regret above PreBayes (which has {', '.join(cell(exact[:, at - 1]) for at in (50, 100, 200))}) "
+            "on the pretraining source after 50, 100 and 200 flips; it saw 100", table(rows, ["predictor", "size", "embedding", "50", "100", "200"]))
+
+
+def methods(lines, target):
+    columns = [(kind, trained, at) for kind in KINDS for trained in (True, False) for at in (50, 200)]
+    rows = [[name, *(cell(lines.exact(target)[name][:, at - 1]) for _, _, at in columns)] for name in BAYES]
+    for method in (*study.BASELINES, *METHODS):
+        cells = [cell(lines.of(target, kind, method, trained)[:, at - 1]) for kind, trained, at in columns]
+        if any(cells):
+            rows.append([method, *cells])
+    return (f"{target}: regret after 50 flips, which tuning saw, and after 200",
+            table(rows, [target, *(f"{kind}{'' if trained else ', untrained'}, {at}" for kind, trained, at in columns)]))
+
+
+def lengths(lines):
+    there = sorted({6, *lines.preset.lengths})
+    rows = [[target, kind, method, *(cell(lines.above(target, kind, method, length=n)) for n in there)]
+            for target in ("single", "mixture") for kind in KINDS for method in ("HardPT", "SoftPT")]
+    return "Regret above TargetBayes after 50 flips, against the length of the prefix", table(rows, ["target", "predictor", "method", *map(str, there)])
+
+
+def sizes(lines):
+    shown = "NoTuning", "SoftPT", "RealPT", "FullWT"
+    rows = [[target, kind, f"{size[0]}x{size[1]}", str(size[2]), *(cell(lines.above(target, kind, method, size=size)) for method in shown), gap(lines, target, kind, size)]
+            for target in ("single", "mixture") for kind in KINDS for size in (study.BASE, *lines.preset.sizes)]
+    return "Regret above TargetBayes after 50 flips, of other sizes", table(rows, ["target", "predictor", "size", "embedding", *shown, "RealPT - SoftPT"])
+
+
+def gap(lines, target, kind, size):
+    real, soft = (lines.of(target, kind, method, size=size)[:, 49] for method in ("RealPT", "SoftPT"))
+    return cell((real - soft).tolist(), "+.2f") if len(real) == len(soft) else ""
+
+
+def rank_all(kind, target, n_search):
+    """The 64 hard prefixes of length 6: {prefix: mean log loss of 50 flips behind it} of a predictor and of PreBayes, both in one order."""
+    found = rank(study.predictor_of(dict(kind=kind, width=128, n_layer=1, n_embd=128, trained=True)), study.TARGETS[target], 6, n_search)
+    x, _ = study.TARGETS[target].sample(n_search, 50, torch.Generator().manual_seed(0))
+    return found, {prefix: log_loss(after(Beta(), prefix, x), x).sum(1).mean().item() for prefix in found}
+
+
+def spearman(a, b):
+    """Rank correlation of two lists, ties at the mean of their ranks."""
+    ranks = lambda v: (v < v[:, None]).sum(1) + (v == v[:, None]).sum(1) / 2
+    return torch.corrcoef(torch.stack([ranks(torch.tensor(values).round(decimals=9)) for values in (a, b)]))[0, 1].item()
+
+
+def ranking(ranked):
+    rows = []
+    for (kind, target), (found, exact) in ranked.items():
+        best = min(exact, key=exact.get)
+        rows.append([kind, target, f"{spearman(list(found.values()), list(exact.values())):.2f}", "".join(map(str, next(iter(found)))),
+                     f"any {len(best)} flips with {sum(best)} ones"])
+    return ("The 64 hard prefixes of length 6 ranked by search and by PreBayes in closed form: Spearman's correlation, and the best of each",
+            table(rows, ["predictor", "target", "correlation", "best by search", "best in closed form"]))
+
+
+def findings(lines):
+    """What the paper found, as numbers: regret above TargetBayes after 50 flips."""
+    longest = max((6, *lines.preset.lengths))
+    asked = [("single: SoftPT reaches Bayes", "single", "SoftPT", {}), ("single: HardPT does not", "single", "HardPT", {}),
+             ("mixture: SoftPT does not", "mixture", "SoftPT", {}), (f"mixture: nor with {longest} rows", "mixture", "SoftPT", dict(length=longest)),
+             ("mixture: FullWT does", "mixture", "FullWT", {}), ("mixture: LoRAWT does", "mixture", "LoRAWT", {}),
+             ("single, untrained: SoftPT, Transformer close, LSTM not", "single", "SoftPT", dict(trained=False))]
+    rows = [[said, *(cell(lines.above(target, kind, method, **wanted)) for kind in KINDS)] for said, target, method, wanted in asked]
+    for size in (study.BASE, *(size for size in lines.preset.sizes if size[2] == 4)):
+        rows.append([f"single, embedding {size[2]}: RealPT - SoftPT", *(gap(lines, "single", kind, size) for kind in KINDS)])
+    return "The paper's findings: regret above TargetBayes after 50 flips", table(rows, ["the paper", *KINDS])
 
 
 def report(lines, preset, out):
-    pass
+    """Print the tables, write them to study.md in a folder, and draw the figures there."""
+    lines = Lines(lines, preset)
+    ranked = {(kind, target): rank_all(kind, target, preset.n_search) for kind in KINDS for target in ("single", "mixture")}
+    parts = [findings(lines), near_bayes(lines), *(methods(lines, target) for target in preset.targets)]
+    parts += [lengths(lines)] if preset.lengths else []
+    parts += [sizes(lines)] if preset.sizes else []
+    written = "\n\n".join(part for pair in (*parts, ranking(ranked)) for part in pair) + "\n"
+    print(f"\n{written}")
+    (out / "study.md").write_text(written)
+    figures.draw(lines, ranked, out)
+    print(f"wrote study.md and figures in {out}")

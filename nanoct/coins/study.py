@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 
 from nanoct import cli
-from nanoct.coins import report
 from nanoct.coins.coins import Beta, Coins, Markov, regret
 from nanoct.coins.predictors import FOLDER, KINDS, Config, Predictor, load
 from nanoct.coins.tuning import METHODS, PREFIX, Tuned, one_hot, tune
@@ -169,6 +168,8 @@ def main():
         print(f"--{name}: {len(runs)} runs, {total / 1e12:,.0f} TFLOP, which is {total / 4e10 / workers / 60:,.0f} minutes if a process does "
               "40 GFLOP/s, as one core of a server may", flush=True)
         lines = execute(runs, results, work, workers, prepare, str(device))
+    from nanoct.coins import report  # which imports this file, and matplotlib
+
     report.report(lines, preset, out)
     print(f"{len(runs)} runs, {time.perf_counter() - start:.0f} seconds; lines in {results.path}")
 

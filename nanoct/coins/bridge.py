@@ -1,0 +1,227 @@
+"""The bridge between the two papers: the question of the coin-flip study, asked of Context Tuning's methods on a Llama.
+
+    python -m nanoct.coins.bridge               # the table and the figure, minutes on two cores
+    python -m nanoct.coins.bridge --pretrain    # meta-train the Llama again (weights/coins/llama)
+    python -m nanoct.coins.bridge --sweep       # choose the settings again, on other coins and seeds
+
+A tiny Llama (2 layers, width 64; three tokens: 0, 1 and a start) is meta-trained on Beta(1, 1) coins: a row is one coin, its
+flips in sessions of 4 to 64, each behind a start token. Then a task is k demos of 25 flips of a target, each a session of
+its own, and queries are fresh sessions of 50. The target is a single coin of .2, or a mixture of .2 and .8: every demo and
+every query has one of the two. Scored is the cumulative regret of the queries against the truth. Exact beside the methods:
+
+    PreBayes            a new coin: knows the pretraining source and not the demos
+    PreBayes, demos     one coin, of which the demos are flips: what reading them is worth to an ideal learner of that source
+    Two coins, demos    each session is one of two coins of unknown biases, learned from the demos (a grid of biases)
+    TargetBayes         knows the coins: 0 on the single one, up to ln 2 on the mixture
+
+CT-KV and TTT hold the demos in context, so k ends at 8, where the model's rows do; prefix tuning and LoRA are also given
+64, and CT-KV as well: started at the cache of 8 demos and trained on 64 others.
+"""
+
+import json
+import time
+from dataclasses import asdict
+from functools import cache
+from itertools import product
+from pathlib import Path
+from statistics import mean
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from nanoct import cli
+from nanoct.coins.coins import Beta, Coins, after, flip, regret
+from nanoct.coins.predictors import FOLDER
+from nanoct.fewshot import Demo, Task, answer_logits, pack
+from nanoct.methods import METHODS
+from nanoct.model import Llama, LlamaConfig
+from nanoct.parallel import execute
+from nanoct.report import standard_error, table
+from nanoct.results import Results, about, n_core
+from nanoct.weights import load_model, save_model
+
+START = 2  # the third token
+CONFIG = LlamaConfig(vocab_size=3, n_layer=2, n_head=4, n_kv_head=4, n_embd=64, head_dim=16, n_ffn=128, n_position=512)
+ROW, T_DEMO, T_QUERY, N_QUERY = 320, 25, 50, 256
+TARGETS = {"single": Coins([0.2]), "mixture": Coins([0.2, 0.8])}
+OTHERS = {"single": Coins([0.7]), "mixture": Coins([0.7, 0.25])}  # of the sweep
+TUNED = "prefix_tuning", "ct_kv", "lora", "ttt"
+SWEEP = dict(prefix_tuning=dict(n_step=(16, 64), lr=(1e-2, 3e-2, 1e-1), n_prefix=(8,)), ct_kv=dict(n_step=(16, 64), lr=(1e-2, 3e-2, 1e-1), token_dropout=(0.05,)),
+             lora=dict(n_step=(16, 64), lr=(1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,)),
+             ttt=dict(n_step=(16, 64), lr=(1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,), batch=(4,)))
+SETTINGS = FOLDER / "bridge.json"  # {target: {method: config}}
+MANY, SEVERAL = 64, (2, 4, 8)  # demos
+KEY = "target", "pool", "method", "config", "k", "seed"
+
+
+def pretrain(n_step=2000, batch=32, lr=3e-3, seed=0):
+    """A Llama meta-trained on rows of one coin each, sessions behind start tokens; returns it and the losses."""
+    generator = torch.Generator().manual_seed(seed)
+    model = Llama(CONFIG).init_weights(generator)
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01), []
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, n_step, pct_start=0.1)
+    bar = tqdm(range(n_step), desc="meta-train the Llama", mininterval=2)
+    for _ in bar:
+        x, _ = Beta().sample(batch, ROW, generator)
+        session = torch.randint(4, 65, (batch, 1), generator=generator)
+        x[torch.arange(ROW) % (session + 1) == 0] = START  # the flip in its place is lost
+        hidden, _ = model(x[:, :-1])
+        loss = F.cross_entropy(model.logits(hidden).flatten(0, 1), x[:, 1:].flatten(), ignore_index=START)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
+    return model.requires_grad_(False), losses
+
+
+def sessions(source, n, T, seed):
+    """n sessions of T flips and their truth (n, T)."""
+    return source.sample(n, T, torch.Generator().manual_seed(seed))
+
+
+def make_task(source, k, seed):
+    """A Task of k demos; with more than SEVERAL allow, 8 others whose cache CT-KV starts from."""
+    demos = [Demo([START], x.tolist()) for x in sessions(source, k, T_DEMO, seed)[0]]
+    return Task("coins", demos, [], others=make_task(source, max(SEVERAL), 500 + seed).demos if k > max(SEVERAL) else ())
+
+
+@torch.no_grad()
+def predict(adapted, x, n_row=16):
+    """P(x_t = 1 | theta, x_<t) (n, T), float64, of an Adapted on sessions x (n, T); n_row of them in a packed row."""
+    found, start = [], adapted.prefix.next_position if adapted.prefix is not None else 0
+    for part in x.split(n_row):
+        row = pack([([START], flips.tolist()) for flips in part], adapted.model, start)
+        logits = answer_logits(adapted.model, row, adapted.prefix, adapted.adapter)  # (n_row·T, 3)
+        found.append(logits[:, :START].double().softmax(-1)[:, 1].view(part.shape))  # a start is never asked for
+    return torch.cat(found)
+
+
+def two_coins(demos, x, n=40):
+    """P(x_t = 1 | demos, x_<t) (n, T) of one who knows that each session is one of two coins, and not their biases: a grid of n x n."""
+    bias = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    pairs = torch.cartesian_prod(bias, bias)  # (n², 2)
+    likely = lambda ones, zeros: ones[..., None, None] * pairs.log() + zeros[..., None, None] * (1 - pairs).log()  # (…, n², 2)
+    counts = lambda flips: (flips.sum(-1).double(), (1 - flips).sum(-1).double())
+    posterior = likely(*counts(demos)).logsumexp(-1).sum(0)  # (n²,), up to a constant, as is 1/2 for each coin
+    found, cached = torch.empty(x.shape, dtype=torch.float64), {}
+    for i, t in product(range(len(x)), range(x.shape[1])):
+        seen = int(x[i, :t].sum()), t
+        if seen not in cached:
+            weight = (posterior[:, None] + likely(torch.tensor(float(seen[0])), torch.tensor(float(t - seen[0])))).flatten().softmax(0)
+            cached[seen] = (weight * pairs.flatten()).sum()
+        found[i, t] = cached[seen]
+    return found
+
+
+def exact(source, k, seed):
+    """{name: mean regret at every position} of the exact predictors, on the queries of a task."""
+    x, truth = sessions(source, N_QUERY, T_QUERY, 10_000 + seed)
+    demos, _ = sessions(source, k, T_DEMO, seed)
+    predicted = {"PreBayes": Beta().bayes(x), "PreBayes, demos": after(Beta(), demos.flatten(), x), "Two coins, demos": two_coins(demos, x),
+                 "TargetBayes": source.bayes(x)}
+    return {name: regret(p, x, truth).mean(0).tolist() for name, p in predicted.items()}
+
+
+def plan(sweep, seeds):
+    """All runs, seed by seed. ValueError before the first sweep."""
+    if sweep:
+        return [dict(zip(KEY, (target, "others", method, config, max(SEVERAL), seed))) for seed, target, method in product((100, 101, 102), TARGETS, TUNED)
+                for config in cli.configs(method, METHODS[method].Config, SWEEP[method], {})]
+    if not SETTINGS.exists():
+        raise ValueError(f"there is no {SETTINGS}: run with --sweep first.")
+    chosen, runs = json.loads(SETTINGS.read_text()), []
+    for seed, target, k in product(range(seeds), TARGETS, (*SEVERAL, MANY)):
+        for method in ("zero_shot", "icl", *TUNED):
+            config = chosen[target].get(method, {})
+            if k == MANY and method in ("zero_shot", "icl", "ttt") or method == "zero_shot" and k != SEVERAL[0]:
+                continue
+            config = config | dict(start="others") if k == MANY and method == "ct_kv" else config
+            runs.append(dict(zip(KEY, (target, "targets", method, config, k, seed))))
+    return runs
+
+
+def key(line):
+    return json.dumps([line[name] for name in KEY], sort_keys=True)
+
+
+@cache
+def model():
+    return load_model(FOLDER / "llama", "cpu", torch.float32)
+
+
+def work(run):
+    """Adapt, score; the line of a run."""
+    source, method = (TARGETS if run["pool"] == "targets" else OTHERS)[run["target"]], METHODS[run["method"]]
+    start = time.perf_counter()
+    adapted = method.adapt(model(), make_task(source, run["k"], run["seed"]), method.Config(**run["config"]), run["seed"])
+    seconds = time.perf_counter() - start
+    x, truth = sessions(source, N_QUERY, T_QUERY, 10_000 + run["seed"])
+    curve = regret(predict(adapted, x), x, truth).mean(0)
+    return run | dict(regret=[round(value, 4) for value in curve.tolist()], n_trained=adapted.n_trained, seconds=round(seconds, 3),
+                      **about(torch.device("cpu")))
+
+
+def choose(lines):
+    """{target: {method: config}} of the lowest mean regret in the lines of a sweep."""
+    found = {}
+    for line in lines:
+        found.setdefault((line["target"], line["method"]), {}).setdefault(json.dumps(line["config"]), []).append(line["regret"][-1])
+    return {target: {method: json.loads(min(found[target, method], key=lambda c: mean(found[target, method][c]))) for method in TUNED}
+            for target in TARGETS}
+
+
+def report(lines, seeds, out):
+    """Print the table of regret after 50 flips, write it to bridge.md, and draw bridge.png."""
+    ks = (*SEVERAL, MANY)
+    bayes = {(target, k): [exact(TARGETS[target], k, seed) for seed in range(seeds)] for target, k in product(TARGETS, ks)}
+    cell = lambda values: f"{mean(values):.2f} ± {standard_error(values):.2f}" if values else ""
+    of = lambda target, method, k: [line["regret"] for line in lines if (line["target"], line["method"], line["k"]) == (target, method, k)]
+    columns = list(product(TARGETS, ks))
+    rows = [[name, *(cell([found[name][-1] for found in bayes[column]]) for column in columns)] for name in bayes[columns[0]][0]]
+    rows += [[method, *(cell([curve[-1] for curve in of(target, method, k)]) for target, k in columns)] for method in ("zero_shot", "icl", *TUNED)]
+    written = (f"Cumulative regret after {T_QUERY} flips of a query, nats, mean ± s.e. over {seeds} draws of demos and queries; columns: demos of "
+               f"{T_DEMO} flips\n\n" + table(rows, ["", *(f"{target}, {k}" for target, k in columns)]) + "\n")
+    print(f"\n{written}")
+    (out / "bridge.md").write_text(written)
+    from nanoct.coins import figures  # matplotlib is slow to import
+
+    k = max(SEVERAL)
+    average = lambda curves: torch.tensor(curves).mean(0)
+    figures.bridge({target: {method: average(of(target, method, k if method != "zero_shot" else SEVERAL[0])) for method in ("zero_shot", "icl", *TUNED)}
+                    for target in TARGETS},
+                   {target: {name: average([found[name] for found in bayes[target, k]]) for name in bayes[target, k][0]} for target in TARGETS},
+                   out / "bridge.png")
+
+
+def main():
+    p = cli.Parser(prog="nanoct.coins.bridge", description=__doc__.split("\n")[0])
+    p.add_argument("--pretrain", action="store_true", help="meta-train the Llama")
+    p.add_argument("--sweep", action="store_true", help="choose settings on other coins; writes bridge.json")
+    p.add_argument("--seeds", type=int, default=10, help="draws of demos and queries")
+    p.add_argument("--n-step", type=int, default=2000, help="of --pretrain")
+    p.add_argument("--workers", type=int, default=n_core(), help="processes of one thread; default: one per core")
+    p.add_argument("--out", type=Path, default=Path("results/coins/bridge"), help="folder of the lines, the table and the figure")
+    args = p.parse_args()
+    if min(args.seeds, args.workers, args.n_step) < 1:
+        raise ValueError(f"--seeds {args.seeds}, --workers {args.workers} and --n-step {args.n_step} must be at least 1.")
+    if args.pretrain:
+        start = time.perf_counter()
+        trained, losses = pretrain(args.n_step)
+        save_model(trained, args.out / "llama", metadata={"n_step": str(args.n_step), "seed": "0"})
+        print(f"loss {mean(losses[-50:]):.4f}, {time.perf_counter() - start:.0f} seconds; {args.out / 'llama'}")
+        return
+    runs = plan(args.sweep, args.seeds)
+    lines = execute(runs, Results(args.out / ("sweep.jsonl" if args.sweep else "bridge.jsonl"), key, ("regret", "seconds")), work, args.workers)
+    if args.sweep:
+        SETTINGS.write_text(json.dumps(choose(lines), indent=1) + "\n")
+        print(f"wrote {SETTINGS}")
+    else:
+        report(lines, args.seeds, args.out)
+
+
+if __name__ == "__main__":
+    cli.run(main)
