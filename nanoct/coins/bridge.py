@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from nanoct import cli
-from nanoct.coins.coins import Beta, Coins, after, flip, regret
+from nanoct.coins.coins import Beta, Coins, after, ones_before, regret
 from nanoct.coins.predictors import FOLDER
 from nanoct.fewshot import Demo, Task, answer_logits, pack
 from nanoct.methods import METHODS
@@ -107,14 +107,10 @@ def two_coins(demos, x, n=40):
     likely = lambda ones, zeros: ones[..., None, None] * pairs.log() + zeros[..., None, None] * (1 - pairs).log()  # (…, n², 2)
     counts = lambda flips: (flips.sum(-1).double(), (1 - flips).sum(-1).double())
     posterior = likely(*counts(demos)).logsumexp(-1).sum(0)  # (n²,), up to a constant, as is 1/2 for each coin
-    found, cached = torch.empty(x.shape, dtype=torch.float64), {}
-    for i, t in product(range(len(x)), range(x.shape[1])):
-        seen = int(x[i, :t].sum()), t
-        if seen not in cached:
-            weight = (posterior[:, None] + likely(torch.tensor(float(seen[0])), torch.tensor(float(t - seen[0])))).flatten().softmax(0)
-            cached[seen] = (weight * pairs.flatten()).sum()
-        found[i, t] = cached[seen]
-    return found
+    t = torch.arange(x.shape[1], dtype=torch.float64)[:, None]
+    ones = torch.minimum(torch.arange(x.shape[1], dtype=torch.float64), t)  # (T, T), those before t, at most t
+    weight = (posterior[:, None] + likely(ones, t - ones)).flatten(2).softmax(-1)  # (T, T, n²·2)
+    return (weight @ pairs.flatten())[torch.arange(x.shape[1]), ones_before(x)]
 
 
 def exact(source, k, seed):

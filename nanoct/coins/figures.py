@@ -94,7 +94,8 @@ def near_bayes(lines, path):
     exact = lines.exact(study.PRETRAINING)["PreBayes"]
     for kind, colour in zip(KINDS, ("#d1495b", "#2a6fbb")):
         for size, style in zip((study.BASE, *lines.preset.sizes), ("-", ":", "--")):
-            above = (lines.of(study.PRETRAINING, kind, "NoTuning", size=size) - exact).mean(0)
+            found = lines.of(study.PRETRAINING, kind, "NoTuning", size=size)
+            above = (found - exact[: len(found)]).mean(0)
             axes.plot(range(1, 1 + study.T), above, style, color=colour, linewidth=1.5, label=f"{kind} {size[0]}x{size[1]}, embedding {size[2]}")
     axes.axvline(100, color="#cccccc", linewidth=0.8, zorder=0)
     axes.set_ylim(-0.05, 1.5)

@@ -1,13 +1,14 @@
 """An LSTM and a Transformer that predict the next flip, and their meta-training (arXiv 2505.17010).
 
-    python -m nanoct.coins.predictors                # both kinds, meta-trained on Beta(1, 1) coins, into weights/coins
+    python -m nanoct.coins.predictors                                        # both kinds, meta-trained, into weights/coins
+    python -m nanoct.coins.predictors --n-embd 4                             # a narrow embedding
+    python -m nanoct.coins.predictors --width 256 --n-layer 2 --batch 64     # larger
 
 A flip is one-hot, embedded by a dense layer; a zero vector stands at the beginning, then the rows of a prefix, if there is
 one, then the flips. Sizes: width x layers, the Transformer with 4 heads, an MLP of 4 x width, sinusoidal positions counted
 from the beginning, norms before the blocks. Where the embedding is narrower than the Transformer a dense layer widens it.
 
-Meta-training on sequences of one coin each, with a bias of its own, makes a predictor near the Bayes-optimal one:
-1,000 Adam steps of 256 sequences of 100 flips, lr 1e-3, global-norm clip 1, the paper's preset. Cost: 6 · parameters ·
+Meta-training on sequences of one Beta(1, 1) coin each makes a predictor near the Bayes-optimal one: 1,000 Adam steps of 256 sequences of 100 flips, lr 1e-3, global-norm clip 1, the paper's preset. Cost: 6 · parameters ·
 flips FLOPs a step (LSTM and Transformer alike, attention aside), 0.2M parameters at 128x1: 31 GFLOP.
 """
 

@@ -44,9 +44,9 @@ class Lines:
         return {name: torch.stack(of) for name, of in curves.items()}
 
     def above(self, target, *args, at=50, bayes="TargetBayes", **wanted):
-        """Regret at a position above an exact predictor's, repetition by repetition; [] without such runs."""
+        """Regret at a position above an exact predictor's, repetition by repetition."""
         found = self.of(target, *args, **wanted)
-        return (found[:, at - 1] - self.exact(target)[bayes][:, at - 1]).tolist() if len(found) else []
+        return (found[:, at - 1] - self.exact(target)[bayes][: len(found), at - 1]).tolist()
 
 
 def cell(values, form=".2f"):
@@ -104,7 +104,7 @@ def rank_all(kind, target, n_search):
 def spearman(a, b):
     """Rank correlation of two lists, ties at the mean of their ranks."""
     ranks = lambda v: (v < v[:, None]).sum(1) + (v == v[:, None]).sum(1) / 2
-    return torch.corrcoef(torch.stack([ranks(torch.tensor(values).round(decimals=9)) for values in (a, b)]))[0, 1].item()
+    return torch.corrcoef(torch.stack([ranks(torch.tensor(values, dtype=torch.float64).round(decimals=9)) for values in (a, b)]))[0, 1].item()
 
 
 def ranking(ranked):

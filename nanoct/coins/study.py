@@ -50,11 +50,12 @@ class Preset:
     lengths: tuple = (1, 2, 4, 12, 25)  # beside 6
     targets: tuple = ("single", "mixture", "markov")
     sizes: tuple = ((128, 1, 4), (256, 2, 128))  # beside BASE
+    n_wide: int = 10  # repetitions of the wide ones, if that is less: a run costs up to ten times as much
 
 
 PRESETS = {
     "quick": Preset(100, 64, 1, 512, 256, ("HardPT", "SoftPT", "FullWT", "LoRAWT"), ("SoftPT",), (), ("single", "mixture"), ()),
-    "cpu": Preset(300, 64, 3, 1024, 512),
+    "cpu": Preset(300, 64, 3, 1024, 512, n_wide=1),
     "full": Preset(1000, 256, 10, untrained=METHODS, lengths=(1, 2, 3, 4, 8, 10, 15, 20, 25)),
 }
 
@@ -77,6 +78,8 @@ def plan(preset):
             for target, length in product(("single", "mixture"), preset.lengths):
                 runs += cell(seed, target, kind, True, ("HardPT", "SoftPT") if length <= 8 else ("SoftPT",), length)
     for seed, kind, size in product(range(preset.n_repetition), KINDS, preset.sizes):
+        if size[0] > BASE[0] and seed >= preset.n_wide:
+            continue
         runs += cell(seed, PRETRAINING, kind, True, ("NoTuning",), size=size)
         for target in ("single", "mixture"):
             runs += cell(seed, target, kind, True, ("NoTuning", "SoftPT", "RealPT" if size[2] == 4 else "FullWT"), size=size)
