@@ -94,12 +94,12 @@ def test_the_shipped_llama_never_expects_a_start():
 
 
 def test_plan():
-    runs = plan(sweep=False, seeds=2)
+    runs = plan(sweep=False, n_seed=2)
     assert len({bridge.key(run) for run in runs}) == len(runs)
     many = {run["method"] for run in runs if run["k"] == bridge.MANY}
     assert many == {"prefix_tuning", "lora", "ct_kv"}
     assert all((run["config"].get("start") == "others") == (run["k"] == bridge.MANY and run["method"] == "ct_kv") for run in runs)
-    sweep = plan(sweep=True, seeds=2)
+    sweep = plan(sweep=True, n_seed=2)
     assert {run["pool"] for run in sweep} == {"others"} and not {run["seed"] for run in sweep} & {run["seed"] for run in runs}
     assert all(bridge.OTHERS[target] != TARGETS[target] for target in TARGETS)
     for run in runs + sweep:
@@ -107,22 +107,24 @@ def test_plan():
 
 
 def test_choose_takes_the_lowest_mean_regret():
-    lines = [dict(target=target, method=method, config=dict(lr=lr), regret=[0.0, r]) for target in TARGETS for method in bridge.TUNED
-             for lr, of in ((1, (0.1, 0.9)), (2, (0.4, 0.4))) for r in of]
-    assert bridge.choose(lines) == {target: {method: dict(lr=2) for method in bridge.TUNED} for target in TARGETS}
+    lines = [dict(target=target, method=method, k=k, config=dict(lr=lr), regret=[0.0, r]) for target in TARGETS for method in bridge.TUNED
+             for k in (8, 64) for lr, of in ((1, (0.1, 0.9)), (2, (0.4, 0.4)), (3, (0.3, 0.3) if k == 64 else (1, 1))) for r in of]
+    each = lambda lr: {method: dict(lr=lr) for method in bridge.TUNED}
+    assert bridge.choose(lines) == {target: {"8": each(2), "64": each(3)} for target in TARGETS}
 
 
 def test_without_settings_the_sweep_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(bridge, "SETTINGS", tmp_path / "none.json")
     with pytest.raises(ValueError, match="none.json: run with --sweep first"):
-        plan(sweep=False, seeds=1)
+        plan(sweep=False, n_seed=1)
 
 
 def test_table_and_figure(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bridge, "N_QUERY", 4)
     monkeypatch.setattr(bridge, "SEVERAL", (2, 4))
     monkeypatch.setattr(bridge, "MANY", 6)
-    short = {target: {method: dict(n_step=1) for method in bridge.TUNED} for target in TARGETS}
+    monkeypatch.setattr(bridge, "SWEEP", {4: bridge.SWEEP[8], 6: bridge.SWEEP[64]})
+    short = {target: {str(k): {method: dict(n_step=1) for method in methods} for k, methods in bridge.SWEEP.items()} for target in TARGETS}
     (tmp_path / "bridge.json").write_text(json.dumps(short))
     monkeypatch.setattr(bridge, "SETTINGS", tmp_path / "bridge.json")
     monkeypatch.setattr(bridge, "execute", lambda runs, results, work, n_worker: [work(run) for run in runs])

@@ -47,15 +47,22 @@ ROW, T_DEMO, T_QUERY, N_QUERY = 320, 25, 50, 256
 TARGETS = {"single": Coins([0.2]), "mixture": Coins([0.2, 0.8])}
 OTHERS = {"single": Coins([0.7]), "mixture": Coins([0.7, 0.25])}  # of the sweep
 TUNED = "prefix_tuning", "ct_kv", "lora", "ttt"
-SWEEP = dict(prefix_tuning=dict(n_step=(16, 64), lr=(1e-2, 3e-2, 1e-1), n_prefix=(8,)), ct_kv=dict(n_step=(16, 64), lr=(1e-2, 3e-2, 1e-1), token_dropout=(0.05,)),
-             lora=dict(n_step=(16, 64), lr=(1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,)),
-             ttt=dict(n_step=(16, 64), lr=(1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,), batch=(4,)))
-SETTINGS = FOLDER / "bridge.json"  # {target: {method: config}}
-MANY, SEVERAL = 64, (2, 4, 8)  # demos
+SHOWN = "zero_shot", "icl", *TUNED
+SEVERAL, MANY = (2, 4, 8), 64  # demos
+LORA = dict(n_step=(16, 64), rank=(8,), alpha=(16.0,))
+SWEEP = {  # {demos: {method: values}}: few demos want small steps, many bear large ones
+    8: dict(prefix_tuning=dict(n_step=(16, 64), lr=(1e-2, 3e-2, 1e-1), n_prefix=(8,)),
+            ct_kv=dict(n_step=(16, 64), lr=(3e-3, 1e-2, 3e-2), token_dropout=(0.05,)),
+            lora=LORA | dict(lr=(3e-4, 1e-3, 3e-3)), ttt=LORA | dict(lr=(3e-4, 1e-3, 3e-3), batch=(4,))),
+    MANY: dict(prefix_tuning=dict(n_step=(16, 64), lr=(1e-2, 3e-2, 1e-1), n_prefix=(8,)),
+               ct_kv=dict(n_step=(16, 64), lr=(1e-2, 3e-2, 1e-1), token_dropout=(0.05,), start=("others",)),
+               lora=LORA | dict(lr=(1e-3, 3e-3, 1e-2))),
+}
+SETTINGS = FOLDER / "bridge.json"  # {target: {demos of the sweep: {method: config}}}
 KEY = "target", "pool", "method", "config", "k", "seed"
 
 
-def pretrain(n_step=2000, batch=32, lr=3e-3, seed=0):
+def pretrain(n_step=1500, batch=32, lr=3e-3, seed=0):
     """A Llama meta-trained on rows of one coin each, sessions behind start tokens; returns it and the losses."""
     generator = torch.Generator().manual_seed(seed)
     model = Llama(CONFIG).init_weights(generator)
@@ -84,9 +91,9 @@ def sessions(source, n, T, seed):
 
 
 def make_task(source, k, seed):
-    """A Task of k demos; with more than SEVERAL allow, 8 others whose cache CT-KV starts from."""
+    """A Task of k demos; with MANY, 8 others whose cache CT-KV starts from."""
     demos = [Demo([START], x.tolist()) for x in sessions(source, k, T_DEMO, seed)[0]]
-    return Task("coins", demos, [], others=make_task(source, max(SEVERAL), 500 + seed).demos if k > max(SEVERAL) else ())
+    return Task("coins", demos, [], others=make_task(source, max(SEVERAL), 500 + seed).demos if k == MANY else ())
 
 
 @torch.no_grad()
@@ -122,22 +129,21 @@ def exact(source, k, seed):
     return {name: regret(p, x, truth).mean(0).tolist() for name, p in predicted.items()}
 
 
-def plan(sweep, seeds):
+def plan(sweep, n_seed):
     """All runs, seed by seed. ValueError before the first sweep."""
     if sweep:
-        return [dict(zip(KEY, (target, "others", method, config, max(SEVERAL), seed))) for seed, target, method in product((100, 101, 102), TARGETS, TUNED)
-                for config in cli.configs(method, METHODS[method].Config, SWEEP[method], {})]
+        return [dict(zip(KEY, (target, "others", method, config, k, seed))) for seed, target in product((100, 101, 102), TARGETS)
+                for k, methods in SWEEP.items() for method, values in methods.items()
+                for config in cli.configs(method, METHODS[method].Config, values, {})]
     if not SETTINGS.exists():
         raise ValueError(f"there is no {SETTINGS}: run with --sweep first.")
     chosen, runs = json.loads(SETTINGS.read_text()), []
-    for seed, target, k in product(range(seeds), TARGETS, (*SEVERAL, MANY)):
-        for method in ("zero_shot", "icl", *TUNED):
-            config = chosen[target].get(method, {})
-            if k == MANY and method in ("zero_shot", "icl", "ttt") or method == "zero_shot" and k != SEVERAL[0]:
-                continue
-            config = config | dict(start="others") if k == MANY and method == "ct_kv" else config
-            runs.append(dict(zip(KEY, (target, "targets", method, config, k, seed))))
-    return runs
+    for seed, target in product(range(n_seed), TARGETS):
+        runs.append((target, "targets", "zero_shot", {}, 0, seed))
+        for k in (*SEVERAL, MANY):
+            configs = chosen[target][str(min(of for of in SWEEP if of >= k))]
+            runs += [(target, "targets", method, config, k, seed) for method, config in (configs | ({} if k == MANY else {"icl": {}})).items()]
+    return [dict(zip(KEY, run)) for run in runs]
 
 
 def key(line):
@@ -162,12 +168,14 @@ def work(run):
 
 
 def choose(lines):
-    """{target: {method: config}} of the lowest mean regret in the lines of a sweep."""
-    found = {}
+    """{target: {demos: {method: config}}} of the lowest mean regret in the lines of a sweep."""
+    found, chosen = {}, {}
     for line in lines:
-        found.setdefault((line["target"], line["method"]), {}).setdefault(json.dumps(line["config"]), []).append(line["regret"][-1])
-    return {target: {method: json.loads(min(found[target, method], key=lambda c: mean(found[target, method][c]))) for method in TUNED}
-            for target in TARGETS}
+        found.setdefault((line["target"], str(line["k"]), line["method"]), {}).setdefault(json.dumps(line["config"]), []).append(line["regret"][-1])
+    for (target, k, method), among in found.items():
+        best = min(among, key=lambda config: mean(among[config]))
+        chosen.setdefault(target, {}).setdefault(k, {})[method] = json.loads(best)
+    return chosen
 
 
 def report(lines, seeds, out):
@@ -178,7 +186,7 @@ def report(lines, seeds, out):
     of = lambda target, method, k: [line["regret"] for line in lines if (line["target"], line["method"], line["k"]) == (target, method, k)]
     columns = list(product(TARGETS, ks))
     rows = [[name, *(cell([found[name][-1] for found in bayes[column]]) for column in columns)] for name in bayes[columns[0]][0]]
-    rows += [[method, *(cell([curve[-1] for curve in of(target, method, k)]) for target, k in columns)] for method in ("zero_shot", "icl", *TUNED)]
+    rows += [[method, *(cell([curve[-1] for curve in of(target, method, k * (method != "zero_shot"))]) for target, k in columns)] for method in SHOWN]
     written = (f"Cumulative regret after {T_QUERY} flips of a query, nats, mean ± s.e. over {seeds} draws of demos and queries; columns: demos of "
                f"{T_DEMO} flips\n\n" + table(rows, ["", *(f"{target}, {k}" for target, k in columns)]) + "\n")
     print(f"\n{written}")
@@ -187,8 +195,7 @@ def report(lines, seeds, out):
 
     k = max(SEVERAL)
     average = lambda curves: torch.tensor(curves).mean(0)
-    figures.bridge({target: {method: average(of(target, method, k if method != "zero_shot" else SEVERAL[0])) for method in ("zero_shot", "icl", *TUNED)}
-                    for target in TARGETS},
+    figures.bridge({target: {method: average(of(target, method, k * (method != "zero_shot"))) for method in SHOWN} for target in TARGETS},
                    {target: {name: average([found[name] for found in bayes[target, k]]) for name in bayes[target, k][0]} for target in TARGETS},
                    out / "bridge.png")
 
@@ -197,8 +204,8 @@ def main():
     p = cli.Parser(prog="nanoct.coins.bridge", description=__doc__.split("\n")[0])
     p.add_argument("--pretrain", action="store_true", help="meta-train the Llama")
     p.add_argument("--sweep", action="store_true", help="choose settings on other coins; writes bridge.json")
-    p.add_argument("--seeds", type=int, default=10, help="draws of demos and queries")
-    p.add_argument("--n-step", type=int, default=2000, help="of --pretrain")
+    p.add_argument("--seeds", type=int, default=6, help="draws of demos and queries")
+    p.add_argument("--n-step", type=int, default=1500, help="of --pretrain")
     p.add_argument("--workers", type=int, default=n_core(), help="processes of one thread; default: one per core")
     p.add_argument("--out", type=Path, default=Path("results/coins/bridge"), help="folder of the lines, the table and the figure")
     args = p.parse_args()

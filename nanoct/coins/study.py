@@ -68,21 +68,24 @@ def plan(preset):
                                  preset.batch, preset.n_eval, preset.n_search)
         return [dict(zip(KEY, values(method))) for method in methods]
 
-    runs = []
-    for seed in range(preset.n_repetition):
-        for kind in KINDS:
-            runs += cell(seed, PRETRAINING, kind, True, ("NoTuning",))
-            for target in preset.targets:
-                runs += cell(seed, target, kind, True, (*BASELINES, *preset.methods))
-                runs += cell(seed, target, kind, False, ("NoTuning", *preset.untrained))
-            for target, length in product(("single", "mixture"), preset.lengths):
-                runs += cell(seed, target, kind, True, ("HardPT", "SoftPT") if length <= 8 else ("SoftPT",), length)
-    for seed, kind, size in product(range(preset.n_repetition), KINDS, preset.sizes):
-        if size[0] > BASE[0] and seed >= preset.n_wide:
-            continue
-        runs += cell(seed, PRETRAINING, kind, True, ("NoTuning",), size=size)
+    def at_size(seed, kind, size):
+        runs = cell(seed, PRETRAINING, kind, True, ("NoTuning",), size=size)
         for target in ("single", "mixture"):
             runs += cell(seed, target, kind, True, ("NoTuning", "SoftPT", "RealPT" if size[2] == 4 else "FullWT"), size=size)
+        return runs
+
+    runs, wide = [], [size for size in preset.sizes if size[0] > BASE[0]]
+    for seed, kind in product(range(preset.n_repetition), KINDS):
+        runs += cell(seed, PRETRAINING, kind, True, ("NoTuning",))
+        for target in preset.targets:
+            runs += cell(seed, target, kind, True, (*BASELINES, *preset.methods))
+            runs += cell(seed, target, kind, False, ("NoTuning", *preset.untrained))
+        for target, length in product(("single", "mixture"), preset.lengths):
+            runs += cell(seed, target, kind, True, ("HardPT", "SoftPT") if length <= 8 else ("SoftPT",), length)
+        for size in preset.sizes:
+            runs += at_size(seed, kind, size) if size not in wide else []
+    for seed, kind, size in product(range(min(preset.n_repetition, preset.n_wide)), KINDS, wide):  # last, as they take longest
+        runs += at_size(seed, kind, size)
     return runs
 
 
