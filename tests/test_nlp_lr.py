@@ -78,7 +78,7 @@ def test_a_task_is_given_up_after_100_dropped_queries_in_a_row(tmp_path, n_long,
     long, short = ("x" * 300, "yes", ["yes", "no"]), ("x", "yes", ["yes", "no"])
     task, counts = make(write(tmp_path, CONTEXT, [short, *[long] * 60, short, *[long] * n_long, short]), k=3)
     assert len(task.queries) == (2 if given_up else 3)  # what was kept counts; the count in a row began anew
-    assert counts.given_up is given_up and counts.dropped == 60 + n_long
+    assert counts.given_up == given_up and counts.dropped == 60 + n_long
 
 
 def test_the_first_k_demos_and_the_first_queries_are_taken(tmp_path):
@@ -101,7 +101,7 @@ GOOD = ("a", "yes", ["yes", "no"])
 
 @pytest.mark.parametrize("train, test, said", [
     ([GOOD], [GOOD], "1 demos: use --k 1"),
-    ([GOOD] * 2, ['{"task": "sick", "input": "a", "outp'], "line 1, is not JSON, perhaps truncated"),
+    ([GOOD] * 2, ['{"task": "sick", "input": "a", "outp'], "line 1 is not JSON, perhaps truncated"),
     ([GOOD] * 2, [GOOD, '{"input": "a", "options": []}'], "line 2, has no output"),
     ([GOOD] * 2, ["[1, 2]"], "has no input or output or options"),
     ([GOOD] * 2, [("a", 1, ["yes"])], "has no output"),
