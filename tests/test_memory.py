@@ -4,13 +4,16 @@ from dataclasses import asdict, fields
 
 import pytest
 import torch
+from conftest import random_task as task_with_queries
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.memory import Lengths, estimate, measure
-from nanoct.methods import METHODS
+from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
+from nanoct.protocol import lengths_of
+from nanoct.score import evaluate
 from nanoct.speed import random_task
 
 METHODS_WITH_STEPS = [name for name, method in METHODS.items() if hasattr(method.Config, "n_step")]
@@ -45,3 +48,17 @@ def test_flops_are_those_that_torch_counts(method):
         counted.append(counter.get_total_flops())
         estimated.append(estimate(model.config, method, asdict(config), lengths).flops)
     assert estimated[1] - estimated[0] == pytest.approx(counted[1] - counted[0], rel=0.05)
+
+
+@pytest.mark.parametrize("fields", [dict(options=3, metric="accuracy"), dict(metric="ids"), dict(metric="text", decode=str)], ids=str)
+def test_flops_of_scoring_are_those_that_torch_counts(fields):
+    """Of decoding, where no answer ends before its time, as a random model's does not."""
+    model = build("llama")
+    task = task_with_queries(n_query=30, instruction=0, **fields)
+    for query in task.queries:
+        query.y = [*query.y, 7] if task.metric == "text" else query.y  # all end alike
+    adapted, lengths = icl.adapt(model, task, icl.Config()), lengths_of(task)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        evaluate(adapted, task)
+    ratio = counter.get_total_flops() / estimate(model.config, "icl", {}, lengths).flops_score
+    assert ratio == pytest.approx(1, abs=0.05)

@@ -1,10 +1,12 @@
 """The paper's protocol on a tiny model and a tiny BBH: lines, resuming, two processes, the dry run, and mistakes."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -96,9 +98,36 @@ def test_out_of_memory_keeps_what_is_done(model, data, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="out of memory in icl on sums: use --checkpoint.* the results so far are kept"):
         run(monkeypatch, *job(model, data, tmp_path, "--methods", "zero_shot", "icl", "--seeds", "42"))
     assert [line["method"] for line in read(tmp_path / "results.jsonl")] == ["zero_shot"]
-    monkeypatch.setattr(icl, "adapt", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):  # what is no want of memory is not called so
-        run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "--seeds", "42"))
+    for error in ZeroDivisionError("division by zero"), RuntimeError("CUDA error: an illegal memory access was encountered"):
+        monkeypatch.setattr(icl, "adapt", Mock(side_effect=error))
+        with pytest.raises(type(error), match=str(error)):  # what is no want of memory is not called so
+            run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "--seeds", "42"))
+
+
+@pytest.mark.parametrize("error, is_one", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True), (MemoryError(), True),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:120] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), True),
+    (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+], ids=str)
+def test_out_of_memory_anywhere_is_one_sentence(capsys, error, is_one):
+    with pytest.raises(SystemExit if is_one else RuntimeError) as stop:
+        cli.run(Mock(side_effect=error))
+    said = capsys.readouterr().err
+    assert (said.startswith("error: out of memory: take a smaller") and said.count("\n") == 1 and stop.value.code == 2) if is_one else not said
+
+
+def test_a_broken_file_stops_the_job_before_a_model_is_loaded(model, data, tmp_path, monkeypatch):
+    (shutil.copytree(data, tmp_path / "data") / "bbh" / "words.json").write_text('{"examples": [{"inp')
+    monkeypatch.setattr(protocol, "load_model", None)
+    with pytest.raises(ValueError, match="words.json is not JSON, perhaps truncated"):
+        run(monkeypatch, *job(model, tmp_path / "data", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_left_out_is_said(model, data, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "--seeds", "1", "2", "--tasks", "sums", "long"))
+    assert "2 tasks, 2 seeds: 8 demos, 8 queries, 8 too long, 0 inputs cut; 2 without a query that fits 256" in capsys.readouterr().out
 
 
 def test_a_method_that_cannot_do_a_task_is_said_and_the_others_go_on(model, data, tmp_path, monkeypatch, capsys):
@@ -117,6 +146,7 @@ def test_dry_run_loads_no_weights(model, data, tmp_path, monkeypatch, capsys):
     run(monkeypatch, *job(model, data, tmp_path, "--dry-run"))
     said = capsys.readouterr().out
     assert all(f"| {method} " in said for method in METHODS) and "2 tasks" in said and not (tmp_path / "results.jsonl").exists()
+    assert "All 100 runs, 5 seeds: " in said and "hours at 400 TFLOP/s" in said
 
 
 @pytest.mark.parametrize("more, said", [
@@ -135,11 +165,14 @@ def test_mistakes_are_said_in_a_sentence(model, data, tmp_path, monkeypatch, mor
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_tokenizer_that_is_too_large_for_the_model(data, tmp_path, monkeypatch):
-    config = LlamaConfig(vocab_size=99, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=256)
+@pytest.mark.parametrize("tokens, size", [(256, 99), (50, 99)])
+def test_a_tokenizer_that_is_not_the_models(data, tmp_path, monkeypatch, tokens, size):
+    """One with tokens that the model lacks, and one with far fewer."""
+    config = LlamaConfig(vocab_size=size, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=256)
     save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), tmp_path / "model")
-    with pytest.raises(ValueError, match="256 tokens and the model 99: they do not belong together"):
-        run(monkeypatch, *job(tmp_path / "model", data, tmp_path))
+    (tmp_path / "vocab.json").write_text(json.dumps([chr(i) for i in range(32, 32 + tokens)]))
+    with pytest.raises(ValueError, match=f"{tokens} tokens and the model 99: they do not belong together"):
+        run(monkeypatch, *job(tmp_path / "model", data, tmp_path, "--tokenizer", tmp_path))
 
 
 @pytest.mark.parametrize("benchmark", list(SETTINGS))
