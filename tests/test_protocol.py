@@ -71,12 +71,12 @@ def test_all_methods_in_a_table_beside_the_papers(model, data, tmp_path, monkeyp
 
 
 def test_a_second_start_goes_on(model, data, tmp_path, monkeypatch, capsys):
-    run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl"))
+    run(monkeypatch, *job(model, data, tmp_path, "--limit-queries", 1, "--methods", "icl"))
     lines = (tmp_path / "results.jsonl").read_text()
     assert len(lines.splitlines()) == 10  # two tasks, the paper's five seeds
     (tmp_path / "results.jsonl").write_text(lines[:-30])  # killed while writing
     with pytest.warns(UserWarning, match="half-written"):
-        run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "zero_shot"))
+        run(monkeypatch, *job(model, data, tmp_path, "--limit-queries", 1, "--methods", "icl", "zero_shot"))
     assert "9 of 20 runs are in" in capsys.readouterr().out
     assert len(same(read(tmp_path / "results.jsonl"))) == len(read(tmp_path / "results.jsonl")) == 20
 

@@ -106,7 +106,7 @@ def run(monkeypatch, *arguments):
     cli.run(speed.main)
 
 
-SMALL = ("--k", K, "--context", CONTEXT, "--repeat", 2, "--device", "cpu")
+SMALL = ("--k", K, "--context", CONTEXT, "--repeat", 2, "--device", "cpu", "--methods")  # none of costs.py, which test_costs.py has
 
 
 def test_lines_and_table(tmp_path, monkeypatch, capsys):
@@ -124,6 +124,7 @@ def test_lines_and_table(tmp_path, monkeypatch, capsys):
     assert lines[0]["context"] == sum(len(demo.x) + len(demo.y) for demo in demos)
     assert lines[0]["ratio"] == 1 and lines[0]["n_logit"] < lines[1]["n_logit"]
     printed = capsys.readouterr().out
+    assert not out.with_name("costs.jsonl").exists()
     assert all(name in printed for name in names) and f"in {K} orders" in printed
 
 
