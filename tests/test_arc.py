@@ -61,6 +61,12 @@ def test_text_that_is_no_grid_is_refused(text):
         arc.text_to_grid(text)
 
 
+@pytest.mark.parametrize("n", [2, 10])
+def test_all_demos_are_given_and_every_test_grid_is_asked(tmp_path, n):
+    task, counts = make(write(tmp_path, train=[PAIR] * n, test=[OTHER] * 3))
+    assert counts == common.Counts(demos=n, queries=3) and len(task.demos) == n
+
+
 def test_every_cell_must_be_right(tmp_path):
     """Scored by teacher forcing: a grid that differs in one cell is wrong."""
     task, _ = make(write(tmp_path))

@@ -75,6 +75,15 @@ def test_the_limits(tmp_path):
     assert (counts.dropped, len(task.queries)) == (1, 10)
 
 
+def test_a_target_that_is_no_option_is_asked_for_as_it_is(tmp_path, monkeypatch):
+    """As some of movie_recommendation and ruin_names are."""
+    target = "Monsters, Inc"
+    task, counts = make(write(tmp_path, [dict(input=f"{i}\nOptions:\n(A) x\n(B) y", target=target) for i in range(4)]))
+    assert counts.queries == 2 and all(bytes(q.y) == b" Monsters, Inc\n\n" for q in task.queries)
+    monkeypatch.setattr("nanoct.score.generate", lambda adapted, prompts, *_: [list(b" monsters, inc\n\n") for _ in prompts])
+    assert evaluate(Adapted(tiny_llama(vocab_size=256)), task).per_query == [True, True]
+
+
 @pytest.mark.parametrize("said, right", [(" (A)\n", True), ("  (a) \n", True), (" (A)", True), (" (B)\n", False), (" (A) it is\n", False)])
 def test_what_is_decoded_is_trimmed_and_compared_without_case(tmp_path, monkeypatch, said, right):
     task, _ = make(write(tmp_path, [dict(input=str(i), target="(A)") for i in range(4)]))
@@ -93,6 +102,7 @@ def test_what_is_decoded_is_trimmed_and_compared_without_case(tmp_path, monkeypa
     (EXAMPLES[:2], None, "2 examples, too few for k = 2"),
     (EXAMPLES, "no dashes\n", "no line of dashes"),
     (EXAMPLES, "-----\n", "no line of dashes with the instruction behind it"),
+    (EXAMPLES, "-----\n\nQ: x\n", "no line of dashes with the instruction behind it"),
 ])
 def test_bad_files_are_named_in_a_sentence(tmp_path, examples, prompt, said):
     write(tmp_path, examples, *([prompt] if prompt else []))

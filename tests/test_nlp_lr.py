@@ -58,6 +58,26 @@ def test_ten_rows_by_hand(tmp_path):
     assert not task.instruction and task.metric == "macro_f1"  # no BOS
 
 
+def test_input_delimiter_and_output_are_tokenised_apart(tmp_path):
+    """Where "film" and "yes" would be one token with the space before them, or behind."""
+    tokens = ["good", " ", "film", " film", "film ", "yes", " yes", "no", " no", "no "]
+    (tmp_path / "vocab.json").write_text(json.dumps(tokens))
+    rows = [("good film", "yes", ["yes", "no"]), ("film", "no", ["yes", "no"])]
+    task, _ = nlp_lr.make_task(write(tmp_path, rows, rows), "sick", load_tokenizer(tmp_path), 13, 2)
+    read, _ = concatenate(tiny_llama(vocab_size=10), task.instruction, task.demos, task.separator)
+    assert [tokens[i] for i in read[0]] == ["good", " film", " ", "yes", " ", "film", " ", "no"]
+    assert [[tokens[i] for i in asked(task, q) + q.y] for q in task.queries] == [[" ", "good", " film", " ", "yes"], [" ", "film", " ", "no"]]
+
+
+def test_rows_have_as_many_options_as_they_have(tmp_path):
+    """Three to five, as in ai2_arc: the answer is among its own row's."""
+    rows = [(f"question {n}", "b", list("abcde")[:n]) for n in (3, 4, 5)]
+    task, counts = make(write(tmp_path, rows, rows, "ai2_arc"), k=3, name="ai2_arc")
+    assert [len(q.options) for q in task.queries] == [3, 4, 5] and counts.queries == 3 and task.metric == "accuracy"
+    model = tiny_llama(vocab_size=256)
+    assert len(evaluate(icl.adapt(model, task, icl.Config()), task).per_query) == 3
+
+
 CONTEXT = [("b" * 253, "yes", ["yes", "no"])] * 3  # 3 pairs of 257 tokens and 2 spaces between them: 773
 
 
@@ -108,6 +128,7 @@ GOOD = ("a", "yes", ["yes", "no"])
     ([GOOD] * 2, [("", "yes", ["yes", "no"])], "empty input"),
     ([GOOD] * 2, [("a", "maybe", ["yes", "no"])], "'maybe' is not among the options"),
     ([GOOD] * 2, [], "test.jsonl is empty"),
+    ([GOOD] * 2, [GOOD, ""], "line 2 is not JSON"),
 ])
 def test_bad_files_are_named_in_a_sentence(tmp_path, train, test, said):
     write(tmp_path, train, test)
@@ -149,9 +170,10 @@ def test_poem_sentiment_on_a_real_checkpoint():
     losses = []
     tuned = ct_kv.adapt(model, task, config, progress=lambda step, loss: losses.append(loss))
     assert losses[-1] < losses[0]
-    for adapted in (Adapted(model), read, tuned):
+    for name, adapted in dict(zero_shot=Adapted(model), icl=read, ct_kv=tuned).items():
         result = evaluate(adapted, task)
-        assert len(result.per_query) == 105 and 0 <= result.score < 0.6  # chance is 1/3
+        print(f"{name}: macro-F1 {100 * result.score:.1f}%, {sum(result.per_query)} of {len(result.per_query)} right")
+        assert len(result.per_query) == 105 and 0.05 < result.score < 0.4  # a guess is 1/3
 
 
 def test_the_tokens_of_a_task_suit_a_model(tmp_path):

@@ -6,18 +6,22 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 
 from nanoct import cli, memory, protocol, reproduce
+from nanoct.benchmarks.common import Counts
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
 from nanoct.presets import PUBLISHED, SETTINGS
 from nanoct.results import key, read
+from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import save_model
 
+DATA = Path(__file__).parents[2] / "shared" / "data"
 SHORT = [word for name, method in METHODS.items() for field in ("n_step", "ttt_n_step", "batch", "rank") if hasattr(method.Config, field)
          for word in ("--set", f"{name}.{field}=1")]
 
@@ -183,6 +187,50 @@ def test_presets_are_settings_of_the_methods(benchmark):
         (config,) = cli.configs(method, METHODS[method].Config, {name: [value] for name, value in chosen.items()}, {})
         assert all(type(config[name]) is METHODS[method].Config.__dataclass_fields__[name].type for name in config)
     assert list(PUBLISHED[benchmark]) == list(METHODS)
+
+
+PAPER = """
+    ct_kv          1e-3/200       1e-3/20       1e-3/16      3e-3/200
+    ct_prompt      1e-3/250       3e-4/20       3e-4/12      1e-3/150
+    prefix_tuning  3e-3/250       1e-3/24       ?/16         3e-3/200
+    prompt_tuning  3e-3/250       1e-3/20       3e-4/16      3e-3/150
+    ttt            1e-4/250x4     1e-4/20x8     1e-4/8x5     1e-4/200x4
+    lora           1e-4/?         1e-4/?        1e-4/?       1e-4/?
+    dora           1e-4/?         1e-4/?        1e-4/?       1e-4/?
+    ttt_ct_kv      1e-3/25        1e-3/5        1e-3/8       3e-3/25
+"""  # rate/steps, TTT's x sequences; ?: not published
+
+
+@pytest.mark.parametrize("row", PAPER.split("\n")[1:-1], ids=lambda row: row.split()[0])
+def test_presets_are_the_papers(row):
+    method, *cells = row.split()
+    for benchmark, cell in zip(("nlp_lr", "mmlu", "bbh", "arc"), cells, strict=True):
+        chosen = SETTINGS[benchmark][method]
+        rate, steps = cell.split("/")
+        steps, _, batch = steps.partition("x")
+        assert rate == "?" or chosen["lr"] == float(rate)
+        assert steps == "?" or chosen["n_step"] == int(steps)
+        assert chosen.get("batch") == (int(batch) if batch else SETTINGS[benchmark]["ttt"]["batch"] if method == "ttt_ct_kv" else None)
+        arc = benchmark == "arc"
+        if "ct_" in method:
+            assert chosen["token_dropout"] == (0.05 if benchmark == "nlp_lr" else 0.1) and chosen.get("leave_one_out", True) != arc
+        if "rank" in chosen:
+            assert (chosen["rank"], chosen["alpha"]) == ((128, 16) if arc else (64, 64))
+        if method == "ttt_ct_kv":
+            assert (chosen["ttt_n_step"], chosen["ttt_lr"]) == tuple(SETTINGS[benchmark]["ttt"][name] for name in ("n_step", "lr"))
+        if "n_prefix" in chosen:
+            assert chosen["n_prefix"] == 32
+
+
+@pytest.mark.skipif(not (DATA / "bbh").is_dir(), reason=f"needs the public files in {DATA}")
+@pytest.mark.parametrize("benchmark, counts", [
+    ("nlp_lr", Counts(208, 2238, 356, 3, 3)), ("mmlu", Counts(320, 3888)), ("bbh", Counts(130, 2808, 177)), ("arc", Counts(703, 212, 2))])
+def test_counts_on_the_public_files_with_llamas_tokenizer(benchmark, counts):
+    """The README's table: the paper's k, lengths, and first seed."""
+    reader, tokenizer = protocol.BENCHMARKS[benchmark], load_tokenizer(DATA / "llama3_tokenizer")
+    tasks = reader.tasks(DATA / benchmark)
+    made = [reader.make_task(DATA / benchmark, task, tokenizer, reader.SEEDS[0])[1] for task in tasks]
+    assert sum(made, Counts()) == counts and len(tasks) == {"nlp_lr": 13, "mmlu": 20, "bbh": 13, "arc": 200}[benchmark]
 
 
 @pytest.mark.parametrize("method, gigabytes, name", [*((m, 80, "8b") for m in METHODS), *((m, 16, "1b") for m in METHODS)])
