@@ -246,9 +246,9 @@ def machine(device):
     cpu = Path("/proc/cpuinfo")
     cpu = re.search("model name.*: (.*)", cpu.read_text() if cpu.exists() else "")
     cpu = cpu[1] if cpu else platform.machine()
-    theirs = metadata.version("transformers") if util.find_spec("transformers") else None
+    theirs = {name: metadata.version(name) if util.find_spec(name) else None for name in ("transformers", "peft")}
     return dict(device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-                threads=torch.get_num_threads(), torch=torch.__version__, transformers=theirs,
+                threads=torch.get_num_threads(), torch=torch.__version__, **theirs,
                 date=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 

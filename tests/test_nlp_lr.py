@@ -166,7 +166,7 @@ def test_poem_sentiment_on_a_real_checkpoint():
     queries = [Query(q["input_ids"], data["option_ids"][q["answer"]], data["option_ids"]) for q in data["queries"]]
     task = Task("poem_sentiment", demos, queries, metric="macro_f1")
     assert len(demos) == 16
-    read, config = icl.adapt(model, task, icl.Config()), ct_kv.Config(n_step=8, lr=1e-3, token_dropout=0.0)
+    read, config = icl.adapt(model, task, icl.Config()), ct_kv.Config(n_step=8, lr=0.1, token_dropout=0.05)
     losses = []
     tuned = ct_kv.adapt(model, task, config, progress=lambda step, loss: losses.append(loss))
     assert losses[-1] < losses[0]
