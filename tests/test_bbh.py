@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from nanoct import cli
 from nanoct.benchmarks import bbh, common
 from nanoct.fewshot import Adapted, concatenate
 from nanoct.methods import METHODS, lora
@@ -109,6 +110,31 @@ def test_bad_files_are_named_in_a_sentence(tmp_path, examples, prompt, said):
     with pytest.raises(ValueError) as error:
         make(tmp_path)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def show(monkeypatch, folder, *arguments):
+    monkeypatch.setattr("sys.argv", ["bbh", "--data", str(folder), "--k", "2", *arguments])
+    cli.run(lambda: common.main(bbh))
+
+
+def test_the_command_shows_tasks_as_a_model_sees_them_and_what_is_left_out(tmp_path, monkeypatch, capsys):
+    write(tmp_path, [*EXAMPLES, dict(input="z" * 2000, target="(A)")])
+    show(monkeypatch, tmp_path, "--show", "1", "--length", "500")
+    said = capsys.readouterr().out
+    assert r"instruction 'Add the numbers.\n\n'" in said
+    assert said.count(r"\nA:'") == said.count("  y ' (") == 4  # 2 demos, 2 queries
+    assert [line.split(maxsplit=1)[1] for line in said.splitlines() if line.startswith("sums  ")] == ["2 demos, 10 queries, 1 too long, 0 inputs cut"]
+    assert said.splitlines()[-1].startswith("1 of 1 tasks ") and said.splitlines()[-1].endswith("2 demos, 10 queries, 1 too long, 0 inputs cut")
+
+
+@pytest.mark.parametrize("arguments, said", [(["--k", "0"], "--k 0 must be at least 1"), (["--show", "-1"], "--show -1"), (["--length", "0"], "--length 0"),
+                                             (["--tasks", "x"], "--tasks: 'x' is not in"), (["--k", "12"], "too few for k = 12"),
+                                             (["--model", "no/where/at"], "no/where/at"), (["--data", "nowhere"], "folder of BBH")])
+def test_a_mistake_on_the_command_line_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, said):
+    with pytest.raises(SystemExit) as stop:
+        show(monkeypatch, write(tmp_path), *arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and said in error and error.count("\n") == 1
 
 
 def test_files_that_are_not_there(tmp_path):
