@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,6 +60,12 @@ def test_grids_are_read_back_and_every_cell_is_a_token(tokenizer):
 def test_text_that_is_no_grid_is_refused(text):
     with pytest.raises(ValueError, match="no grid of 2 rows of 2"):
         arc.text_to_grid(text)
+
+
+def test_a_beginning_of_sequence_token_is_the_instruction(tmp_path):
+    tokenizer = SimpleNamespace(bos_id=7, encode=BYTES.encode, decode=BYTES.decode)
+    task, _ = arc.make_task(write(tmp_path), "0a", tokenizer)
+    assert task.instruction == [7] and not make(tmp_path)[0].instruction
 
 
 @pytest.mark.parametrize("n", [2, 10])

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,6 +40,13 @@ def test_a_context_reads_as_the_papers_format(tmp_path):
         *(f"\n{pair(row)}" for row in rest), "\ntwo\nlines, and a \"quote\"\n4"]
     assert [[bytes(o).decode() for o in q.options] for q in task.queries[:-1]] == [row[1:5] for row in rest]  # not shown, only scored
     assert counts == common.Counts(demos=2, queries=7) and task.metric == "accuracy"
+
+
+def test_a_beginning_of_sequence_token_is_the_instruction(tmp_path):
+    tokenizer = SimpleNamespace(bos_id=7, encode=BYTES.encode)
+    task, _ = mmlu.make_task(write(tmp_path), "sums", tokenizer, 42, 2)
+    tokens, owner = concatenate(tiny_llama(vocab_size=256), task.instruction, task.demos, task.separator)
+    assert tokens[0, 0] == 7 and owner[:2].tolist() == [-1, 0] and not make(tmp_path)[0].instruction
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_question(tmp_path):
