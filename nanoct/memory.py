@@ -220,13 +220,13 @@ def allocated(run, device):
     return max(accumulate(e.nbytes() for e in events))
 
 
-def measure(method, model, k=16, context=700, n_step=2):
+def measure(method, model, k=16, context=700, n_step=2, **settings):
     """(estimated, measured) peak bytes beside the weights of adapting by a method to a random task."""
     from nanoct.speed import random_task  # which imports this file
 
     Config, task = METHODS[method].Config, random_task(k, context, model.config.vocab_size)
     steps = {f.name: n_step for f in fields(Config) if f.name in ("n_step", "ttt_n_step")}
-    config = Config(**steps)
+    config = Config(**steps | settings)
     lengths = Lengths(len(task.instruction), [(len(demo.x), len(demo.y)) for demo in task.demos], 1)
     guess = estimate(model.config, method, asdict(config), lengths, model.dtype, model.checkpoint)
     return guess.beside, allocated(lambda: METHODS[method].adapt(model, task, config), model.device)

@@ -34,6 +34,16 @@ def test_estimated_within_a_fifth_of_what_is_allocated(method, kind, dtype):
         assert 0.8 < guess / measured < 1.2, f"checkpoint {model.checkpoint}: {guess / 1e6:.2f} MB for {measured / 1e6:.2f} MB"
 
 
+@pytest.mark.parametrize("method, settings", [("prefix_tuning", dict(n_prefix=500)), ("lora", dict(rank=256)), ("ct_kv", {})])
+def test_what_is_trained_is_held_five_times(method, settings):
+    """Where it is most of the memory: more heads than the rest is wide, and few tokens."""
+    model = Llama(LlamaConfig(vocab_size=50, n_layer=3, n_head=16, n_kv_head=16, n_embd=32, head_dim=32, n_ffn=32, n_position=600))
+    model.init_weights(torch.Generator().manual_seed(0)).requires_grad_(False)
+    model.checkpoint = True
+    guess, measured = measure(method, model, k=2, context=64, **settings)
+    assert 0.85 < guess / measured < 1.15
+
+
 @pytest.mark.parametrize("method", METHODS_WITH_STEPS)
 def test_flops_are_those_that_torch_counts(method):
     """Of a step, the difference of two numbers of them: 5% beside, as adapters' own products are left out of the formula."""
