@@ -27,11 +27,11 @@ def build(kind, dtype=torch.float32):
 
 @pytest.mark.parametrize("kind, dtype", [("llama", torch.float32), ("llama", torch.bfloat16), ("gpt2", torch.float32)])
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "zero_shot"])
-def test_estimated_within_a_fifth_of_what_is_allocated(method, kind, dtype):
+def test_estimated_is_near_what_is_allocated(method, kind, dtype):
     model = build(kind, dtype)
     for model.checkpoint in (False, True) if method in METHODS_WITH_STEPS else (False,):
         guess, measured = measure(method, model, k=8, context=256, n_step=2)
-        assert 0.8 < guess / measured < 1.2, f"checkpoint {model.checkpoint}: {guess / 1e6:.2f} MB for {measured / 1e6:.2f} MB"
+        assert 0.87 < guess / measured < 1.17, f"checkpoint {model.checkpoint}: {guess / 1e6:.2f} MB for {measured / 1e6:.2f} MB"
 
 
 @pytest.mark.parametrize("method, settings", [("prefix_tuning", dict(n_prefix=500)), ("lora", dict(rank=256)), ("ct_kv", {})])
