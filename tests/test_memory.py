@@ -44,10 +44,12 @@ def test_what_is_trained_is_held_five_times(method, settings):
     assert 0.85 < guess / measured < 1.15
 
 
-@pytest.mark.parametrize("method", METHODS_WITH_STEPS)
-def test_flops_are_those_that_torch_counts(method):
-    """Of a step, the difference of two numbers of them: 5% beside, as adapters' own products are left out of the formula."""
+@pytest.mark.parametrize("method, checkpoint", [*((m, False) for m in METHODS_WITH_STEPS), ("ct_kv", True), ("ttt", True)])
+def test_flops_are_those_that_torch_counts(method, checkpoint):
+    """Of a step, the difference of two numbers of them: 5% beside, as adapters' own products are left out of the formula; 8%
+    where activations are recomputed, up to the last that is needed."""
     model, counted, estimated = build("llama"), [], []
+    model.checkpoint = checkpoint
     task = random_task(8, 256, model.config.vocab_size)
     lengths = Lengths(0, [(len(d.x), len(d.y)) for d in task.demos], 1)
     for n in (1, 2):
@@ -56,8 +58,8 @@ def test_flops_are_those_that_torch_counts(method):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             METHODS[method].adapt(model, task, config)
         counted.append(counter.get_total_flops())
-        estimated.append(estimate(model.config, method, asdict(config), lengths).flops)
-    assert estimated[1] - estimated[0] == pytest.approx(counted[1] - counted[0], rel=0.05)
+        estimated.append(estimate(model.config, method, asdict(config), lengths, checkpoint=checkpoint).flops)
+    assert estimated[1] - estimated[0] == pytest.approx(counted[1] - counted[0], rel=0.08 if checkpoint else 0.05)
 
 
 @pytest.mark.parametrize("fields", [dict(options=3, metric="accuracy"), dict(metric="ids"), dict(metric="text", decode=str)], ids=str)

@@ -85,6 +85,13 @@ def test_a_second_start_goes_on(model, data, tmp_path, monkeypatch, capsys):
     assert len(same(read(tmp_path / "results.jsonl"))) == len(read(tmp_path / "results.jsonl")) == 20
 
 
+def test_other_queries_lengths_and_dtypes_are_other_runs(model, data, tmp_path, monkeypatch):
+    for more in (), ("--limit-queries", 1), ("--length", 200), ("--dtype", "float64"), ("--k", 1):
+        run(monkeypatch, *job(model, data, tmp_path, "--methods", "zero_shot", "--seeds", 1, "--tasks", "sums", *more))
+    lines = read(tmp_path / "results.jsonl")
+    assert len(lines) == 5 and [line["n_query"] for line in lines] == [4, 1, 4, 4, 5]
+
+
 def test_a_task_without_a_query_that_fits_is_given_up_and_said(model, data, tmp_path, monkeypatch, capsys):
     more = ("--methods", "icl", "--seeds", "42", "--tasks", "sums", "long")
     run(monkeypatch, *job(model, data, tmp_path, *more))
