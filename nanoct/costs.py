@@ -148,7 +148,7 @@ def measure(model, theirs, method, task, repeat, rate):
 
     def run_theirs():
         losses = []
-        peak = memory.allocated(lambda: losses.extend((step(), step())), model.device)
+        peak = memory.allocated(lambda: losses.extend(step() for _ in range(2 if common["n_step"] else 1)), model.device)
         times = [speed.seconds(step, model.device) for _ in range(repeat + 1)][1:]
         if not isinstance(losses[0], float):  # reads and trains nothing
             return 0.0, median(times), None, peak
