@@ -8,7 +8,9 @@ import torch
 
 from nanoct import cli, speed
 from nanoct.fewshot import encode_context
+from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.methods import ct_kv
+from nanoct.weights import save_model
 
 K, CONTEXT, V = 5, 60, 97
 
@@ -126,6 +128,15 @@ def test_lines_and_table(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert not out.with_name("costs.jsonl").exists()
     assert all(name in printed for name in names) and f"in {K} orders" in printed
+
+
+def test_gpt2_is_refused_before_a_peer_is_built(tmp_path, monkeypatch, capsys):
+    """transformers would make a Llama of 7B from its config."""
+    save_model(GPT2(GPT2Config(V, 1, 2, 16, 16, 64)), tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--model", tmp_path, "--out", tmp_path / "speed.jsonl", *SMALL)
+    assert "is no Llama" in capsys.readouterr().err
 
 
 def test_without_transformers_nanoct_runs_alone(tmp_path, monkeypatch, capsys):
