@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import re
 import sys
 from dataclasses import asdict, fields
 
@@ -53,3 +54,14 @@ def run(main):
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print("error: out of memory: take a smaller model, fewer or shorter demos or rows, or --dtype bfloat16; what was written so far is "
+              "kept.", file=sys.stderr)
+        sys.exit(2)
+
+
+def is_out_of_memory(error):
+    """Whether an exception says so. torch's are RuntimeErrors, those of the CPU's allocator and of cuBLAS with no name of theirs."""
+    return isinstance(error, MemoryError) or bool(re.search("out of memory|(allocate|enough) memory|ALLOC_FAILED", str(error)))

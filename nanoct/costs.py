@@ -29,14 +29,14 @@ PRESET = "bbh"
 
 
 def ours(model, method, config, task, repeat):
-    """(seconds of a step, seconds of all but the steps, first loss) of a method: medians of `repeat` steps after one of warm-up."""
+    """(seconds of a step, of the rest with the first step, which warms up, first loss): the median of `repeat` steps."""
     times, losses = [], []
 
     def progress(step, loss):
         times.append(time.perf_counter())  # after the loss has come to the CPU
         losses.append(loss)
 
-    n = {name: 1 for name in ("ttt_n_step",) if hasattr(config, name)} | ({"n_step": repeat + 1} if hasattr(config, "n_step") else {})
+    n = {"n_step": repeat + 1} if hasattr(config, "n_step") else {}
     start = time.perf_counter()
     METHODS[method].adapt(model, task, replace(config, **n), 0, progress)
     if model.device.type == "cuda":
@@ -129,7 +129,7 @@ def measure(model, theirs, method, task, repeat, rate):
     config = METHODS[method].Config(**chosen)
     lengths = memory.Lengths(0, [(len(d.x), len(d.y)) for d in task.demos], 1)
     guess = memory.estimate(model.config, method, asdict(config), lengths, model.dtype, model.checkpoint)
-    one = replace(config, **{name: 1 for name in ("n_step", "ttt_n_step") if hasattr(config, name)})
+    two = replace(config, **{name: 2 for name in ("n_step", "ttt_n_step") if hasattr(config, name)})  # AdamW has its moments then
     common = dict(method=method, n_step=getattr(config, "n_step", 0), flops_step=guess.flops_step, estimated_bytes=guess.beside)
     lines = []
 
@@ -137,22 +137,22 @@ def measure(model, theirs, method, task, repeat, rate):
         try:
             step, other, loss, peak = run()
             share = guess.flops_step / step / rate if step else None
-            lines.append(common | dict(who=who, seconds_step=step, seconds_task=other + common["n_step"] * step, peak_bytes=peak,
-                                       loss=loss, share=share))
+            lines.append(common | dict(who=who, seconds_step=step, seconds_task=other + max(0, common["n_step"] - 1) * step,
+                                       peak_bytes=peak, loss=loss, share=share))
         except torch.OutOfMemoryError:
             lines.append(common | dict(who=who, seconds_step=None, seconds_task=None, peak_bytes=None, loss=None, share=None))
 
     def run_ours():
-        peak = memory.allocated(lambda: METHODS[method].adapt(model, task, one), model.device)  # and the warm-up
+        peak = memory.allocated(lambda: METHODS[method].adapt(model, task, two), model.device)  # and the warm-up
         return *ours(model, method, config, task, repeat), peak
 
     def run_theirs():
         losses = []
-        peak = memory.allocated(lambda: losses.append(step()), model.device)
+        peak = memory.allocated(lambda: losses.extend(step() for _ in range(2 if common["n_step"] else 1)), model.device)
         times = [speed.seconds(step, model.device) for _ in range(repeat + 1)][1:]
         if not isinstance(losses[0], float):  # reads and trains nothing
             return 0.0, median(times), None, peak
-        return median(times), 0.0, losses[0], peak
+        return median(times), median(times), losses[0], peak
 
     add("nanoct", run_ours)
     if theirs is not None and (found := peer(model, theirs, method, config, task)):

@@ -19,7 +19,8 @@ of T tokens against S = P + T keys, n of the tokens have logits. Bytes beside th
 
 FLOPs of a step: 4·N·B·T for N weights in the body (forward and the gradient of the inputs), 12·L·H·D·B·T·S for
 attention, 4·V·C·n for logits; the first two half as much again with checkpoint; DoRA with dropout applies every weight
-that it adapts twice. What the libraries keep for themselves (on a GPU some hundred MB) and what the allocator cannot
+that it adapts twice. FLOPs of scoring: 2·N + 4·L·H·D·S for each of the tokens that queries and options, or decoded answers,
+have in all, and 2·V·C for those of answers. What the libraries keep for themselves (on a GPU some hundred MB) and what the allocator cannot
 reuse come on top.
 """
 
@@ -52,13 +53,16 @@ SMALL = LlamaConfig(vocab_size=8000, n_layer=4, n_head=8, n_kv_head=4, n_embd=25
 @dataclass
 class Lengths:
     """Tokens of a task: of its instruction, of x and y of every demo (separator included), of the longest query with its answer;
-    how many queries are decoded side by side; of a row of queries when it is scored by teacher forcing."""
+    how many queries are decoded side by side; of a row of queries when it is scored by teacher forcing; of all queries, with
+    every option anew, and of all answers."""
 
     instruction: int
     demos: list
     query: int
     n_decoded: int = 0
     n_row: int = 1024
+    scored: int = 0
+    answers: int = 0
 
     @property
     def context(self):
@@ -67,7 +71,7 @@ class Lengths:
 
 @dataclass
 class Estimate:
-    """Bytes of each part, and FLOPs of adapting and of one step."""
+    """Bytes of each part, and FLOPs of adapting, of one step, and of scoring."""
 
     weights: float = 0
     theta: float = 0
@@ -76,6 +80,7 @@ class Estimate:
     scoring: float = 0
     flops: float = 0.0
     flops_step: float = 0.0
+    flops_score: float = 0.0
 
     @property
     def beside(self):
@@ -127,6 +132,8 @@ def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=
     m = {"zero_shot": 0, "lora": 0, "dora": 0}.get(method, getattr(s, "n_prefix", P))  # tokens of the context that is tuned or read
     forward = lambda T: T * (4 * b * c.n_ffn + 8 * c.n_embd)
     row = max(lengths.n_row, lengths.n_decoded * lengths.query)
+    S = m + (lengths.query if lengths.n_decoded else min(lengths.n_row, lengths.scored))
+    found.flops_score = lengths.scored * (2 * body + 4 * c.n_layer * c.n_head * c.head_dim * S) + 2 * c.vocab_size * c.n_embd * lengths.answers
     found.scoring = b * kv * (m + lengths.n_decoded * (m + lengths.query)) + forward(row)
     if method in ("zero_shot", "icl"):
         context = max(m, lengths.instruction)
@@ -213,13 +220,13 @@ def allocated(run, device):
     return max(accumulate(e.nbytes() for e in events))
 
 
-def measure(method, model, k=16, context=700, n_step=2):
+def measure(method, model, k=16, context=700, n_step=2, **settings):
     """(estimated, measured) peak bytes beside the weights of adapting by a method to a random task."""
     from nanoct.speed import random_task  # which imports this file
 
     Config, task = METHODS[method].Config, random_task(k, context, model.config.vocab_size)
     steps = {f.name: n_step for f in fields(Config) if f.name in ("n_step", "ttt_n_step")}
-    config = Config(**steps)
+    config = Config(**steps | settings)
     lengths = Lengths(len(task.instruction), [(len(demo.x), len(demo.y)) for demo in task.demos], 1)
     guess = estimate(model.config, method, asdict(config), lengths, model.dtype, model.checkpoint)
     return guess.beside, allocated(lambda: METHODS[method].adapt(model, task, config), model.device)

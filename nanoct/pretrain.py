@@ -184,11 +184,12 @@ def begin(config, out, world, init, data, device):
     if not 1 <= 2 * config.row <= min(model.config.n_position, config.n_token):
         raise ValueError(f"--row {config.row}: a row is at times twice as long, and {init} takes {model.config.n_position} tokens, "
                          f"a step --n-token {config.n_token}.")
-    model.checkpoint = True
+    model.checkpoint, tokenizer = True, load_tokenizer(folder)
+    tokenizer.check_belongs(model.config.vocab_size)
     for file in folder.glob("*"):
         if file.name.startswith(("tokenizer", "vocab", "merges", "special_tokens")):
             shutil.copy(file, out)
-    return model, load_tokenizer(folder), world
+    return model, tokenizer, world
 
 
 def train(config, out, world="strings", init=None, device=None, data=None):

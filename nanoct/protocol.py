@@ -22,12 +22,12 @@ from tqdm import tqdm
 
 from nanoct import cli, memory
 from nanoct.benchmarks import arc, bbh, mmlu, nlp_lr
-from nanoct.benchmarks.common import check_names
+from nanoct.benchmarks.common import Counts, at_least_one, check_names
 from nanoct.methods import METHODS
 from nanoct.presets import PUBLISHED, SETTINGS
 from nanoct.report import settings, table
 from nanoct.results import Results, about, clock, key, n_core
-from nanoct.score import BATCH, evaluate
+from nanoct.score import BATCH, ROOM, evaluate
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, fingerprint, load_model, pick_device, read_config, resolve_dtype
 
@@ -57,9 +57,7 @@ def parse():
     p.add_argument("--out", help="folder of results.jsonl and table.md; default: results/BENCHMARK")
     args = p.parse_args()
     benchmark = BENCHMARKS[args.benchmark]
-    for name in ("k", "length", "limit_queries"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1.")
+    at_least_one(args, "k", "length", "limit_queries")
     args.k = args.k or benchmark.K
     args.seeds = list(dict.fromkeys(args.seeds or benchmark.SEEDS))
     args.methods = list(dict.fromkeys(args.methods))
@@ -93,8 +91,8 @@ def work(model, tokenizer, args, task_name, seed, runs):
                 adapted_at = clock(model.device)
                 result = evaluate(adapted, task)
                 scored_at = clock(model.device)
-        except (MemoryError, RuntimeError) as error:  # torch's own are RuntimeErrors, on the CPU with no name of theirs
-            if "memory" not in str(error) and not isinstance(error, MemoryError):
+        except (MemoryError, RuntimeError) as error:
+            if not cli.is_out_of_memory(error):
                 raise
             raise ValueError(f"out of memory in {run['method']} on {task_name}: use --checkpoint, --dtype bfloat16, a lower --k or "
                              "--length, or leave the method out of --methods; the results so far are kept.") from None
@@ -125,6 +123,24 @@ def report(lines, args):
     (args.out / "table.md").write_text(written)
 
 
+def read_all(args, tokenizer):
+    """Read every task and seed once and say what was left out, so that a broken file stops the job before it begins."""
+    total, n_empty, make = Counts(), 0, BENCHMARKS[args.benchmark].make_task
+    for task, seed in tqdm(list(itertools.product(args.tasks, args.seeds)), desc="reading", leave=False, disable=RANK > 0):
+        total += (counts := make(args.data, task, tokenizer, seed, args.k, args.length, args.limit_queries)[1])
+        n_empty += counts.queries == 0
+    if n_empty == len(args.tasks) * len(args.seeds):
+        raise ValueError(none_fits(args))
+    if RANK == 0:
+        print(f"{args.benchmark}, {len(args.tasks)} tasks, {len(args.seeds)} seeds: {total}; {n_empty} without a query that fits "
+              f"{args.length} tokens")
+
+
+def none_fits(args):
+    return (f"no task of {args.data} has a query that fits {args.length} tokens: lower --k, raise --length, or take a model with a longer "
+            "context.")
+
+
 def dry_run(args, config, tokenizer):
     """Print memory and time of every method on the longest task, from the files of the model's config and the data alone."""
     make = BENCHMARKS[args.benchmark].make_task
@@ -132,34 +148,51 @@ def dry_run(args, config, tokenizer):
              for task in tqdm(args.tasks, desc="tasks")]
     found = [task for task in found if task.queries]
     if not found:
-        raise ValueError(f"no task of {args.data} has a query that fits {args.length} tokens: lower --k.")
-    lengths = [memory.Lengths(len(t.instruction), [(len(t.separator) + len(d.x), len(d.y)) for d in t.demos],
-                              max(len(q.x) + len(q.y) for q in t.queries), BATCH * (t.metric == "text")) for t in found]
+        raise ValueError(none_fits(args))
+    lengths = list(map(lengths_of, found))
     longest = max(lengths, key=lambda of: of.context)
-    rows = []
+    rows, n_run, whole = [], len(found) * len(args.seeds), 0
     for method, configs in args.configs.items():
         for settings_ in configs:
             e = memory.estimate(config, method, settings_, longest, args.dtype, args.checkpoint)
-            flops = mean(memory.estimate(config, method, settings_, of, args.dtype).flops for of in lengths)
+            of_task = [memory.estimate(config, method, settings_, of, args.dtype, args.checkpoint) for of in lengths]
+            adapting, scoring = (mean(getattr(of, name) for of in of_task) for name in ("flops", "flops_score"))
+            whole += n_run * (adapting + scoring)
             rows.append([method, *(f"{part / 1e9:.2f}" for part in (e.weights, e.theta, e.saved, e.passing, e.scoring, e.total)),
-                         f"{flops / 1e12:.1f}", *(f"{flops / (1e12 * rate):.0f}" for rate in RATES)])
+                         *(brief(flops / 1e12) for flops in (adapting, scoring, *((adapting + scoring) / rate for rate in RATES)))])
     print(f"\n{args.benchmark}, {args.model}: {len(found)} tasks, contexts of {mean(of.context for of in lengths):.0f} tokens on "
-          f"average, {longest.context} at most; gigabytes on the longest, {str(args.dtype).removeprefix('torch.')}; TFLOP to adapt, "
-          "the mean of tasks, and seconds at so many TFLOP/s\n")
-    print(table(rows, ["method", "weights", "theta", "saved", "passing", "scoring", "peak GB", "TFLOP",
+          f"average, {longest.context} at most; gigabytes on the longest, {str(args.dtype).removeprefix('torch.')}; TFLOP to adapt and to "
+          "score, the mean of tasks, and seconds of both at so many TFLOP/s (on a GPU decoding is slower: it waits for the weights)\n")
+    print(table(rows, ["method", "weights", "theta", "saved", "passing", "scoring", "peak GB", "adapt", "score",
                        *(f"s at {rate}" for rate in RATES)]))
+    print(f"\nAll {n_run * len(rows):,} runs, {len(args.seeds)} seeds: "
+          + ", ".join(f"{brief(whole / (3.6e15 * rate))} hours at {rate} TFLOP/s" for rate in RATES))
+
+
+def brief(x):
+    return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
+
+
+def lengths_of(task):
+    """What memory and time of a task depend on."""
+    decoded, before = task.metric == "text", len(task.separator)
+    asked = [[before + len(q.x), q.options or [q.y]] for q in task.queries]
+    most = max(len(option) for _, options in asked for option in options) + ROOM
+    answers = [most if decoded else len(option) for _, options in asked for option in options]
+    scored = sum((x - 1) * len(options) for x, options in asked) + sum(answers)  # the last token of a row is not read
+    return memory.Lengths(len(task.instruction), [(before + len(d.x), len(d.y)) for d in task.demos],
+                          max(x + max(map(len, options)) for x, options in asked), BATCH * decoded, scored=scored, answers=sum(answers))
 
 
 def main():
     args = parse()
     folder = fetch(args.model)
     config, tokenizer = read_config(folder), load_tokenizer(args.tokenizer or folder)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(f"{tokenizer.source} has {tokenizer.vocab_size} tokens and the model {config.vocab_size}: they do not belong "
-                         "together; give the model's own with --tokenizer.")
+    tokenizer.check_belongs(config.vocab_size)
     args.length = min(args.length or BENCHMARKS[args.benchmark].LENGTH, config.n_position)
     if args.dry_run:
         return dry_run(args, config, tokenizer)
+    read_all(args, tokenizer)
     if args.device.type == "cpu" and (N_RANK > 1 or "OMP_NUM_THREADS" not in os.environ):  # torchrun sets it to 1
         torch.set_num_threads(max(1, n_core() // N_RANK))
     model = load_model(folder, args.device, args.dtype)
@@ -187,8 +220,7 @@ def main():
         wanted = {key(run) for runs in plan.values() for run in runs}
         lines = [line for line in Results(results.path).lines if key(line) in wanted]
         if not lines:
-            raise ValueError(f"no task of {args.data} has a query that fits {args.length} tokens: lower --k, or take a model with a "
-                             "longer context.")
+            raise ValueError("no method could do any of the tasks, for the reasons above: take other --methods or a lower --k.")
         report(lines, args)
         print(f"{len(lines)} of {len(wanted)} runs; lines in {results.path}")
 
@@ -207,7 +239,11 @@ def in_turn(do):
 
 
 def finished():
-    """Wait for all processes."""
+    """Wait for all processes. ValueError if one of them stopped; torchrun then ends the others too."""
     if N_RANK > 1:
-        dist.barrier()
+        try:
+            dist.barrier()
+        except RuntimeError:
+            raise ValueError("another process stopped, for the reason that it gives; the results so far are kept, and the same command goes "
+                             "on from there.") from None
         dist.destroy_process_group()

@@ -13,6 +13,7 @@ from nanoct.fewshot import answer_logits, check_fits, grow, pack
 
 METRICS = ("accuracy", "macro_f1", "ids", "text")
 BATCH = 16  # prompts that are decoded side by side, each with its copy of the context's keys and values
+ROOM = 8  # tokens that an answer is decoded beyond the longest that is wanted: what is cut then is wrong anyway
 
 
 @dataclass
@@ -101,8 +102,8 @@ def text_answers(adapted, task):
     stop = task.queries[0].y[-1]
     if any(q.y[-1] != stop for q in task.queries):
         raise ValueError(f"task {task.name!r} is scored by text, so all answers must end with the same terminator.")
-    longest = max(len(q.y) for q in task.queries)  # what is cut a few tokens later is wrong anyway
-    new = decode(adapted, [asked(task, q) for q in task.queries], longest + 8, stop)
+    longest = max(len(q.y) for q in task.queries)
+    new = decode(adapted, [asked(task, q) for q in task.queries], longest + ROOM, stop)
     text = lambda ids: normalise(task.decode(list(ids[:-1] if ids[-1] == stop else ids)))
     return [(text(ids), text(q.y)) for ids, q in zip(new, task.queries)]
 

@@ -48,7 +48,7 @@ from nanoct.memory import peak
 from nanoct.methods import METHODS, ct_kv, ttt
 from nanoct.model import Llama, LlamaConfig
 from nanoct.report import table
-from nanoct.weights import fetch, load_model, pick_device, resolve_dtype, save_model
+from nanoct.weights import fetch, load_model, pick_device, read_config, resolve_dtype, save_model
 
 SIZES = {  # by the weights of the body: all but the embedding, which is the head as well
     "24m": dict(n_layer=8, n_head=8, n_kv_head=4, n_embd=512, head_dim=64, n_ffn=1440),
@@ -232,6 +232,8 @@ def load(name, vocab_size, context, device, dtype, alone=False):
                 save_model(model, folder)
         else:
             folder = fetch(name)
+            if not isinstance(read_config(folder), LlamaConfig):
+                raise ValueError(f"--model {name} is no Llama, and the peers here are: give a Llama, or a name of a random one.")
             model = load_model(folder, device, dtype)
         if alone or not util.find_spec("transformers"):
             return model, None
@@ -246,9 +248,9 @@ def machine(device):
     cpu = Path("/proc/cpuinfo")
     cpu = re.search("model name.*: (.*)", cpu.read_text() if cpu.exists() else "")
     cpu = cpu[1] if cpu else platform.machine()
-    theirs = metadata.version("transformers") if util.find_spec("transformers") else None
+    theirs = {name: metadata.version(name) if util.find_spec(name) else None for name in ("transformers", "peft")}
     return dict(device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-                threads=torch.get_num_threads(), torch=torch.__version__, transformers=theirs,
+                threads=torch.get_num_threads(), torch=torch.__version__, **theirs,
                 date=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 

@@ -71,8 +71,16 @@ class Tokenizer:
         if None in ids:
             before = b"".join(self._bytes[i] for i in ids[:ids.index(None)]).decode(errors="ignore")
             at = len(before) - len(space)
-            raise ValueError(f"{self.source} has no token for {text[at]!r}, character {start + at} of {text[:60]!r}")
+            raise ValueError(f"{self.source} has no token for {text[at]!r}, character {start + at} of {text[:60]!r}: use another "
+                             "tokenizer, or other text")
         return ids
+
+    def check_belongs(self, vocab_size):
+        """ValueError if a model of that vocabulary lacks tokens of this one, or has many that it lacks (files are padded a little)."""
+        fits = self.source == "bytes" or self.vocab_size >= 0.9 * vocab_size
+        if self.vocab_size > vocab_size or not fits:
+            raise ValueError(f"{self.source} has {self.vocab_size} tokens and the model {vocab_size}: they do not belong together; give the "
+                             "model's own tokenizer.")
 
     def decode(self, ids) -> str:
         """Text of `ids`, special tokens by name, invalid UTF-8 as U+FFFD; ValueError for an id that is no token's."""

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,6 +60,18 @@ def test_grids_are_read_back_and_every_cell_is_a_token(tokenizer):
 def test_text_that_is_no_grid_is_refused(text):
     with pytest.raises(ValueError, match="no grid of 2 rows of 2"):
         arc.text_to_grid(text)
+
+
+def test_a_beginning_of_sequence_token_is_the_instruction(tmp_path):
+    tokenizer = SimpleNamespace(bos_id=7, encode=BYTES.encode, decode=BYTES.decode)
+    task, _ = arc.make_task(write(tmp_path), "0a", tokenizer)
+    assert task.instruction == [7] and not make(tmp_path)[0].instruction
+
+
+@pytest.mark.parametrize("n", [2, 10])
+def test_all_demos_are_given_and_every_test_grid_is_asked(tmp_path, n):
+    task, counts = make(write(tmp_path, train=[PAIR] * n, test=[OTHER] * 3))
+    assert counts == common.Counts(demos=n, queries=3) and len(task.demos) == n
 
 
 def test_every_cell_must_be_right(tmp_path):
@@ -163,7 +176,7 @@ def test_validation_tasks_are_never_drawn_in_training(training):
 def test_a_public_model_is_fine_tuned_and_read_by_the_benchmark(training, tmp_path):
     """The documented command on a tiny model: the loss falls, and the folder is a model with its tokenizer."""
     base, out = tmp_path / "base", tmp_path / "out"
-    save_model(tiny_llama(vocab_size=30, n_position=256), base)
+    save_model(tiny_llama(vocab_size=18, n_position=256), base)
     (base / "vocab.json").write_text(json.dumps([*"inputo", *"0123456789 \n"]))
     config = Config(n_step=30, lr=3e-3, n_warmup=2, row=128, n_token=256, every=15)
     train(config, out, "arc", base, "cpu", training)
@@ -198,7 +211,7 @@ def test_options_of_fine_tuning_that_do_not_go_together(tmp_path, options, said)
 
 
 def test_a_row_that_is_too_long_for_the_model(training, tmp_path):
-    save_model(tiny_llama(vocab_size=30), tmp_path / "base")
+    save_model(tiny_llama(vocab_size=18), tmp_path / "base")
     (tmp_path / "base" / "vocab.json").write_text(json.dumps([*"inputo", *"0123456789 \n"]))
     with pytest.raises(ValueError, match="--row 128: a row is at times twice as long"):
         train(Config(n_step=1, row=128), tmp_path / "out", "arc", tmp_path / "base", "cpu", training)

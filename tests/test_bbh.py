@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from nanoct import cli
 from nanoct.benchmarks import bbh, common
 from nanoct.fewshot import Adapted, concatenate
 from nanoct.methods import METHODS, lora
@@ -75,6 +76,15 @@ def test_the_limits(tmp_path):
     assert (counts.dropped, len(task.queries)) == (1, 10)
 
 
+def test_a_target_that_is_no_option_is_asked_for_as_it_is(tmp_path, monkeypatch):
+    """As some of movie_recommendation and ruin_names are."""
+    target = "Monsters, Inc"
+    task, counts = make(write(tmp_path, [dict(input=f"{i}\nOptions:\n(A) x\n(B) y", target=target) for i in range(4)]))
+    assert counts.queries == 2 and all(bytes(q.y) == b" Monsters, Inc\n\n" for q in task.queries)
+    monkeypatch.setattr("nanoct.score.generate", lambda adapted, prompts, *_: [list(b" monsters, inc\n\n") for _ in prompts])
+    assert evaluate(Adapted(tiny_llama(vocab_size=256)), task).per_query == [True, True]
+
+
 @pytest.mark.parametrize("said, right", [(" (A)\n", True), ("  (a) \n", True), (" (A)", True), (" (B)\n", False), (" (A) it is\n", False)])
 def test_what_is_decoded_is_trimmed_and_compared_without_case(tmp_path, monkeypatch, said, right):
     task, _ = make(write(tmp_path, [dict(input=str(i), target="(A)") for i in range(4)]))
@@ -93,12 +103,38 @@ def test_what_is_decoded_is_trimmed_and_compared_without_case(tmp_path, monkeypa
     (EXAMPLES[:2], None, "2 examples, too few for k = 2"),
     (EXAMPLES, "no dashes\n", "no line of dashes"),
     (EXAMPLES, "-----\n", "no line of dashes with the instruction behind it"),
+    (EXAMPLES, "-----\n\nQ: x\n", "no line of dashes with the instruction behind it"),
 ])
 def test_bad_files_are_named_in_a_sentence(tmp_path, examples, prompt, said):
     write(tmp_path, examples, *([prompt] if prompt else []))
     with pytest.raises(ValueError) as error:
         make(tmp_path)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def show(monkeypatch, folder, *arguments):
+    monkeypatch.setattr("sys.argv", ["bbh", "--data", str(folder), "--k", "2", *arguments])
+    cli.run(lambda: common.main(bbh))
+
+
+def test_the_command_shows_tasks_as_a_model_sees_them_and_what_is_left_out(tmp_path, monkeypatch, capsys):
+    write(tmp_path, [*EXAMPLES, dict(input="z" * 2000, target="(A)")])
+    show(monkeypatch, tmp_path, "--show", "1", "--length", "500")
+    said = capsys.readouterr().out
+    assert r"instruction 'Add the numbers.\n\n'" in said
+    assert said.count(r"\nA:'") == said.count("  y ' (") == 4  # 2 demos, 2 queries
+    assert [line.split(maxsplit=1)[1] for line in said.splitlines() if line.startswith("sums  ")] == ["2 demos, 10 queries, 1 too long, 0 inputs cut"]
+    assert said.splitlines()[-1].startswith("1 of 1 tasks ") and said.splitlines()[-1].endswith("2 demos, 10 queries, 1 too long, 0 inputs cut")
+
+
+@pytest.mark.parametrize("arguments, said", [(["--k", "0"], "--k 0 must be at least 1"), (["--show", "-1"], "--show -1"), (["--length", "0"], "--length 0"),
+                                             (["--tasks", "x"], "--tasks: 'x' is not in"), (["--k", "12"], "too few for k = 12"),
+                                             (["--model", "no/where/at"], "no/where/at"), (["--data", "nowhere"], "folder of BBH")])
+def test_a_mistake_on_the_command_line_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, said):
+    with pytest.raises(SystemExit) as stop:
+        show(monkeypatch, write(tmp_path), *arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and said in error and error.count("\n") == 1
 
 
 def test_files_that_are_not_there(tmp_path):

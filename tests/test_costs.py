@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import pytest
 import torch
@@ -52,6 +53,23 @@ def test_a_peer_that_does_other_work_gets_no_time(run, monkeypatch, method):
         monkeypatch.setattr(speed, "DROPOUT", 0.9)
     with pytest.raises(ValueError, match=f"{method}: the first loss is .* so no time is reported"):
         run("--methods", method)
+
+
+def test_seconds_of_a_task_are_of_all_its_steps(monkeypatch):
+    """A slow beginning, a first step that warms up, and the others; what comes after the last step counts too."""
+    def adapt(model, task, config, seed=0, progress=lambda step, loss: None):
+        torch.ones(9)  # so that there is a peak
+        for step, seconds in enumerate([0.2, *[0.02] * (config.n_step - 1)]):
+            time.sleep(seconds)
+            progress(step, 1.0)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(METHODS["ct_kv"], "adapt", adapt)
+    model = speed.load("tiny", 97, 96, torch.device("cpu"), torch.float32, alone=True)[0]
+    step, rest, loss = costs.ours(model, "ct_kv", METHODS["ct_kv"].Config(), None, 3)
+    assert 0.02 <= step < 0.04 and 0.25 <= rest < 0.3 and loss == 1
+    (line,) = costs.measure(model, None, "ct_kv", speed.random_task(4, 96, 97), 3, 1e9)
+    assert line["seconds_task"] == pytest.approx(0.25 + 15 * 0.02, rel=0.2)  # the preset's 16 steps
 
 
 def test_alone(run):

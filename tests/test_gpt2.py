@@ -198,7 +198,7 @@ def test_checkpointing_keeps_less_for_the_backward_pass():
     model, task, kept = tiny_llama(n_layer=6), random_task(), []
     for model.checkpoint in (False, True):
         size = {}
-        pack_hook = lambda t: size.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) and t
+        pack_hook = lambda t: (t, size.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()))[0]
         with torch.autograd.graph.saved_tensors_hooks(pack_hook, lambda t: t):
             METHODS["lora"].adapt(model, task, config_of(METHODS["lora"], n_step=1))
         kept.append(sum(size.values()))

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,6 +42,19 @@ def test_a_context_reads_as_the_papers_format(tmp_path):
     assert counts == common.Counts(demos=2, queries=7) and task.metric == "accuracy"
 
 
+def test_a_beginning_of_sequence_token_is_the_instruction(tmp_path):
+    tokenizer = SimpleNamespace(bos_id=7, encode=BYTES.encode)
+    task, _ = mmlu.make_task(write(tmp_path), "sums", tokenizer, 42, 2)
+    tokens, owner = concatenate(tiny_llama(vocab_size=256), task.instruction, task.demos, task.separator)
+    assert tokens[0, 0] == 7 and owner[:2].tolist() == [-1, 0] and not make(tmp_path)[0].instruction
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_question(tmp_path):
+    file = write(tmp_path) / "test" / "sums_test.csv"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert mmlu.read(file) == ROWS
+
+
 def test_demos_are_drawn_by_seed(tmp_path):
     demos = lambda seed: [bytes(d.x) for d in make(write(tmp_path), 3, seed)[0].demos]
     assert demos(42) == demos(42) and len({tuple(demos(seed)) for seed in range(42, 47)}) > 2
@@ -61,6 +75,8 @@ def test_a_query_is_dropped_if_any_option_does_not_fit(tmp_path):
     ([*ROWS, ["q", "1", "2", "3", "4", "E"]], "row 9"),
     ([*ROWS, ["q", "1", "2", "3", "A"]], "row 9"),
     ([*ROWS, ["q", "1", "", "3", "4", "A"]], "row 9"),
+    ([*ROWS, []], "row 9"),
+    ([*ROWS, ["q" * 200_000, "1", "2", "3", "4", "A"]], "sums_test.csv is no CSV (field larger than"),
     (ROWS[:2], "2 examples, too few for k = 2"),
 ])
 def test_bad_files_are_named_in_a_sentence(tmp_path, rows, said):

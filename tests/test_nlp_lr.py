@@ -58,6 +58,26 @@ def test_ten_rows_by_hand(tmp_path):
     assert not task.instruction and task.metric == "macro_f1"  # no BOS
 
 
+def test_input_delimiter_and_output_are_tokenised_apart(tmp_path):
+    """Where "film" and "yes" would be one token with the space before them, or behind."""
+    tokens = ["good", " ", "film", " film", "film ", "yes", " yes", "no", " no", "no "]
+    (tmp_path / "vocab.json").write_text(json.dumps(tokens))
+    rows = [("good film", "yes", ["yes", "no"]), ("film", "no", ["yes", "no"])]
+    task, _ = nlp_lr.make_task(write(tmp_path, rows, rows), "sick", load_tokenizer(tmp_path), 13, 2)
+    read, _ = concatenate(tiny_llama(vocab_size=10), task.instruction, task.demos, task.separator)
+    assert [tokens[i] for i in read[0]] == ["good", " film", " ", "yes", " ", "film", " ", "no"]
+    assert [[tokens[i] for i in asked(task, q) + q.y] for q in task.queries] == [[" ", "good", " film", " ", "yes"], [" ", "film", " ", "no"]]
+
+
+def test_rows_have_as_many_options_as_they_have(tmp_path):
+    """Three to five, as in ai2_arc: the answer is among its own row's."""
+    rows = [(f"question {n}", "b", list("abcde")[:n]) for n in (3, 4, 5)]
+    task, counts = make(write(tmp_path, rows, rows, "ai2_arc"), k=3, name="ai2_arc")
+    assert [len(q.options) for q in task.queries] == [3, 4, 5] and counts.queries == 3 and task.metric == "accuracy"
+    model = tiny_llama(vocab_size=256)
+    assert len(evaluate(icl.adapt(model, task, icl.Config()), task).per_query) == 3
+
+
 CONTEXT = [("b" * 253, "yes", ["yes", "no"])] * 3  # 3 pairs of 257 tokens and 2 spaces between them: 773
 
 
@@ -78,7 +98,7 @@ def test_a_task_is_given_up_after_100_dropped_queries_in_a_row(tmp_path, n_long,
     long, short = ("x" * 300, "yes", ["yes", "no"]), ("x", "yes", ["yes", "no"])
     task, counts = make(write(tmp_path, CONTEXT, [short, *[long] * 60, short, *[long] * n_long, short]), k=3)
     assert len(task.queries) == (2 if given_up else 3)  # what was kept counts; the count in a row began anew
-    assert counts.given_up is given_up and counts.dropped == 60 + n_long
+    assert counts.given_up == given_up and counts.dropped == 60 + n_long
 
 
 def test_the_first_k_demos_and_the_first_queries_are_taken(tmp_path):
@@ -101,13 +121,14 @@ GOOD = ("a", "yes", ["yes", "no"])
 
 @pytest.mark.parametrize("train, test, said", [
     ([GOOD], [GOOD], "1 demos: use --k 1"),
-    ([GOOD] * 2, ['{"task": "sick", "input": "a", "outp'], "line 1, is not JSON, perhaps truncated"),
+    ([GOOD] * 2, ['{"task": "sick", "input": "a", "outp'], "line 1 is not JSON, perhaps truncated"),
     ([GOOD] * 2, [GOOD, '{"input": "a", "options": []}'], "line 2, has no output"),
     ([GOOD] * 2, ["[1, 2]"], "has no input or output or options"),
     ([GOOD] * 2, [("a", 1, ["yes"])], "has no output"),
     ([GOOD] * 2, [("", "yes", ["yes", "no"])], "empty input"),
     ([GOOD] * 2, [("a", "maybe", ["yes", "no"])], "'maybe' is not among the options"),
     ([GOOD] * 2, [], "test.jsonl is empty"),
+    ([GOOD] * 2, [GOOD, ""], "line 2 is not JSON"),
 ])
 def test_bad_files_are_named_in_a_sentence(tmp_path, train, test, said):
     write(tmp_path, train, test)
@@ -145,13 +166,14 @@ def test_poem_sentiment_on_a_real_checkpoint():
     queries = [Query(q["input_ids"], data["option_ids"][q["answer"]], data["option_ids"]) for q in data["queries"]]
     task = Task("poem_sentiment", demos, queries, metric="macro_f1")
     assert len(demos) == 16
-    read, config = icl.adapt(model, task, icl.Config()), ct_kv.Config(n_step=8, lr=1e-3, token_dropout=0.0)
+    read, config = icl.adapt(model, task, icl.Config()), ct_kv.Config(n_step=8, lr=0.1, token_dropout=0.05)
     losses = []
     tuned = ct_kv.adapt(model, task, config, progress=lambda step, loss: losses.append(loss))
     assert losses[-1] < losses[0]
-    for adapted in (Adapted(model), read, tuned):
+    for name, adapted in dict(zero_shot=Adapted(model), icl=read, ct_kv=tuned).items():
         result = evaluate(adapted, task)
-        assert len(result.per_query) == 105 and 0 <= result.score < 0.6  # chance is 1/3
+        print(f"{name}: macro-F1 {100 * result.score:.1f}%, {sum(result.per_query)} of {len(result.per_query)} right")
+        assert len(result.per_query) == 105 and 0.05 < result.score < 0.4  # a guess is 1/3
 
 
 def test_the_tokens_of_a_task_suit_a_model(tmp_path):

@@ -1,21 +1,27 @@
 """The paper's protocol on a tiny model and a tiny BBH: lines, resuming, two processes, the dry run, and mistakes."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from nanoct import cli, memory, protocol, reproduce
+from nanoct.benchmarks.common import Counts
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
 from nanoct.presets import PUBLISHED, SETTINGS
 from nanoct.results import key, read
+from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import save_model
 
+DATA = Path(__file__).parents[2] / "shared" / "data"
 SHORT = [word for name, method in METHODS.items() for field in ("n_step", "ttt_n_step", "batch", "rank") if hasattr(method.Config, field)
          for word in ("--set", f"{name}.{field}=1")]
 
@@ -69,14 +75,21 @@ def test_all_methods_in_a_table_beside_the_papers(model, data, tmp_path, monkeyp
 
 
 def test_a_second_start_goes_on(model, data, tmp_path, monkeypatch, capsys):
-    run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl"))
+    run(monkeypatch, *job(model, data, tmp_path, "--limit-queries", 1, "--methods", "icl"))
     lines = (tmp_path / "results.jsonl").read_text()
     assert len(lines.splitlines()) == 10  # two tasks, the paper's five seeds
     (tmp_path / "results.jsonl").write_text(lines[:-30])  # killed while writing
     with pytest.warns(UserWarning, match="half-written"):
-        run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "zero_shot"))
+        run(monkeypatch, *job(model, data, tmp_path, "--limit-queries", 1, "--methods", "icl", "zero_shot"))
     assert "9 of 20 runs are in" in capsys.readouterr().out
     assert len(same(read(tmp_path / "results.jsonl"))) == len(read(tmp_path / "results.jsonl")) == 20
+
+
+def test_other_queries_lengths_and_dtypes_are_other_runs(model, data, tmp_path, monkeypatch):
+    for more in (), ("--limit-queries", 1), ("--length", 200), ("--dtype", "float64"), ("--k", 1):
+        run(monkeypatch, *job(model, data, tmp_path, "--methods", "zero_shot", "--seeds", 1, "--tasks", "sums", *more))
+    lines = read(tmp_path / "results.jsonl")
+    assert len(lines) == 5 and [line["n_query"] for line in lines] == [4, 1, 4, 4, 5]
 
 
 def test_a_task_without_a_query_that_fits_is_given_up_and_said(model, data, tmp_path, monkeypatch, capsys):
@@ -96,9 +109,36 @@ def test_out_of_memory_keeps_what_is_done(model, data, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="out of memory in icl on sums: use --checkpoint.* the results so far are kept"):
         run(monkeypatch, *job(model, data, tmp_path, "--methods", "zero_shot", "icl", "--seeds", "42"))
     assert [line["method"] for line in read(tmp_path / "results.jsonl")] == ["zero_shot"]
-    monkeypatch.setattr(icl, "adapt", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):  # what is no want of memory is not called so
-        run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "--seeds", "42"))
+    for error in ZeroDivisionError("division by zero"), RuntimeError("CUDA error: an illegal memory access was encountered"):
+        monkeypatch.setattr(icl, "adapt", Mock(side_effect=error))
+        with pytest.raises(type(error), match=str(error)):  # what is no want of memory is not called so
+            run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "--seeds", "42"))
+
+
+@pytest.mark.parametrize("error, is_one", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True), (MemoryError(), True),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:120] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), True),
+    (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+], ids=str)
+def test_out_of_memory_anywhere_is_one_sentence(capsys, error, is_one):
+    with pytest.raises(SystemExit if is_one else RuntimeError) as stop:
+        cli.run(Mock(side_effect=error))
+    said = capsys.readouterr().err
+    assert (said.startswith("error: out of memory: take a smaller") and said.count("\n") == 1 and stop.value.code == 2) if is_one else not said
+
+
+def test_a_broken_file_stops_the_job_before_a_model_is_loaded(model, data, tmp_path, monkeypatch):
+    (shutil.copytree(data, tmp_path / "data") / "bbh" / "words.json").write_text('{"examples": [{"inp')
+    monkeypatch.setattr(protocol, "load_model", None)
+    with pytest.raises(ValueError, match="words.json is not JSON, perhaps truncated"):
+        run(monkeypatch, *job(model, tmp_path / "data", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_left_out_is_said(model, data, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "--seeds", "1", "2", "--tasks", "sums", "long"))
+    assert "2 tasks, 2 seeds: 8 demos, 8 queries, 8 too long, 0 inputs cut; 2 without a query that fits 256" in capsys.readouterr().out
 
 
 def test_a_method_that_cannot_do_a_task_is_said_and_the_others_go_on(model, data, tmp_path, monkeypatch, capsys):
@@ -117,6 +157,7 @@ def test_dry_run_loads_no_weights(model, data, tmp_path, monkeypatch, capsys):
     run(monkeypatch, *job(model, data, tmp_path, "--dry-run"))
     said = capsys.readouterr().out
     assert all(f"| {method} " in said for method in METHODS) and "2 tasks" in said and not (tmp_path / "results.jsonl").exists()
+    assert "All 100 runs, 5 seeds: " in said and "hours at 400 TFLOP/s" in said
 
 
 @pytest.mark.parametrize("more, said", [
@@ -135,11 +176,14 @@ def test_mistakes_are_said_in_a_sentence(model, data, tmp_path, monkeypatch, mor
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_tokenizer_that_is_too_large_for_the_model(data, tmp_path, monkeypatch):
-    config = LlamaConfig(vocab_size=99, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=256)
+@pytest.mark.parametrize("tokens, size", [(256, 99), (50, 99)])
+def test_a_tokenizer_that_is_not_the_models(data, tmp_path, monkeypatch, tokens, size):
+    """One with tokens that the model lacks, and one with far fewer."""
+    config = LlamaConfig(vocab_size=size, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=256)
     save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), tmp_path / "model")
-    with pytest.raises(ValueError, match="256 tokens and the model 99: they do not belong together"):
-        run(monkeypatch, *job(tmp_path / "model", data, tmp_path))
+    (tmp_path / "vocab.json").write_text(json.dumps([chr(i) for i in range(32, 32 + tokens)]))
+    with pytest.raises(ValueError, match=f"{tokens} tokens and the model 99: they do not belong together"):
+        run(monkeypatch, *job(tmp_path / "model", data, tmp_path, "--tokenizer", tmp_path))
 
 
 @pytest.mark.parametrize("benchmark", list(SETTINGS))
@@ -150,6 +194,50 @@ def test_presets_are_settings_of_the_methods(benchmark):
         (config,) = cli.configs(method, METHODS[method].Config, {name: [value] for name, value in chosen.items()}, {})
         assert all(type(config[name]) is METHODS[method].Config.__dataclass_fields__[name].type for name in config)
     assert list(PUBLISHED[benchmark]) == list(METHODS)
+
+
+PAPER = """
+    ct_kv          1e-3/200       1e-3/20       1e-3/16      3e-3/200
+    ct_prompt      1e-3/250       3e-4/20       3e-4/12      1e-3/150
+    prefix_tuning  3e-3/250       1e-3/24       ?/16         3e-3/200
+    prompt_tuning  3e-3/250       1e-3/20       3e-4/16      3e-3/150
+    ttt            1e-4/250x4     1e-4/20x8     1e-4/8x5     1e-4/200x4
+    lora           1e-4/?         1e-4/?        1e-4/?       1e-4/?
+    dora           1e-4/?         1e-4/?        1e-4/?       1e-4/?
+    ttt_ct_kv      1e-3/25        1e-3/5        1e-3/8       3e-3/25
+"""  # rate/steps, TTT's x sequences; ?: not published
+
+
+@pytest.mark.parametrize("row", PAPER.split("\n")[1:-1], ids=lambda row: row.split()[0])
+def test_presets_are_the_papers(row):
+    method, *cells = row.split()
+    for benchmark, cell in zip(("nlp_lr", "mmlu", "bbh", "arc"), cells, strict=True):
+        chosen = SETTINGS[benchmark][method]
+        rate, steps = cell.split("/")
+        steps, _, batch = steps.partition("x")
+        assert rate == "?" or chosen["lr"] == float(rate)
+        assert steps == "?" or chosen["n_step"] == int(steps)
+        assert chosen.get("batch") == (int(batch) if batch else SETTINGS[benchmark]["ttt"]["batch"] if method == "ttt_ct_kv" else None)
+        arc = benchmark == "arc"
+        if "ct_" in method:
+            assert chosen["token_dropout"] == (0.05 if benchmark == "nlp_lr" else 0.1) and chosen.get("leave_one_out", True) != arc
+        if "rank" in chosen:
+            assert (chosen["rank"], chosen["alpha"]) == ((128, 16) if arc else (64, 64))
+        if method == "ttt_ct_kv":
+            assert (chosen["ttt_n_step"], chosen["ttt_lr"]) == tuple(SETTINGS[benchmark]["ttt"][name] for name in ("n_step", "lr"))
+        if "n_prefix" in chosen:
+            assert chosen["n_prefix"] == 32
+
+
+@pytest.mark.skipif(not (DATA / "bbh").is_dir(), reason=f"needs the public files in {DATA}")
+@pytest.mark.parametrize("benchmark, counts", [
+    ("nlp_lr", Counts(208, 2238, 356, 3, 3)), ("mmlu", Counts(320, 3888)), ("bbh", Counts(130, 2808, 177)), ("arc", Counts(703, 212, 2))])
+def test_counts_on_the_public_files_with_llamas_tokenizer(benchmark, counts):
+    """The README's table: the paper's k, lengths, and first seed."""
+    reader, tokenizer = protocol.BENCHMARKS[benchmark], load_tokenizer(DATA / "llama3_tokenizer")
+    tasks = reader.tasks(DATA / benchmark)
+    made = [reader.make_task(DATA / benchmark, task, tokenizer, reader.SEEDS[0])[1] for task in tasks]
+    assert sum(made, Counts()) == counts and len(tasks) == {"nlp_lr": 13, "mmlu": 20, "bbh": 13, "arc": 200}[benchmark]
 
 
 @pytest.mark.parametrize("method, gigabytes, name", [*((m, 80, "8b") for m in METHODS), *((m, 16, "1b") for m in METHODS)])

@@ -8,7 +8,9 @@ import torch
 
 from nanoct import cli, speed
 from nanoct.fewshot import encode_context
+from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.methods import ct_kv
+from nanoct.weights import save_model
 
 K, CONTEXT, V = 5, 60, 97
 
@@ -106,7 +108,7 @@ def run(monkeypatch, *arguments):
     cli.run(speed.main)
 
 
-SMALL = ("--k", K, "--context", CONTEXT, "--repeat", 2, "--device", "cpu")
+SMALL = ("--k", K, "--context", CONTEXT, "--repeat", 2, "--device", "cpu", "--methods")  # none of costs.py, which test_costs.py has
 
 
 def test_lines_and_table(tmp_path, monkeypatch, capsys):
@@ -124,7 +126,17 @@ def test_lines_and_table(tmp_path, monkeypatch, capsys):
     assert lines[0]["context"] == sum(len(demo.x) + len(demo.y) for demo in demos)
     assert lines[0]["ratio"] == 1 and lines[0]["n_logit"] < lines[1]["n_logit"]
     printed = capsys.readouterr().out
+    assert not out.with_name("costs.jsonl").exists()
     assert all(name in printed for name in names) and f"in {K} orders" in printed
+
+
+def test_gpt2_is_refused_before_a_peer_is_built(tmp_path, monkeypatch, capsys):
+    """transformers would make a Llama of 7B from its config."""
+    save_model(GPT2(GPT2Config(V, 1, 2, 16, 16, 64)), tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--model", tmp_path, "--out", tmp_path / "speed.jsonl", *SMALL)
+    assert "is no Llama" in capsys.readouterr().err
 
 
 def test_without_transformers_nanoct_runs_alone(tmp_path, monkeypatch, capsys):

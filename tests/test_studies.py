@@ -77,10 +77,12 @@ def test_scaling_runs_every_k_with_the_settings_of_the_world():
 def test_the_jobs_from_end_to_end(job, model_folder, tmp_path, monkeypatch):  # noqa: F811
     tiny = LlamaConfig(vocab_size=50, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=512)
     monkeypatch.setattr(scaling, "RANDOM", tiny)
+    monkeypatch.setattr(scaling, "K", (2, 5, 32))
+    monkeypatch.setattr(scaling, "N_PASS", 1)
     short = {method: {f: 1 for f in ("n_step", "batch") if f in base(method)} for method in METHODS}
     monkeypatch.setattr("nanoct.reproduce.read_settings", lambda: {world: short for world in WORLDS})
     monkeypatch.setattr(sys, "argv", ["reproduce", "--model", str(model_folder), "--world", "grids", "facts", "--tasks", "1", job,
-                                      "--out", str(tmp_path), "--workers", "1"])
+                                      "--out", str(tmp_path), "--workers", "2"])
     main()
     name = job.strip("-")
     lines = results.read(tmp_path / f"{name}.jsonl")

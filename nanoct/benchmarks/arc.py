@@ -24,7 +24,7 @@ SIDE = 30  # of the largest grid
 
 def tasks(folder, split="evaluation"):
     """Names of the tasks in a folder. Raises FileNotFoundError if there is none."""
-    return [file.stem for file in common.folders(folder, f"{split}/*.json", "ARC-AGI-1, with evaluation/<id>.json")]
+    return [file.stem for file in common.folders(folder, f"{split}/*.json", f"ARC-AGI-1, with {split}/<id>.json")]
 
 
 def make_task(folder, name, tokenizer, seed=0, k=K, length=LENGTH, limit_queries=None, split="evaluation"):

@@ -55,7 +55,7 @@ def read(file):
 def read_instruction(file):
     """The line after the dashes."""
     lines = common.read(file).splitlines()
-    if DASHES not in lines[:-1]:
+    if DASHES not in lines[:-1] or not lines[lines.index(DASHES) + 1].strip():
         raise ValueError(f"{file} has no line of dashes with the instruction behind it: fetch it again.")
     return lines[lines.index(DASHES) + 1]
 

@@ -21,7 +21,14 @@ class Counts:
     queries: int = 0  # that are asked
     dropped: int = 0  # queries that are too long behind the demos
     cut: int = 0  # inputs of demos and queries that were shortened
-    given_up: bool = False  # too many queries in a row were too long: those behind them were not looked at
+    given_up: int = 0  # tasks in which too many queries in a row were too long: those behind them were not looked at
+
+    def __add__(self, other):
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __str__(self):
+        text = f"{self.demos} demos, {self.queries} queries, {self.dropped} too long, {self.cut} inputs cut"
+        return text + (f", given up: {self.given_up}" if self.given_up else "")
 
 
 def folders(folder, pattern, what):
@@ -36,7 +43,7 @@ def read(file):
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}: fetch the data again, or take other --tasks or --seeds.")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # without the mark that some editors put first
     except UnicodeDecodeError:
         raise ValueError(f"{file} is not UTF-8 text: fetch it again.") from None
     if not text.strip():
@@ -83,7 +90,7 @@ def fill(task, queries, counts, length, limit=None, patience=None):
         counts.dropped += 1
         in_row += 1
         if in_row == patience:
-            counts.given_up = True
+            counts.given_up = 1
             break
     counts.queries = len(task.queries)
     return task, counts
@@ -111,6 +118,7 @@ def main(benchmark):
     p.add_argument("--length", type=int, default=benchmark.LENGTH, help="tokens of context and row; default: the paper's")
     p.add_argument("--show", type=int, metavar="N", help="print N tasks as the model will see them, with 2 queries each")
     args = p.parse_args()
+    at_least_one(args, "k", "length", "show")
     if args.model:
         from nanoct.weights import fetch  # only here
 
@@ -124,10 +132,16 @@ def main(benchmark):
         task, counts = benchmark.make_task(args.data, name, tokenizer, args.seed, args.k, args.length)
         if args.show is not None:
             show(task, tokenizer, 2)
-        print(f"{name:40} {line(counts)}")
-        for field in fields(Counts):
-            setattr(total, field.name, getattr(total, field.name) + getattr(counts, field.name))
-    print(f"{f'{len(names)} of {len(there)} tasks':40} {line(total)}")
+        print(f"{name:40} {counts}")
+        total += counts
+    print(f"{f'{len(names)} of {len(there)} tasks':40} {total}")
+
+
+def at_least_one(args, *names):
+    """ValueError on an option that is given and less than 1."""
+    for name in names:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1.")
 
 
 def check_names(names, there, folder):
@@ -135,9 +149,3 @@ def check_names(names, there, folder):
     if unknown := [name for name in names if name not in there]:
         raise ValueError(f"--tasks: {unknown[0]!r} is not in {folder}, which has {', '.join(there[:5])}"
                          + (f" and {len(there) - 5} more." if len(there) > 5 else "."))
-
-
-def line(counts):
-    """Counts as a line of text."""
-    given_up = int(counts.given_up) and f", given up: {int(counts.given_up)}"
-    return f"{counts.demos} demos, {counts.queries} queries, {counts.dropped} too long, {counts.cut} inputs cut{given_up or ''}"

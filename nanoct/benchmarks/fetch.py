@@ -117,7 +117,10 @@ def check(folder):
 def fetch(name, out):
     """The folder of a benchmark below `out`, complete. Raises OSError or ValueError with a sentence where that fails."""
     source, folder = SOURCES[name], out / name
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write {folder} ({error.strerror}): give another folder with --out.") from None
     if isinstance(source, Archive):
         file = out / (name + Path(source.url).suffix)
         download(source.url, file)

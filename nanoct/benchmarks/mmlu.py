@@ -43,7 +43,10 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
 
 def read(file):
     """The rows of a file: question, four options, letter."""
-    rows = list(csv.reader(io.StringIO(common.read(file))))
+    try:
+        rows = list(csv.reader(io.StringIO(common.read(file))))
+    except csv.Error as error:
+        raise ValueError(f"{file} is no CSV ({error}): fetch it again.") from None
     for n, row in enumerate(rows, 1):
         if len(row) != 6 or row[5] not in tuple("ABCD") or not all(row):
             shown = ", ".join(row)

@@ -57,13 +57,13 @@ def read(file):
     """The rows of a file."""
     rows = []
     for n, text in enumerate(common.read(file).splitlines(), 1):
-        where = f"{file}, line {n},"
+        where = f"{file}, line {n}"
         row = common.read_json(text, where)
         fields = {"input": str, "output": str, "options": list}
         if wrong := [field for field, kind in fields.items() if not isinstance(row, dict) or not isinstance(row.get(field), kind)]:
-            raise ValueError(f"{where} has no {' or '.join(wrong)} as MetaICL's files have them: fetch it again.")
+            raise ValueError(f"{where}, has no {' or '.join(wrong)} as MetaICL's files have them: fetch it again.")
         if not row["input"] or not row["output"] or not all(isinstance(o, str) and o for o in row["options"]):
-            raise ValueError(f"{where} has an empty input, output or option: fetch it again.")
+            raise ValueError(f"{where}, has an empty input, output or option: fetch it again.")
         if row["output"] not in row["options"] and file.stem.endswith("test"):
             raise ValueError(f"{where}: the output {row['output']!r:.60} is not among the options: fetch it again.")
         rows.append(row)
