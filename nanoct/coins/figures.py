@@ -68,8 +68,8 @@ def curves(lines, trained, what, path):
                 axes.plot(range(1, 1 + study.T), show(exact[name]), color="black", linestyle=style, linewidth=1.2, label=name)
             axes.axvline(TUNED, color="#cccccc", linewidth=0.8, zorder=0)
             axes.set_title(f"{target}, {kind}{'' if trained else ', untrained'}", fontsize=9)
-            top = max(4.5, 1.25 * exact["PreBayes"][-1].item())
-            axes.set_ylim((-0.05 * top, top) if what == "regret" else (source.mean() - 0.03, source.mean() + (0.25 if top < 5 else 0.55)))
+            top, low = max(4.5, 1.25 * exact["PreBayes"][-1].item()), source.mean().item()
+            axes.set_ylim((-0.05 * top, top) if what == "regret" else (low - 0.03, low + (0.25 if top < 5 else 0.55)))
     figure.supylabel("cumulative regret, nats" if what == "regret" else "log loss of a flip, nats, mean over 9", fontsize=9)
     panels[-1, 0].set_xlabel("flips; tuning saw those to the grey line", fontsize=8)
     legend(figure, panels)
@@ -199,13 +199,12 @@ def bridge(curves, exact, path):
 
     curves: {target: {method: regret (T,)}}; exact: {target: {name: regret (T,)}}.
     """
-    figure, panels = grid(1, len(curves), 3.6, sharey=True)
+    figure, panels = grid(1, len(curves), 3.6)
     for target, axes in zip(curves, panels.flat):
         for method, of in curves[target].items():
             axes.plot(range(1, 1 + len(of)), of, color=plots.COLOURS[method], linewidth=1.5, label=plots.NAMES[method])
         for (name, of), style in zip(exact[target].items(), ("--", "-.", (0, (1, 1, 4, 1)), ":")):
             axes.plot(range(1, 1 + len(of)), of, color="black", linestyle=style, linewidth=1, label=name)
-        axes.set_ylim(-0.1, 3)
         axes.set_title(target, fontsize=9)
         axes.set_xlabel("flips of a query; demos have 25", fontsize=8)
     panels[0, 0].set_ylabel("cumulative regret, nats", fontsize=8)

@@ -91,10 +91,15 @@ class Predictor(nn.Module):
             rows = self.body(self.widen(rows) + positions(T, self.config.width).to(self.device), mask=mask, is_causal=True)
         return rows if states else self.unembed(rows)[:, -x.shape[1] :].log_softmax(-1)
 
-    @torch.no_grad()
     def predict(self, x, prefix=None):
         """P(x_t = 1 | prefix, x_<t) (B, T), float64, on the CPU: what coins.regret takes."""
-        return self(x, prefix)[..., 1].double().exp().cpu()
+        return probability(lambda part: self(part, prefix), x)
+
+
+@torch.no_grad()
+def probability(log_p, x):
+    """P(x_t = 1) (B, T), float64, on the CPU, of log_p: flips -> log-probabilities; 256 sequences at a time."""
+    return torch.cat([log_p(part)[..., 1].double().exp().cpu() for part in x.split(256)])
 
 
 def positions(T, width):

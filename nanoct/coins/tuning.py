@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from nanoct.coins.coins import log_loss
-from nanoct.coins.predictors import loss_of
+from nanoct.coins.predictors import loss_of, probability
 
 RANK = 4
 PREFIX, WEIGHTS = ("HardPT", "SimplexPT", "RealPT", "SoftPT"), ("FullWT", "EmbedWT", "UnembedWT", "Un+EmbedWT", "LoRAWT")
@@ -49,7 +49,7 @@ class Tuned:
 
     def predict(self, x):
         """P(x_t = 1 | what was tuned, x_<t) (B, T), float64, on the CPU."""
-        return self(x)[..., 1].double().exp().cpu()
+        return probability(self, x)
 
 
 def start(predictor, method, length, generator):
