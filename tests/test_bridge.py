@@ -113,6 +113,15 @@ def test_choose_takes_the_lowest_mean_regret():
     assert bridge.choose(lines) == {target: {"8": each(2), "64": each(3)} for target in TARGETS}
 
 
+@pytest.mark.parametrize("pool, sources", [("targets", TARGETS), ("others", bridge.OTHERS)])
+def test_a_line_is_scored_on_fresh_sessions_of_its_coins(monkeypatch, pool, sources):
+    monkeypatch.setattr(bridge, "N_QUERY", 8)
+    line = bridge.work(dict(zip(bridge.KEY, ("single", pool, "icl", {}, 2, 0))))
+    x, truth = sessions(sources["single"], 8, 50, 10_000)
+    p = predict(icl.adapt(bridge.model(), make_task(sources["single"], 2, 0)), x)
+    assert line["regret"] == pytest.approx(bridge.regret(p, x, truth).mean(0).tolist(), abs=1e-4)
+
+
 def test_without_settings_the_sweep_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(bridge, "SETTINGS", tmp_path / "none.json")
     with pytest.raises(ValueError, match="none.json: run with --sweep first"):

@@ -50,6 +50,7 @@ def test_plans_hold_what_the_paper_asks(preset):
             assert {"SoftPT", "HardPT", "FullWT"} <= {run["method"] for run in of(target=target, trained=False)}
         assert {1, 6, 25} <= {run["length"] for run in of(target="mixture", method="SoftPT")}
         assert of(n_embd=4, method="RealPT") and of(n_embd=4, method="SoftPT") and of(width=256, n_layer=2, method="FullWT")
+        assert len({run["seed"] for run in of(width=256)}) == study.PRESETS[preset].n_wide
     assert {run["seed"] for run in runs} == set(range(study.PRESETS[preset].n_repetition))
 
 
@@ -66,6 +67,14 @@ def test_a_line_is_what_it_says():
     wanted = regret(load(FOLDER / "transformer-128x1.safetensors").predict(x), x, truth).mean(0)
     torch.testing.assert_close(torch.tensor(line["regret"], dtype=torch.float64), wanted, atol=1e-4, rtol=0)
     assert not torch.equal(x, study.fresh("single", 16, 1)[0])
+
+
+def test_repetitions_differ_in_weights_and_in_the_start_of_tuning():
+    runs = [dict(zip(study.KEY, ("single", "lstm", 128, 1, 128, trained, "SoftPT", 3, seed, 1, 2, 0, 0))) for trained in (True, False) for seed in (0, 1)]
+    (a, b), (c, d) = ([study.tuned_of(run).prefix for run in pair] for pair in (runs[:2], runs[2:]))
+    assert not torch.equal(a, b) and not torch.equal(c, d) and torch.equal(a, study.tuned_of(runs[0]).prefix)
+    weights = [study.predictor_of(run).unembed.weight for run in runs]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[2], weights[3])
 
 
 def test_shipped_predictors_are_near_bayes():
