@@ -7,7 +7,7 @@ reproduce: .venv/installed
 	$(PY) -m nanoct.reproduce $(ARGS)
 
 test: .venv/installed-test
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 test-slow: .venv/installed-test
 	$(PY) -m pytest -m slow
