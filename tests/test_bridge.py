@@ -126,6 +126,9 @@ def test_without_settings_the_sweep_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(bridge, "SETTINGS", tmp_path / "none.json")
     with pytest.raises(ValueError, match="none.json: run with --sweep first"):
         plan(sweep=False, n_seed=1)
+    monkeypatch.setattr(bridge, "FOLDER", tmp_path)
+    with pytest.raises(FileNotFoundError, match="--pretrain --out"):
+        bridge.model.__wrapped__()
 
 
 def test_table_and_figure(monkeypatch, tmp_path, capsys):

@@ -1,10 +1,13 @@
 """Predictors and tuning of the coin-flip study: shapes, causality, what is trained and what is not, gradients, the hard search."""
 
 import itertools
+import json
+import sys
 
 import pytest
 import torch
 
+from nanoct.coins import predictors
 from nanoct.coins.coins import Beta, Coins, after, log_loss, regret
 from nanoct.coins.predictors import KINDS, Config, Predictor, load, loss_of, meta_train, save
 from nanoct.coins.tuning import METHODS, PREFIX, rank, start, tune
@@ -54,6 +57,23 @@ def test_meta_training_lowers_the_loss_and_files_hold_it(predictor, tmp_path):
         load(tmp_path / "none")
     with pytest.raises(ValueError, match="transformer, lstm, not 'rnn'"):
         Predictor(Config("rnn"))
+    for sizes in dict(width=30), dict(width=0), dict(n_layer=0), dict(n_embd=0):
+        with pytest.raises(ValueError, match="must be a multiple of 4"):
+            Config("lstm", **sizes)
+
+
+def test_predictors_are_made_once_and_said_to_be_near_bayes(tmp_path, monkeypatch, capsys):
+    command = ["predictors", "--kind", "lstm", "--width", "8", "--n-step", "2", "--batch", "4", "--out", str(tmp_path / "new")]
+    monkeypatch.setattr(sys, "argv", command)
+    for said in "nats above Bayes", "is there; delete it":
+        predictors.main()
+        assert said in capsys.readouterr().out
+    (line,) = map(json.loads, (tmp_path / "new" / "log.jsonl").read_text().splitlines())
+    assert line["name"] == "lstm-8x1" and line["n_step"] == 2 and line["above_bayes"] > 0 and line["torch"]
+    assert load(tmp_path / "new" / "lstm-8x1.safetensors").config == Config("lstm", 8)
+    monkeypatch.setattr(sys, "argv", [*command, "--batch", "0"])
+    with pytest.raises(ValueError, match="--batch 0 must"):
+        predictors.main()
 
 
 @pytest.mark.parametrize("method", METHODS)

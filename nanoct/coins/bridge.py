@@ -152,6 +152,8 @@ def key(line):
 
 @cache
 def model():
+    if not (FOLDER / "llama").is_dir():
+        raise FileNotFoundError(f"there is no {FOLDER / 'llama'}: `python -m nanoct.coins.bridge --pretrain --out {FOLDER}` makes it.")
     return load_model(FOLDER / "llama", "cpu", torch.float32)
 
 

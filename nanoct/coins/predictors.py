@@ -44,6 +44,13 @@ class Config:
     n_layer: int = 1
     n_embd: int = 128  # of the embedding, where SoftPT's prefix lives
 
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"a predictor is one of {', '.join(KINDS)}, not {self.kind!r}.")
+        if self.width < 4 or self.width % 4 or min(self.n_layer, self.n_embd) < 1:
+            raise ValueError(f"width = {self.width} must be a multiple of 4 (heads), n_layer = {self.n_layer} and n_embd = {self.n_embd} at "
+                             "least 1.")
+
     @property
     def name(self):
         return f"{self.kind}-{self.width}x{self.n_layer}" + (f"-e{self.n_embd}" if self.n_embd != 128 else "")
@@ -54,8 +61,6 @@ class Predictor(nn.Module):
         """Random weights, torch's own initialisation, by seed."""
         super().__init__()
         self.config, c = config, config
-        if c.kind not in KINDS:
-            raise ValueError(f"a predictor is one of {', '.join(KINDS)}, not {c.kind!r}.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embed = nn.Linear(2, c.n_embd)
@@ -159,6 +164,8 @@ def main():
     p.add_argument("--out", type=Path, default=FOLDER)
     args = p.parse_args()
     about = dict(n_step=args.n_step, batch=args.batch, seed=args.seed)
+    if min(args.n_step, args.batch) < 1:
+        raise ValueError(f"--n-step {args.n_step} and --batch {args.batch} must both be at least 1.")
     for kind in args.kind:
         predictor = Predictor(Config(kind, args.width, args.n_layer, args.n_embd), args.seed)
         name = predictor.config.name

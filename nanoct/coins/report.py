@@ -79,14 +79,17 @@ def lengths(lines):
     there = sorted({6, *lines.preset.lengths})
     rows = [[target, kind, method, *(cell(lines.above(target, kind, method, length=n)) for n in there)]
             for target in ("single", "mixture") for kind in KINDS for method in ("HardPT", "SoftPT")]
-    return "Regret above TargetBayes after 50 flips, against the length of the prefix", table(rows, ["target", "predictor", "method", *map(str, there)])
+    return ("Regret above TargetBayes after 50 flips, against the length of the prefix",
+            table(rows, ["target", "predictor", "method", *map(str, there)]))
 
 
 def sizes(lines):
     shown = "NoTuning", "SoftPT", "RealPT", "FullWT"
-    rows = [[target, kind, f"{size[0]}x{size[1]}", str(size[2]), *(cell(lines.above(target, kind, method, size=size)) for method in shown), gap(lines, target, kind, size)]
+    rows = [[target, kind, f"{size[0]}x{size[1]}", str(size[2]), *(cell(lines.above(target, kind, method, size=size)) for method in shown),
+             gap(lines, target, kind, size)]
             for target in ("single", "mixture") for kind in KINDS for size in (study.BASE, *lines.preset.sizes)]
-    return "Regret above TargetBayes after 50 flips, of other sizes", table(rows, ["target", "predictor", "size", "embedding", *shown, "RealPT - SoftPT"])
+    return ("Regret above TargetBayes after 50 flips, of other sizes",
+            table(rows, ["target", "predictor", "size", "embedding", *shown, "RealPT - SoftPT"]))
 
 
 def gap(lines, target, kind, size):
