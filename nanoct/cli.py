@@ -45,6 +45,13 @@ def configs(method, Config, values, overridden):
     return [asdict(Config(**dict(zip(values, choice)))) for choice in itertools.product(*values.values())]
 
 
+def at_least_one(args, *names):
+    """ValueError on an option that is given and less than 1."""
+    for name in names:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1.")
+
+
 def run(main):
     """Call main(); what a user can cause ends as one sentence on stderr with exit code 2, never as a stack trace."""
     try:

@@ -19,9 +19,9 @@ of T tokens against S = P + T keys, n of the tokens have logits. Bytes beside th
 
 FLOPs of a step: 4·N·B·T for N weights in the body (forward and the gradient of the inputs), 12·L·H·D·B·T·S for
 attention, 4·V·C·n for logits; the first two half as much again with checkpoint; DoRA with dropout applies every weight
-that it adapts twice. FLOPs of scoring: 2·N + 4·L·H·D·S for each of the tokens that queries and options, or decoded answers,
-have in all, and 2·V·C for those of answers. What the libraries keep for themselves (on a GPU some hundred MB) and what the allocator cannot
-reuse come on top.
+that it adapts twice. FLOPs of scoring: 2·N + 4·L·H·D·S for each of the tokens that queries and options, or decoded
+answers, have in all, and 2·V·C for those of answers. What the libraries keep for themselves (on a GPU some hundred MB)
+and what the allocator cannot reuse come on top.
 """
 
 import ctypes

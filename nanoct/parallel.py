@@ -25,8 +25,7 @@ def execute(runs, results, work, n_worker, prepare=None, *arguments):
         print(f"{len(runs) - len(todo)} of {len(runs)} runs are in {results.path} already; going on from there.")
     if todo:
         _execute(todo, len(runs) - len(todo), results, work, n_worker, (max(1, n_core() // n_worker), prepare, arguments))
-    lines = {results.key(line): line for line in results.lines}
-    return [lines[results.key(run)] for run in runs]
+    return results.of(runs)
 
 
 def _execute(todo, n_done, results, work, n_worker, start):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from nanoct import cli, memory
 from nanoct.benchmarks import arc, bbh, mmlu, nlp_lr
-from nanoct.benchmarks.common import Counts, at_least_one, check_names
+from nanoct.benchmarks.common import Counts, check_names
 from nanoct.methods import METHODS
 from nanoct.presets import PUBLISHED, SETTINGS
 from nanoct.report import settings, table
@@ -57,7 +57,7 @@ def parse():
     p.add_argument("--out", help="folder of results.jsonl and table.md; default: results/BENCHMARK")
     args = p.parse_args()
     benchmark = BENCHMARKS[args.benchmark]
-    at_least_one(args, "k", "length", "limit_queries")
+    cli.at_least_one(args, "k", "length", "limit_queries")
     args.k = args.k or benchmark.K
     args.seeds = list(dict.fromkeys(args.seeds or benchmark.SEEDS))
     args.methods = list(dict.fromkeys(args.methods))

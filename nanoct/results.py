@@ -6,7 +6,10 @@ A job that is killed and started again skips the lines that are there; report.py
 import json
 import os
 import platform
+import re
 import time
+from datetime import datetime, timezone
+from importlib import metadata, util
 from pathlib import Path
 from warnings import warn
 
@@ -26,6 +29,17 @@ def about(device):
     """What a line says of the machine and the versions."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
     return dict(device=name, n_thread=torch.get_num_threads(), torch=torch.__version__, date=time.strftime("%Y-%m-%d"))
+
+
+def machine(device):
+    """What a time depends on beside the code."""
+    cpu = Path("/proc/cpuinfo")
+    cpu = re.search("model name.*: (.*)", cpu.read_text() if cpu.exists() else "")
+    cpu = cpu[1] if cpu else platform.machine()
+    theirs = {name: metadata.version(name) if util.find_spec(name) else None for name in ("transformers", "peft")}
+    return dict(device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+                threads=torch.get_num_threads(), torch=torch.__version__, **theirs,
+                date=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 
 def clock(device):
@@ -68,6 +82,11 @@ class Results:
             f.write(json.dumps(line).encode() + b"\n")
         self.lines.append(line)
         self.keys.add(self.key(line))
+
+    def of(self, runs):
+        """The lines of these runs, in their order; of runs that are not done, none."""
+        lines = {self.key(line): line for line in self.lines}
+        return [lines[key] for key in map(self.key, runs) if key in lines]
 
 
 def read(path, key=key, needs=NEEDS):

@@ -27,13 +27,10 @@ one length (--spread 0, 32,000), what is left is 1.55 (1.4-2.0) and 1.11 (1.0-1.
 
 import json
 import math
-import platform
-import re
 import tempfile
 import time
 from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib import metadata, util
+from importlib import util
 from inspect import signature
 from pathlib import Path
 from statistics import median
@@ -48,6 +45,7 @@ from nanoct.memory import peak
 from nanoct.methods import METHODS, ct_kv, ttt
 from nanoct.model import Llama, LlamaConfig
 from nanoct.report import table
+from nanoct.results import machine
 from nanoct.weights import fetch, load_model, pick_device, read_config, resolve_dtype, save_model
 
 SIZES = {  # by the weights of the body: all but the embedding, which is the head as well
@@ -241,17 +239,6 @@ def load(name, vocab_size, context, device, dtype, alone=False):
         transformers.utils.logging.disable_progress_bar()
         theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     return model, theirs.requires_grad_(False).eval().to(device)
-
-
-def machine(device):
-    """What a time depends on beside the code."""
-    cpu = Path("/proc/cpuinfo")
-    cpu = re.search("model name.*: (.*)", cpu.read_text() if cpu.exists() else "")
-    cpu = cpu[1] if cpu else platform.machine()
-    theirs = {name: metadata.version(name) if util.find_spec(name) else None for name in ("transformers", "peft")}
-    return dict(device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-                threads=torch.get_num_threads(), torch=torch.__version__, **theirs,
-                date=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 
 def report(lines):

@@ -24,8 +24,7 @@ def here(monkeypatch):
         for run in runs:
             if results.key(run) not in results.keys:
                 results.append(work(run))
-        lines = {results.key(line): line for line in results.lines}
-        return [lines[results.key(run)] for run in runs]
+        return results.of(runs)
 
     monkeypatch.setattr(study, "execute", execute)
     monkeypatch.setitem(study.PRESETS, "quick", TINY)

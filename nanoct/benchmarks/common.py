@@ -118,7 +118,7 @@ def main(benchmark):
     p.add_argument("--length", type=int, default=benchmark.LENGTH, help="tokens of context and row; default: the paper's")
     p.add_argument("--show", type=int, metavar="N", help="print N tasks as the model will see them, with 2 queries each")
     args = p.parse_args()
-    at_least_one(args, "k", "length", "show")
+    cli.at_least_one(args, "k", "length", "show")
     if args.model:
         from nanoct.weights import fetch  # only here
 
@@ -135,13 +135,6 @@ def main(benchmark):
         print(f"{name:40} {counts}")
         total += counts
     print(f"{f'{len(names)} of {len(there)} tasks':40} {total}")
-
-
-def at_least_one(args, *names):
-    """ValueError on an option that is given and less than 1."""
-    for name in names:
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1.")
 
 
 def check_names(names, there, folder):

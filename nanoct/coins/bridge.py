@@ -20,7 +20,6 @@ CT-KV and TTT hold the demos in context, so k ends at 8, where the model's rows 
 
 import json
 import time
-from dataclasses import asdict
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -90,6 +89,11 @@ def sessions(source, n, T, seed):
     return source.sample(n, T, torch.Generator().manual_seed(seed))
 
 
+def queries(source, seed):
+    """The sessions that everything is scored on, and their truth."""
+    return sessions(source, N_QUERY, T_QUERY, 10_000 + seed)
+
+
 def make_task(source, k, seed):
     """A Task of k demos; with MANY, 8 others whose cache CT-KV starts from."""
     demos = [Demo([START], x.tolist()) for x in sessions(source, k, T_DEMO, seed)[0]]
@@ -122,7 +126,7 @@ def two_coins(demos, x, n=40):
 
 def exact(source, k, seed):
     """{name: mean regret at every position} of the exact predictors, on the queries of a task."""
-    x, truth = sessions(source, N_QUERY, T_QUERY, 10_000 + seed)
+    x, truth = queries(source, seed)
     demos, _ = sessions(source, k, T_DEMO, seed)
     predicted = {"PreBayes": Beta().bayes(x), "PreBayes, demos": after(Beta(), demos.flatten(), x), "Two coins, demos": two_coins(demos, x),
                  "TargetBayes": source.bayes(x)}
@@ -163,7 +167,7 @@ def work(run):
     start = time.perf_counter()
     adapted = method.adapt(model(), make_task(source, run["k"], run["seed"]), method.Config(**run["config"]), run["seed"])
     seconds = time.perf_counter() - start
-    x, truth = sessions(source, N_QUERY, T_QUERY, 10_000 + run["seed"])
+    x, truth = queries(source, run["seed"])
     curve = regret(predict(adapted, x), x, truth).mean(0)
     return run | dict(regret=[round(value, 4) for value in curve.tolist()], n_trained=adapted.n_trained, seconds=round(seconds, 3),
                       **about(torch.device("cpu")))
@@ -211,8 +215,7 @@ def main():
     p.add_argument("--workers", type=int, default=n_core(), help="processes of one thread; default: one per core")
     p.add_argument("--out", type=Path, default=Path("results/coins/bridge"), help="folder of the lines, the table and the figure")
     args = p.parse_args()
-    if min(args.seeds, args.workers, args.n_step) < 1:
-        raise ValueError(f"--seeds {args.seeds}, --workers {args.workers} and --n-step {args.n_step} must be at least 1.")
+    cli.at_least_one(args, "seeds", "workers", "n_step")
     if args.pretrain:
         start = time.perf_counter()
         trained, losses = pretrain(args.n_step)

@@ -1,5 +1,7 @@
 """Figures of the coin-flip study, 800 px wide, one colour per method in all of them."""
 
+from functools import cache
+
 import matplotlib
 
 matplotlib.use("Agg")  # files, no window
@@ -9,8 +11,9 @@ import torch
 from nanoct import plots
 from nanoct.coins import study
 from nanoct.coins.coins import Beta, log_loss
-from nanoct.coins.predictors import KINDS
+from nanoct.coins.predictors import KINDS, Config, shipped
 from nanoct.coins.tuning import METHODS, Tuned, one_hot, tune
+from nanoct.report import standard_error
 
 COLOURS = {"NoTuning": "#4d4d4d", "RandomPrefix": "#b0b0b0", "HardPT": "#c9a227", "SimplexPT": "#e0a03f", "RealPT": "#e07a3f",
            "SoftPT": "#d1495b", "FullWT": "#2a6fbb", "EmbedWT": "#7fb3d5", "UnembedWT": "#4fa3a5", "Un+EmbedWT": "#3c8d5a",
@@ -51,6 +54,11 @@ def legend(figure, panels):
     figure.legend(found.values(), found.keys(), fontsize=7, ncols=7, loc="lower center", frameon=False)
 
 
+def spread(values):
+    """Standard error of a tensor of repetitions, 0 of a single one."""
+    return standard_error(values.tolist()) if len(values) > 1 else 0
+
+
 def curves(lines, trained, what, path):
     """Regret, or the mean log loss of a flip, against the position, a panel for each target and kind, with the exact predictors."""
     targets = lines.preset.targets
@@ -76,6 +84,7 @@ def curves(lines, trained, what, path):
     save(figure, path, 0.05)
 
 
+@cache
 def truth_loss(lines, target):
     """Mean log loss of the truth at every position (200,), on the sequences that runs are scored on."""
     drawn = [study.fresh(target, lines.preset.n_eval, seed) for seed in range(lines.preset.n_repetition)]
@@ -116,10 +125,9 @@ def bars(lines, path):
         for kind, axes in zip(KINDS, row):
             for i, method in enumerate(names):
                 for trained, shift in ((True, 0.2), (False, -0.2)):
-                    if n := len(values := lines.of(target, kind, method, trained)[:, -1]):
-                        error = values.std().item() / n**0.5 if n > 1 else 0
+                    if len(values := lines.of(target, kind, method, trained)[:, -1]):
                         axes.barh(i + shift, min(values.mean().item(), right), height=0.38, color=COLOURS[method], alpha=1 if trained else 0.35,
-                                  xerr=error, error_kw=dict(linewidth=0.8))
+                                  xerr=spread(values), error_kw=dict(linewidth=0.8))
             for name, style in BAYES.items():
                 axes.axvline(exact[name], color="black", linestyle=style, linewidth=1)
             axes.set_yticks(range(len(names)), names)
@@ -136,9 +144,8 @@ def lengths(lines, path):
         for kind, axes in zip(KINDS, row):
             for method in ("HardPT", "SoftPT"):
                 there = [(n, of) for n in sorted({6, *lines.preset.lengths}) if len(of := lines.of(target, kind, method, length=n)[:, TUNED - 1])]
-                error = [of.std().item() / len(of) ** 0.5 if len(of) > 1 else 0 for _, of in there]
-                axes.errorbar([n for n, _ in there], [of.mean().item() for _, of in there], error, color=COLOURS[method], marker="o",
-                              markersize=3, linewidth=1.5, label=method)
+                axes.errorbar([n for n, _ in there], [of.mean().item() for _, of in there], [spread(of) for _, of in there],
+                              color=COLOURS[method], marker="o", markersize=3, linewidth=1.5, label=method)
             for name, style in BAYES.items():
                 axes.axhline(lines.exact(target)[name][:, TUNED - 1].mean().item(), color="black", linestyle=style, linewidth=1, label=name)
             axes.set_title(f"{target}, {kind}", fontsize=9)
@@ -169,7 +176,7 @@ def pca(preset, path, n=200, length=6):
     x, _ = Beta().sample(n, TUNED, torch.Generator().manual_seed(1))
     single, _ = study.TARGETS["single"].sample(n, TUNED, torch.Generator().manual_seed(2))
     for kind, axes in zip(KINDS, panels.flat):
-        predictor = study.predictor_of(dict(kind=kind, width=128, n_layer=1, n_embd=128, trained=True))
+        predictor = shipped(Config(kind))
         with torch.no_grad():
             data = predictor(x, states=True)[:, 1:]  # (n, T-1, width)
         centre = data.flatten(0, 1).mean(0)

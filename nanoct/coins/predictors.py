@@ -31,7 +31,7 @@ from nanoct import cli
 from nanoct.coins.coins import Beta, regret
 from nanoct.contexts import replace_file
 from nanoct.report import standard_error
-from nanoct.speed import machine
+from nanoct.results import machine
 
 FOLDER = Path(__file__).parents[2] / "weights" / "coins"
 KINDS = "transformer", "lstm"
@@ -156,6 +156,11 @@ def load(file):
     return predictor
 
 
+def shipped(config):
+    """The meta-trained predictor of a Config in weights/coins."""
+    return load(FOLDER / f"{config.name}.safetensors")
+
+
 def main():
     p = cli.Parser(prog="nanoct.coins.predictors", description=__doc__.split("\n")[0])
     p.add_argument("--kind", nargs="+", choices=KINDS, default=KINDS)
@@ -164,8 +169,7 @@ def main():
     p.add_argument("--out", type=Path, default=FOLDER)
     args = p.parse_args()
     about = dict(n_step=args.n_step, batch=args.batch, seed=args.seed)
-    if min(args.n_step, args.batch) < 1:
-        raise ValueError(f"--n-step {args.n_step} and --batch {args.batch} must both be at least 1.")
+    cli.at_least_one(args, "n_step", "batch")
     for kind in args.kind:
         predictor = Predictor(Config(kind, args.width, args.n_layer, args.n_embd), args.seed)
         name = predictor.config.name

@@ -11,7 +11,7 @@ import torch
 
 from nanoct.coins import figures, study
 from nanoct.coins.coins import Beta, after, log_loss, regret
-from nanoct.coins.predictors import KINDS
+from nanoct.coins.predictors import KINDS, Config, shipped
 from nanoct.coins.tuning import METHODS, PREFIX, rank
 from nanoct.report import standard_error, table
 
@@ -99,7 +99,7 @@ def gap(lines, target, kind, size):
 
 def rank_all(kind, target, n_search):
     """The 64 hard prefixes of length 6: {prefix: mean log loss of 50 flips behind it} of a predictor and of PreBayes, both in one order."""
-    found = rank(study.predictor_of(dict(kind=kind, width=128, n_layer=1, n_embd=128, trained=True)), study.TARGETS[target], 6, n_search)
+    found = rank(shipped(Config(kind)), study.TARGETS[target], 6, n_search)
     x, _ = study.TARGETS[target].sample(n_search, 50, torch.Generator().manual_seed(0))
     return found, {prefix: log_loss(after(Beta(), prefix, x), x).sum(1).mean().item() for prefix in found}
 

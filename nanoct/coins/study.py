@@ -24,7 +24,7 @@ import torch
 
 from nanoct import cli
 from nanoct.coins.coins import Beta, Coins, Markov, regret
-from nanoct.coins.predictors import FOLDER, KINDS, Config, Predictor, load
+from nanoct.coins.predictors import KINDS, Config, Predictor, shipped
 from nanoct.coins.tuning import METHODS, PREFIX, Tuned, one_hot, tune
 from nanoct.parallel import execute
 from nanoct.results import Results, about, n_core
@@ -114,7 +114,7 @@ def fresh(target, n, seed):
 
 def predictor_of(run, device="cpu"):
     config = Config(run["kind"], run["width"], run["n_layer"], run["n_embd"])
-    return (load(FOLDER / f"{config.name}.safetensors") if run["trained"] else Predictor(config, 1000 + run["seed"])).to(device)
+    return (shipped(config) if run["trained"] else Predictor(config, 1000 + run["seed"])).to(device)
 
 
 def tuned_of(run, device="cpu"):
@@ -158,17 +158,14 @@ def main():
     p.add_argument("--device", default="cpu", help="cpu or cuda; default: cpu")
     p.add_argument("--out", type=Path, help="folder of runs.jsonl, tables and figures; default: results/coins/PRESET")
     args = p.parse_args()
+    cli.at_least_one(args, "workers")
     name, device = args.preset or "quick", pick_device(args.device)
     preset, out = PRESETS[name], args.out or Path(f"results/coins/{name}")
     workers = args.workers if args.workers is not None else n_core() if device.type == "cpu" else 1
-    if workers < 1:
-        raise ValueError(f"--workers {workers} must be at least 1.")
     runs, results, start = plan(preset), Results(out / "runs.jsonl", key, ("regret", "seconds")), time.perf_counter()
     if args.report:
-        lines = {key(line): line for line in results.lines}
-        if missing := [run for run in runs if key(run) not in lines]:
-            raise ValueError(f"{results.path} lacks {len(missing)} of the {len(runs)} runs of --{name}: the command without --report does them.")
-        lines = [lines[key(run)] for run in runs]
+        if n_missing := len(runs) - len(lines := results.of(runs)):
+            raise ValueError(f"{results.path} lacks {n_missing} of the {len(runs)} runs of --{name}: the command without --report does them.")
     else:
         total = sum(map(flops, runs))
         print(f"--{name}: {len(runs)} runs, {total / 1e12:,.0f} TFLOP, which is {total / 4e10 / workers / 60:,.0f} minutes if a process does "
