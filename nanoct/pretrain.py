@@ -38,10 +38,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from nanoct import cli, plots
+from nanoct import cli
 from nanoct.benchmarks import arc, nano
 from nanoct.benchmarks.common import bos
 from nanoct.model import Llama, LlamaConfig
+from nanoct.runs import plots
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, load_model, pick_device, save_model
 

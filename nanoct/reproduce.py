@@ -28,13 +28,14 @@ from pathlib import Path
 
 import torch
 
-from nanoct import ablations, cli, scaling
+from nanoct import cli
 from nanoct.benchmarks.nano import FOLDER, WORLDS, bayes, encode, make_task
 from nanoct.methods import METHODS
-from nanoct.parallel import execute
-from nanoct.report import report, settings
-from nanoct.results import Results, about, clock, n_core, read
+from nanoct.runs.parallel import execute
+from nanoct.runs.report import report, settings
+from nanoct.runs.results import Results, about, clock, n_core, read
 from nanoct.score import evaluate
+from nanoct.studies import ablations, scaling
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fingerprint, load_model, pick_device, read_config
 
@@ -242,7 +243,7 @@ def choose(lines):
 
 def main():
     if any(argument.startswith("--benchmark") for argument in sys.argv):
-        from nanoct import protocol  # another job, with options of its own
+        from nanoct import paper as protocol  # another job, with options of its own
 
         return protocol.main()
     args = parse()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from nanoct.fewshot import answer_logits, check_fits, grow, pack
+from nanoct.fewshot import check_fits, grow
+from nanoct.packing import answer_logits, pack
 
 METRICS = ("accuracy", "macro_f1", "ids", "text")
 BATCH = 16  # prompts that are decoded side by side, each with its copy of the context's keys and values

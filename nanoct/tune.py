@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from nanoct import cli
 from nanoct.benchmarks.nano import BOS, END, EQUALS, FOLDER
-from nanoct.contexts import load_adapted, read_about, replace_file, save_adapted
 from nanoct.fewshot import Demo, Task, check_fits
+from nanoct.files import replace_file
 from nanoct.methods import METHODS
+from nanoct.runs.contexts import load_adapted, read_about, save_adapted
 from nanoct.score import decode, macro_f1, score_pairs
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, load_model

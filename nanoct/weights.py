@@ -132,7 +132,10 @@ def fetch(folder_or_name) -> Path:
         raise ValueError(f"{name!r} is a file; give the folder that holds config.json and model.safetensors.")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise FileNotFoundError(f"There is no folder {name!r}, nor is that a hub name such as 'meta-llama/Llama-3.2-1B'.")
-    from huggingface_hub import errors, snapshot_download  # a folder needs neither the hub nor its import
+    from huggingface_hub import (  # a folder needs neither the hub nor its import
+        errors,
+        snapshot_download,
+    )
     try:
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "tokenizer.model",
                                                             "original/tokenizer.model"]))

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from nanoct.fewshot import Demo, Query, Task
 from nanoct.model import Llama, LlamaConfig
 
 torch.set_num_threads(1)
+DATA = Path(__file__).parents[2] / "shared" / "data"  # public files, where there are any: tests that need them skip without
 V = 23  # vocabulary of the tiny model
 
 

@@ -6,8 +6,19 @@ import torch.nn.functional as F
 from conftest import V, random_ids, random_task, tiny_llama
 
 from nanoct.adapters import LoRA, attach
-from nanoct.fewshot import (Demo, Prefix, Query, Task, answer_logits, can_leave_one_out, concatenate, encode_context,
-                            first_tokens, grow, noise_like, pack, pack_demos, read_on, visible)
+from nanoct.fewshot import (
+    Demo,
+    Prefix,
+    Query,
+    Task,
+    concatenate,
+    encode_context,
+    first_tokens,
+    grow,
+    noise_like,
+    read_on,
+)
+from nanoct.packing import answer_logits, can_leave_one_out, pack, pack_demos, visible
 
 UNEVEN = ((1, 1), (19, 2), (3, 11), (2, 1), (7, 5))  # lengths of x and y
 

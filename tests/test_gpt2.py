@@ -13,9 +13,10 @@ from test_fewshot import leaves, padded_loss, pairs_of, relative_error
 
 from nanoct.adapters import DoRA, LoRA, attach
 from nanoct.adapters import leaves as leaves_of
-from nanoct.fewshot import Adapted, answer_logits, encode_context, pack, visible
+from nanoct.fewshot import Adapted, encode_context
 from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.methods import METHODS
+from nanoct.packing import answer_logits, pack, visible
 from nanoct.score import evaluate, generate
 from nanoct.weights import fingerprint, load_model, read_config, save_model
 

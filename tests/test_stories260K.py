@@ -1,16 +1,16 @@
 """A real public checkpoint of 260,032 parameters: its published text, and its losses."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import DATA
 
 from nanoct.fewshot import Adapted
 from nanoct.score import generate
 from nanoct.weights import load_model
 
-FOLDER = Path(__file__).parents[2] / "shared" / "data" / "stories260K"
+FOLDER = DATA / "stories260K"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"needs the public stories260K checkpoint in {FOLDER}")
 
 

@@ -1,9 +1,9 @@
 """The tokenizer against its references: Meta's published vectors and the `tokenizers` library."""
 import base64
 import json
-from pathlib import Path
 
 import pytest
+from conftest import DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Reference
 
 from nanoct.tokenizer import LLAMA3_SPECIAL, load_tokenizer
 
-LLAMA3_FOLDER = Path(__file__).parents[2] / "shared" / "data" / "llama3_tokenizer"
+LLAMA3_FOLDER = DATA / "llama3_tokenizer"
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
           r"|\s*[\r\n]+|\s+(?!\S)|\s+")  # spelled out once more: the published file must be accepted as it is
 needs_llama3 = pytest.mark.skipif(not LLAMA3_FOLDER.is_dir(), reason=f"no Llama-3 tokenizer in {LLAMA3_FOLDER}")

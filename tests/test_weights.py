@@ -13,7 +13,14 @@ from safetensors.torch import load_file, save_file
 from test_model import LAYOUTS, LLAMA3, assert_logits, ids, read, write
 
 from nanoct import weights
-from nanoct.weights import fetch, fingerprint, load_model, pick_device, read_config, save_model
+from nanoct.weights import (
+    fetch,
+    fingerprint,
+    load_model,
+    pick_device,
+    read_config,
+    save_model,
+)
 
 EMBEDDING = "model.embed_tokens.weight"
 

@@ -32,12 +32,13 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.coins.coins import Beta, Coins, after, ones_before, regret
 from nanoct.coins.predictors import FOLDER
-from nanoct.fewshot import Demo, Task, answer_logits, pack
+from nanoct.fewshot import Demo, Task
 from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
-from nanoct.parallel import execute
-from nanoct.report import standard_error, table
-from nanoct.results import Results, about, n_core
+from nanoct.packing import answer_logits, pack
+from nanoct.runs.parallel import execute
+from nanoct.runs.report import standard_error, table
+from nanoct.runs.results import Results, about, n_core
 from nanoct.weights import load_model, save_model
 
 START = 2  # the third token

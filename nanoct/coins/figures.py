@@ -8,12 +8,12 @@ matplotlib.use("Agg")  # files, no window
 import matplotlib.pyplot as plt
 import torch
 
-from nanoct import plots
-from nanoct.coins import study
+from nanoct.coins import experiment
 from nanoct.coins.coins import Beta, log_loss
 from nanoct.coins.predictors import KINDS, Config, shipped
 from nanoct.coins.tuning import METHODS, Tuned, one_hot, tune
-from nanoct.report import standard_error
+from nanoct.runs import plots
+from nanoct.runs.report import standard_error
 
 COLOURS = {"NoTuning": "#4d4d4d", "RandomPrefix": "#b0b0b0", "HardPT": "#c9a227", "SimplexPT": "#e0a03f", "RealPT": "#e07a3f",
            "SoftPT": "#d1495b", "FullWT": "#2a6fbb", "EmbedWT": "#7fb3d5", "UnembedWT": "#4fa3a5", "Un+EmbedWT": "#3c8d5a",
@@ -69,11 +69,11 @@ def curves(lines, trained, what, path):
         # a running mean over 9 flips of what was added to the regret at each, and of the truth's own loss: one flip alone is noise
         show = lambda of: of if what == "regret" else smooth(of.diff(prepend=torch.zeros(1, dtype=of.dtype)) + source)
         for kind, axes in zip(KINDS, row):
-            for method in (*study.BASELINES, *METHODS):
+            for method in (*experiment.BASELINES, *METHODS):
                 if len(found := lines.of(target, kind, method, trained)):
-                    axes.plot(range(1, 1 + study.T), show(found.mean(0)), color=COLOURS[method], linewidth=1.2, label=method)
+                    axes.plot(range(1, 1 + experiment.T), show(found.mean(0)), color=COLOURS[method], linewidth=1.2, label=method)
             for name, style in BAYES.items():
-                axes.plot(range(1, 1 + study.T), show(exact[name]), color="black", linestyle=style, linewidth=1.2, label=name)
+                axes.plot(range(1, 1 + experiment.T), show(exact[name]), color="black", linestyle=style, linewidth=1.2, label=name)
             axes.axvline(TUNED, color="#cccccc", linewidth=0.8, zorder=0)
             axes.set_title(f"{target}, {kind}{'' if trained else ', untrained'}", fontsize=9)
             top, low = max(4.5, 1.25 * exact["PreBayes"][-1].item()), source.mean().item()
@@ -87,7 +87,7 @@ def curves(lines, trained, what, path):
 @cache
 def truth_loss(lines, target):
     """Mean log loss of the truth at every position (200,), on the sequences that runs are scored on."""
-    drawn = [study.fresh(target, lines.preset.n_eval, seed) for seed in range(lines.preset.n_repetition)]
+    drawn = [experiment.fresh(target, lines.preset.n_eval, seed) for seed in range(lines.preset.n_repetition)]
     return torch.stack([log_loss(truth, x).mean(0) for x, truth in drawn]).mean(0)
 
 
@@ -100,12 +100,12 @@ def smooth(values, n=9):
 def near_bayes(lines, path):
     """Regret of the meta-trained predictors above PreBayes on the pretraining source, against the position."""
     figure, ((axes,),) = grid(1, 1, 3.2)
-    exact = lines.exact(study.PRETRAINING)["PreBayes"]
+    exact = lines.exact(experiment.PRETRAINING)["PreBayes"]
     for kind, colour in zip(KINDS, ("#d1495b", "#2a6fbb")):
-        for size, style in zip((study.BASE, *lines.preset.sizes), ("-", ":", "--")):
-            found = lines.of(study.PRETRAINING, kind, "NoTuning", size=size)
+        for size, style in zip((experiment.BASE, *lines.preset.sizes), ("-", ":", "--")):
+            found = lines.of(experiment.PRETRAINING, kind, "NoTuning", size=size)
             above = (found - exact[: len(found)]).mean(0)
-            axes.plot(range(1, 1 + study.T), above, style, color=colour, linewidth=1.5, label=f"{kind} {size[0]}x{size[1]}, embedding {size[2]}")
+            axes.plot(range(1, 1 + experiment.T), above, style, color=colour, linewidth=1.5, label=f"{kind} {size[0]}x{size[1]}, embedding {size[2]}")
     axes.axvline(100, color="#cccccc", linewidth=0.8, zorder=0)
     axes.set_ylim(-0.05, 1.5)
     axes.set_xlabel("flips; meta-training saw those to the grey line", fontsize=8)
@@ -120,7 +120,7 @@ def bars(lines, path):
     figure, panels = grid(len(targets), 2, 0.5 + 2.6 * len(targets))
     for target, row in zip(targets, panels):
         exact = {name: of[:, -1].mean().item() for name, of in lines.exact(target).items()}
-        names = [m for m in (*study.BASELINES, *METHODS) if any(len(lines.of(target, kind, m, t)) for kind in KINDS for t in (True, False))][::-1]
+        names = [m for m in (*experiment.BASELINES, *METHODS) if any(len(lines.of(target, kind, m, t)) for kind in KINDS for t in (True, False))][::-1]
         right = max(8, 1.25 * exact["PreBayes"])
         for kind, axes in zip(KINDS, row):
             for i, method in enumerate(names):
@@ -174,7 +174,7 @@ def pca(preset, path, n=200, length=6):
     where SoftPT's prefix, the best hard one and no prefix lead on sequences of the single coin: the mean over sequences."""
     figure, panels = grid(1, 2, 3.6)
     x, _ = Beta().sample(n, TUNED, torch.Generator().manual_seed(1))
-    single, _ = study.TARGETS["single"].sample(n, TUNED, torch.Generator().manual_seed(2))
+    single, _ = experiment.TARGETS["single"].sample(n, TUNED, torch.Generator().manual_seed(2))
     for kind, axes in zip(KINDS, panels.flat):
         predictor = shipped(Config(kind))
         with torch.no_grad():
@@ -186,7 +186,7 @@ def pca(preset, path, n=200, length=6):
         ones = x.cumsum(1)[:, :-1] / torch.arange(1, TUNED)
         points = axes.scatter(*flat(data).flatten(0, 1).T, c=ones.flatten(), cmap="coolwarm", s=2, alpha=0.5, linewidths=0)
         best = Tuned(predictor, prefix=predictor.embed(one_hot(predictor, (0, 0, 0, 0, 1, 0))).detach())
-        soft = tune(predictor, study.TARGETS["single"], "SoftPT", length, preset.n_step, preset.batch)
+        soft = tune(predictor, experiment.TARGETS["single"], "SoftPT", length, preset.n_step, preset.batch)
         for name, tuned, colour in (("no prefix", Tuned(predictor), "black"), ("one 1 in 6", best, COLOURS["HardPT"]),
                                     ("SoftPT", soft, COLOURS["SoftPT"])):
             way = flat(tuned(single, states=True).mean(0))  # (1+L+T-1, 2)

@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 from nanoct import cli
 from nanoct.coins.coins import Beta, regret
-from nanoct.contexts import replace_file
-from nanoct.report import standard_error
-from nanoct.results import machine
+from nanoct.files import replace_file
+from nanoct.runs.report import standard_error
+from nanoct.runs.results import machine
 
 FOLDER = Path(__file__).parents[2] / "weights" / "coins"
 KINDS = "transformer", "lstm"

@@ -1,4 +1,4 @@
-"""Tables of the coin-flip study, from the lines of its runs (study.py); figures.py draws them.
+"""Tables of the coin-flip study, from the lines of its runs (experiment.py); figures.py draws them.
 
 Regret is cumulative, in nats; ± is the standard error over repetitions. Where a difference is given both were scored on the
 same sequences, repetition by repetition.
@@ -9,11 +9,11 @@ from statistics import mean
 
 import torch
 
-from nanoct.coins import figures, study
+from nanoct.coins import experiment, figures
 from nanoct.coins.coins import Beta, after, log_loss, regret
 from nanoct.coins.predictors import KINDS, Config, shipped
 from nanoct.coins.tuning import METHODS, PREFIX, rank
-from nanoct.report import standard_error, table
+from nanoct.runs.report import standard_error, table
 
 BAYES = "PreBayes", "TargetBayes"
 
@@ -24,22 +24,22 @@ class Lines:
     def __init__(self, lines, preset):
         self.lines, self.preset = lines, preset
 
-    def of(self, target, kind, method, trained=True, length=None, size=study.BASE):
+    def of(self, target, kind, method, trained=True, length=None, size=experiment.BASE):
         """Regret (repetitions, 200) of the runs that are so; (0, 200) without any. length: by default a prefix's 6."""
         if length is None:
             length = 6 if method in (*PREFIX, "RandomPrefix") else 0
         wanted = dict(zip(("target", "kind", "width", "n_layer", "n_embd", "trained", "method", "length"),
                           (target, kind, *size, trained, method, length)))
         found = [line for line in self.lines if all(line[name] == value for name, value in wanted.items())]
-        return torch.tensor([line["regret"] for line in sorted(found, key=lambda line: line["seed"])]).reshape(-1, study.T)
+        return torch.tensor([line["regret"] for line in sorted(found, key=lambda line: line["seed"])]).reshape(-1, experiment.T)
 
     @cache
     def exact(self, target):
         """{name: regret (repetitions, 200)} of the exact predictors, on the sequences that runs are scored on."""
         curves = {name: [] for name in BAYES}
         for seed in range(self.preset.n_repetition):
-            x, truth = study.fresh(target, self.preset.n_eval, seed)
-            for name, source in zip(BAYES, (Beta(), study.TARGETS[target])):
+            x, truth = experiment.fresh(target, self.preset.n_eval, seed)
+            for name, source in zip(BAYES, (Beta(), experiment.TARGETS[target])):
                 curves[name].append(regret(source.bayes(x), x, truth).mean(0))
         return {name: torch.stack(of) for name, of in curves.items()}
 
@@ -56,10 +56,10 @@ def cell(values, form=".2f"):
 
 
 def near_bayes(lines):
-    rows = [[kind, f"{size[0]}x{size[1]}", str(size[2]), *(cell(lines.above(study.PRETRAINING, kind, "NoTuning", size=size, at=at))
+    rows = [[kind, f"{size[0]}x{size[1]}", str(size[2]), *(cell(lines.above(experiment.PRETRAINING, kind, "NoTuning", size=size, at=at))
                                                            for at in (50, 100, 200))]
-            for kind in KINDS for size in (study.BASE, *lines.preset.sizes)]
-    exact = lines.exact(study.PRETRAINING)["PreBayes"]
+            for kind in KINDS for size in (experiment.BASE, *lines.preset.sizes)]
+    exact = lines.exact(experiment.PRETRAINING)["PreBayes"]
     return (f"How near to Bayes meta-training came: regret above PreBayes (which has {', '.join(cell(exact[:, at - 1]) for at in (50, 100, 200))}) "
             "on the pretraining source after 50, 100 and 200 flips; it saw 100", table(rows, ["predictor", "size", "embedding", "50", "100", "200"]))
 
@@ -67,7 +67,7 @@ def near_bayes(lines):
 def methods(lines, target):
     columns = [(kind, trained, at) for kind in KINDS for trained in (True, False) for at in (50, 200)]
     rows = [[name, *(cell(lines.exact(target)[name][:, at - 1]) for _, _, at in columns)] for name in BAYES]
-    for method in (*study.BASELINES, *METHODS):
+    for method in (*experiment.BASELINES, *METHODS):
         cells = [cell(lines.of(target, kind, method, trained)[:, at - 1]) for kind, trained, at in columns]
         if any(cells):
             rows.append([method, *cells])
@@ -87,7 +87,7 @@ def sizes(lines):
     shown = "NoTuning", "SoftPT", "RealPT", "FullWT"
     rows = [[target, kind, f"{size[0]}x{size[1]}", str(size[2]), *(cell(lines.above(target, kind, method, size=size)) for method in shown),
              gap(lines, target, kind, size)]
-            for target in ("single", "mixture") for kind in KINDS for size in (study.BASE, *lines.preset.sizes)]
+            for target in ("single", "mixture") for kind in KINDS for size in (experiment.BASE, *lines.preset.sizes)]
     return ("Regret above TargetBayes after 50 flips, of other sizes",
             table(rows, ["target", "predictor", "size", "embedding", *shown, "RealPT - SoftPT"]))
 
@@ -99,8 +99,8 @@ def gap(lines, target, kind, size):
 
 def rank_all(kind, target, n_search):
     """The 64 hard prefixes of length 6: {prefix: mean log loss of 50 flips behind it} of a predictor and of PreBayes, both in one order."""
-    found = rank(shipped(Config(kind)), study.TARGETS[target], 6, n_search)
-    x, _ = study.TARGETS[target].sample(n_search, 50, torch.Generator().manual_seed(0))
+    found = rank(shipped(Config(kind)), experiment.TARGETS[target], 6, n_search)
+    x, _ = experiment.TARGETS[target].sample(n_search, 50, torch.Generator().manual_seed(0))
     return found, {prefix: log_loss(after(Beta(), prefix, x), x).sum(1).mean().item() for prefix in found}
 
 
@@ -128,7 +128,7 @@ def findings(lines):
              ("mixture: FullWT does", "mixture", "FullWT", {}), ("mixture: LoRAWT does", "mixture", "LoRAWT", {}),
              ("single, untrained: SoftPT, Transformer close, LSTM not", "single", "SoftPT", dict(trained=False))]
     rows = [[said, *(cell(lines.above(target, kind, method, **wanted)) for kind in KINDS)] for said, target, method, wanted in asked]
-    for size in (study.BASE, *(size for size in lines.preset.sizes if size[2] == 4)):
+    for size in (experiment.BASE, *(size for size in lines.preset.sizes if size[2] == 4)):
         rows.append([f"single, embedding {size[2]}: RealPT - SoftPT", *(gap(lines, "single", kind, size) for kind in KINDS)])
     return "The paper's findings: regret above TargetBayes after 50 flips", table(rows, ["the paper", *KINDS])
 

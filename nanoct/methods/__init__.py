@@ -3,7 +3,18 @@
 METHODS is a plain dict, in the order of the paper's table: to add a method, write its file and name it here.
 """
 
-from nanoct.methods import ct_kv, ct_prompt, dora, icl, lora, prefix_tuning, prompt_tuning, ttt, ttt_ct_kv, zero_shot
+from nanoct.methods import (
+    ct_kv,
+    ct_prompt,
+    dora,
+    icl,
+    lora,
+    prefix_tuning,
+    prompt_tuning,
+    ttt,
+    ttt_ct_kv,
+    zero_shot,
+)
 
 METHODS = {
     "zero_shot": zero_shot,

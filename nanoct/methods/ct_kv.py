@@ -22,8 +22,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from nanoct.fewshot import Adapted, answer_logits, can_leave_one_out, encode_context, noise_like, pack_demos, visible
+from nanoct.fewshot import Adapted, encode_context, noise_like
 from nanoct.optimise import optimise
+from nanoct.packing import answer_logits, can_leave_one_out, pack_demos, visible
 
 
 @dataclass

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from nanoct.fewshot import Adapted, Prefix, answer_logits, can_leave_one_out, concatenate, pack_demos, visible
+from nanoct.fewshot import Adapted, Prefix, concatenate
 from nanoct.optimise import optimise
+from nanoct.packing import answer_logits, can_leave_one_out, pack_demos, visible
 
 
 @dataclass

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from nanoct import adapters
-from nanoct.fewshot import Adapted, answer_logits, encode_context, pack_demos
+from nanoct.fewshot import Adapted, encode_context
 from nanoct.optimise import optimise
+from nanoct.packing import answer_logits, pack_demos
 
 
 @dataclass

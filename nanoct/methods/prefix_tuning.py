@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from nanoct.fewshot import Adapted, answer_logits, encode_context, first_tokens, noise_like, pack_demos, read_on
+from nanoct.fewshot import Adapted, encode_context, first_tokens, noise_like, read_on
 from nanoct.optimise import optimise
+from nanoct.packing import answer_logits, pack_demos
 
 
 @dataclass

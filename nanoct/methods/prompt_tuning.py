@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from nanoct.fewshot import Adapted, Prefix, answer_logits, first_tokens, pack_demos, read_on
+from nanoct.fewshot import Adapted, Prefix, first_tokens, read_on
 from nanoct.optimise import optimise
+from nanoct.packing import answer_logits, pack_demos
 
 
 @dataclass

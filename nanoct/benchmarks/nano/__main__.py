@@ -72,7 +72,7 @@ def main():
     for name, (demos, queries) in tasks.items():
         show(args.world, name, demos, queries, sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
     if args.picture:
-        from nanoct import plots  # matplotlib takes a second
+        from nanoct.runs import plots  # matplotlib takes a second
 
         pairs = lambda demos, queries: [(grids.read(x), grids.read(y)) for x, y, *_ in (*demos, queries[0])]
         plots.grids({name: pairs(*task) for name, task in tasks.items()}, args.picture)

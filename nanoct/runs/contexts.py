@@ -1,0 +1,145 @@
+"""A tuned context is a file one can share: what a method makes of a task, without the model that it belongs to.
+
+    save_adapted(adapted, "ctx.safetensors", "ct_kv", config, k=10, template="{input}={output};")
+    adapted, about = load_adapted("ctx.safetensors", model)
+
+One safetensors file, so nothing in it is ever executed. Its tensors have the dtypes they were trained in:
+
+    prefix.keys, prefix.values    (L, 1, K, P, D), keys after RoPE
+    prefix.owner                  (P,) int64
+    adapter.NAME.a, .b            (rank, in), (out, rank) of the linear NAME; DoRA's .magnitude (out,) too
+
+and its metadata one JSON object, `about`: version, model (the fingerprint of the base model), method, config, k,
+n_trained, next_position (null: no prefix), adapter ("LoRA", "DoRA" or null), scale ({NAME: number}), and whatever
+else the writer gave. The same context gives the same bytes.
+
+Dimensions: L layers, K KV heads, P prefix entries, D head_dim.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from types import NoneType
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from nanoct.adapters import DoRA, LoRA
+from nanoct.fewshot import Adapted, Prefix
+from nanoct.files import replace_file
+from nanoct.weights import FLOATS, fingerprint
+
+VERSION = 1
+ENTRY = "nanoct_context"  # of the metadata; the only one, as safetensors does not keep an order
+ABOUT = dict(model=str, method=str, config=dict, k=int, n_trained=int, next_position=(int, NoneType),
+             adapter=(str, NoneType), scale=dict)
+KINDS = {"LoRA": (LoRA, ("a", "b")), "DoRA": (DoRA, ("a", "b", "magnitude"))}
+
+
+def save_adapted(adapted, path, method, config, k, **extra) -> Path:
+    """Write (phi's adapter, theta) of an Adapted; return the path. An older file is whole until the new one is.
+
+    method: its name; config: its Config or a dict; k: how many demos; extra: anything JSON holds, for `about`.
+    Raises ValueError on what load_adapted would refuse, OSError with a sentence where the file cannot be written.
+    """
+    adapter, prefix, tensors = adapted.adapter or {}, adapted.prefix, {}
+    kinds = sorted({type(part).__name__ for part in adapter.values()})
+    if len(kinds) > 1 or not KINDS.keys() >= set(kinds):
+        raise ValueError(f"the adapter holds {', '.join(kinds)}; a context holds one kind of {', '.join(KINDS)}.")
+    if prefix is not None:
+        keys, values = prefix.stack()
+        tensors = {"prefix.keys": keys, "prefix.values": values, "prefix.owner": prefix.owner}
+    for name, part in adapter.items():
+        tensors |= {f"adapter.{name}.{leaf}": getattr(part, leaf) for leaf in KINDS[kinds[0]][1]}
+    about = dict(version=VERSION, model=fingerprint(adapted.model), method=method,
+                 config=config if isinstance(config, dict) else asdict(config), k=k, n_trained=adapted.n_trained,
+                 next_position=None if prefix is None else prefix.next_position, adapter=kinds[0] if kinds else None,
+                 scale={name: part.scale for name, part in adapter.items()}, **extra)
+    _check_fits(path, about, adapted.model,
+                {name: ("floats" if t.is_floating_point() else "I64", *t.shape) for name, t in tensors.items()})
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    return replace_file(path, save(tensors, {ENTRY: json.dumps(about)}))
+
+
+def load_adapted(path, model):
+    """The Adapted of a file that save_adapted wrote, on the model's device, and `about`: everything else it says.
+
+    Raises what read_about does, and ValueError with a sentence on a context of another model, or on tensors that
+    do not fit this one.
+    """
+    about = read_about(path)
+    if about["model"] != (mark := fingerprint(model)):
+        raise ValueError(f"{path} was tuned on the model {about['model']} and this one is {mark}: give the model that "
+                         "it belongs to.")
+    with safe_open(path, "pt") as file:
+        headers = {name: file.get_slice(name) for name in file.keys()}
+        _check_fits(path, about, model, {name: ("floats" if h.get_dtype() in FLOATS else h.get_dtype(), *h.get_shape())
+                                         for name, h in headers.items()})
+        # copy: a view of the mapped file would change, and die, with the file
+        tensors = {name: file.get_tensor(name).to(model.device, copy=True) for name in headers}
+    prefix = None
+    if about["next_position"] is not None:
+        layers = zip(tensors["prefix.keys"].unbind(), tensors["prefix.values"].unbind())
+        prefix = Prefix(list(layers), tensors["prefix.owner"], about["next_position"])
+    adapter = {name: _adapter(about["adapter"], tensors, name, scale) for name, scale in about["scale"].items()}
+    return Adapted(model, adapter or None, prefix, about["n_trained"]), about
+
+
+def _adapter(kind, tensors, name, scale):
+    kind, leaves = KINDS[kind]
+    part = kind.__new__(kind)  # its __init__ would draw random numbers
+    vars(part).update({leaf: tensors[f"adapter.{name}.{leaf}"] for leaf in leaves})
+    part.leaves = [getattr(part, leaf) for leaf in leaves]
+    part.scale, part.dropout, part.generator = scale, 0.0, None
+    return part
+
+
+def read_about(path):
+    """`about` of a context file; no tensor is read and no model needed.
+
+    Raises FileNotFoundError without a file, ValueError with a sentence for one that is truncated, no safetensors
+    file, no context, or of a version that this code does not know.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no context {path}: give a file that nanoct.tune wrote.")
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})[ENTRY])
+        version = about["version"]
+    except SafetensorError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is truncated or no safetensors file ({reason}): tune or copy it again.") from None
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is a safetensors file but no context (no {ENTRY} in its metadata): give a file that "
+                         "nanoct.tune wrote.") from None
+    if version != VERSION:
+        raise ValueError(f"{path} has version {version!r} of the format and this nanoct reads {VERSION}: update it, or "
+                         "tune again.")
+    if wrong := [name for name, kind in ABOUT.items() if name not in about or not isinstance(about[name], kind)]:
+        found = about.get(wrong[0], "missing")
+        raise ValueError(f"{path}: {wrong[0]} is {found!r} in its metadata: tune or copy it again.")
+    return about
+
+
+def _check_fits(path, about, model, seen):
+    """ValueError unless the tensors {name: (kind, *shape)} are those of a context of the model, of any P and rank."""
+    c, expected = model.config, {}
+    size = lambda name, dim: seen.get(name, ())[1 + dim : 2 + dim] or (0,)
+    if about["next_position"] is not None:
+        P = size("prefix.keys", 3)
+        theta = ("floats", c.n_layer, 1, c.n_kv_head, *P, c.head_dim)
+        expected = {"prefix.keys": theta, "prefix.values": theta, "prefix.owner": ("I64", *P)}
+    if about["scale"] and about["adapter"] not in KINDS:
+        raise ValueError(f"{path} has an adapter of kind {about['adapter']!r}; known are {', '.join(KINDS)}.")
+    for name, scale in about["scale"].items():
+        if name not in model.linears or not isinstance(scale, float):
+            raise ValueError(f"{path} has an adapter of scale {scale!r} for {name!r}; names look like "
+                             f"{next(iter(model.linears))!r}, and scales are numbers.")
+        (n_out, n_in), rank = model.linears[name].weight.shape, size(f"adapter.{name}.a", 0)
+        shapes = dict(a=(*rank, n_in), b=(n_out, *rank), magnitude=(n_out,))
+        expected |= {f"adapter.{name}.{leaf}": ("floats", *shapes[leaf]) for leaf in KINDS[about["adapter"]][1]}
+    if wrong := [name for name in sorted(expected.keys() | seen.keys()) if seen.get(name) != expected.get(name)]:
+        show = lambda there, name: f"{there[name][0]} {there[name][1:]}" if name in there else "missing"
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ValueError(f"{path} does not fit the model: {wrong[0]} is {show(seen, wrong[0])}, expected "
+                         f"{show(expected, wrong[0])}{more}; tune it again on this model.")

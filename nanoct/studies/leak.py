@@ -1,0 +1,86 @@
+"""What leaks in CT-Prompt's cheap variant: the answer of a hidden demo, through the tokens of the prompt behind it.
+
+    python -m nanoct.leak            # the embedded models, minutes on one core
+
+Every demo's answer is replaced by another demo's, so that nothing but demo i says what y_i is; and pair i trains the
+embeddings of demo i alone, not those of the others, which could learn y_i by heart. Retrieved is a demo whose y_i has
+all its tokens as the most likely ones in the row of pair i, before that training and after:
+
+    visible    nothing is hidden from pair i: what its own demo can do
+    one pass   demo i is hidden from pair i, but not from the prompt's later tokens (ct_prompt's Config.one_pass)
+    k passes   demo i is hidden from all of its row, as CT-Prompt does it: training changes nothing
+
+What one pass gains by training is the leak. The last demo has no later token: it cannot leak and is not counted.
+"""
+
+import json
+from pathlib import Path
+from statistics import mean
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from nanoct import cli
+from nanoct.benchmarks.nano import FOLDER, WORLDS, make_task
+from nanoct.fewshot import concatenate
+from nanoct.methods import ct_prompt
+from nanoct.optimise import optimise
+from nanoct.packing import answer_logits, pack_demos
+from nanoct.runs.report import standard_error, table
+from nanoct.tokenizer import load_tokenizer
+from nanoct.weights import load_model
+
+HIDDEN = {"visible": (False, False), "one pass": (False, True), "k passes": (True, True)}  # from the prompt, from the pair
+CONFIG = ct_prompt.Config(n_step=32, lr=3e-2, token_dropout=0.0)
+
+
+def retrieved(model, task, in_prompt, from_pair, config=CONFIG):
+    """Shares of the demos but the last that their own pair retrieves, (before, after) training.
+
+    in_prompt, from_pair: whether demo i is hidden from the prompt that pair i reads, and from pair i itself.
+    """
+    tokens, owner = concatenate(model, task.instruction, task.demos, task.separator)
+    k, row, start = len(task.demos), pack_demos(task, model, len(owner)), model.embed(tokens)
+    own = owner == torch.arange(k, device=owner.device)[:, None]  # (k, P)
+    embeds = start.detach().clone().requires_grad_()  # (1, P, C)
+
+    def logits():
+        prompts = torch.where(own[..., None], embeds, start)  # (k, P, C): only its own demo is trained by a pair
+        prefix, seen = ct_prompt.read(model, prompts, ~own | (not in_prompt))
+        return answer_logits(model, row, prefix, mask=row.mask(seen & ~(own & from_pair).repeat(1, k)))
+
+    @torch.no_grad()
+    def share():
+        wrong = (logits().argmax(-1) != row.target).float()
+        return (torch.zeros(k).index_add_(0, row.pair[row.where], wrong)[:-1] == 0).float().mean().item()
+
+    before = share()
+    optimise(lambda: F.cross_entropy(logits(), row.target), [embeds], config)
+    return before, share()
+
+
+def main():
+    p = cli.Parser(prog="nanoct.leak", description=__doc__.split("\n")[0])
+    p.add_argument("--tasks", type=int, default=4, help="of the held-out pool of each world")
+    p.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
+    p.add_argument("--out", default="results", help="folder of leak.jsonl and leak.md")
+    args = p.parse_args()
+    torch.set_num_threads(1)
+    folder, lines = Path(args.out), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for world in args.world:
+        model, tokenizer = load_model(FOLDER / world, "cpu"), load_tokenizer(FOLDER / world)
+        for name in tqdm(WORLDS[world].pools()["held_out"][: args.tasks], desc=world):
+            task = make_task(world, name, tokenizer, seed=0, n_query=1, wrong=1.0)
+            for variant, hidden in HIDDEN.items():
+                before, after = retrieved(model, task, *hidden)
+                lines.append(dict(world=world, task=name, variant=variant, before=before, after=after, torch=torch.__version__))
+        (folder / "leak.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shares = lambda world, variant, when: [100 * line[when] for line in lines if (line["world"], line["variant"]) == (world, variant)]
+    cell = lambda values: f"{mean(values):.1f} ± {standard_error(values):.1f}"
+    rows = [[f"{variant}, {when}", *(cell(shares(world, variant, when)) for world in args.world)]
+            for variant in HIDDEN for when in ("before", "after")]
+    written = f"Demos retrieved, % ± s.e. over {args.tasks} held-out tasks\n\n" + table(rows, ["", *args.world]) + "\n"
+    print(f"\n{written}")
+    (folder / "leak.md").write_text(written)

@@ -1,0 +1,101 @@
+"""Accuracy and seconds against the number of demos k.
+
+    python -m nanoct.reproduce --scaling
+
+Accuracy on the embedded worlds at every k that fits their context, and the seconds that the presets take. And the
+seconds of one *pass*, in which every demo is a target once with the others in context, on an embedded model and on a
+random one of 24 million weights, where the matrices are large enough for the asymptote: CT-KV needs one row of P
+tokens for a pass, CT-Prompt and TTT k rows of P. Fitted by a·k + b·k², so b says how quadratic a method is.
+"""
+
+import json
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from nanoct.fewshot import Demo, Task
+from nanoct.methods import METHODS
+from nanoct.model import Llama, LlamaConfig
+from nanoct.runs.report import settings, table
+
+K = (2, 4, 8, 16, 32)
+TUNED = ("ct_kv", "ct_prompt", "ttt")
+N_TOKEN = 12  # of a demo, in the passes
+N_PASS = 3  # timed passes, after one that warms up
+RANDOM = LlamaConfig(vocab_size=4096, n_layer=8, n_head=8, n_kv_head=4, n_embd=512, head_dim=64, n_ffn=1408, n_position=1024)
+
+
+def variants(k, base):
+    """(method, config, k, share of wrong labels) of every run on a task; base(method): its config in this world."""
+    return [(method, base(method), k, 0.0) for k in K for method in ("icl", *TUNED)]
+
+
+def pass_seconds(model, method, k):
+    """Seconds of one pass over k demos of N_TOKEN tokens each, the median of N_PASS."""
+    generator = torch.Generator().manual_seed(k)
+    ids = torch.randint(model.config.vocab_size, (k, N_TOKEN), generator=generator).tolist()
+    task = Task("timing", [Demo(row[:-2], row[-2:]) for row in ids], queries=[])
+    options = dict(n_step=N_PASS + 1) | (dict(batch=k) if method == "ttt" else {})
+    ends = []
+
+    def progress(step, loss):
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+
+    METHODS[method].adapt(model, task, METHODS[method].Config(**options), progress=progress)
+    return median(b - a for a, b in zip(ends, ends[1:]))
+
+
+def passes(embedded, folder):
+    """Seconds of a pass of every method at every k on both models; lines, also written to passes.jsonl."""
+    lines = []
+    random = Llama(RANDOM).init_weights(torch.Generator().manual_seed(0)).requires_grad_(False).to(embedded.device)
+    for name, model in (("embedded, 0.9M", embedded), ("random, 24M", random)):
+        for k in K:
+            for method in TUNED:  # side by side, as machines are noisy
+                seconds = pass_seconds(model, method, k)
+                lines.append(dict(model=name, method=method, k=k, seconds=seconds, n_token=N_TOKEN, n_thread=torch.get_num_threads(),
+                                  device=str(model.device), torch=torch.__version__, date=time.strftime("%Y-%m-%d")))
+                print(f"a pass of {method} over {k} demos, {name}: {seconds:.3f} s")
+    (folder / "passes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def fit(k, seconds):
+    """(a, b) of seconds ≈ a·k + b·k², least squares of relative errors."""
+    k, seconds = np.asarray(k, float), np.asarray(seconds)
+    return np.linalg.lstsq(np.stack([k, k**2], 1) / seconds[:, None], np.ones_like(seconds), rcond=None)[0]
+
+
+def report(lines, timed, folder):
+    """Print the tables, write them to scaling.md, and draw scaling.png."""
+    folder, parts = Path(folder), []
+    n = sorted({len({line["task"] for line in lines if line["world"] == line_["world"]}) for line_ in lines})
+    by_k = {k: settings([line for line in lines if line["k"] == k]) for k in K}
+    worlds = list(dict.fromkeys(line["world"] for line in lines))
+    cell = lambda method, world, k: next((f"{s.score:.1f} ± {s.error:.1f}" + (f" ({s.seconds:.2f})" if s.config else "")
+                                          for s in by_k[k].get(world, {}).get(method, [])), "")
+    parts.append(f"{lines[0]['pool'].replace('_', '-')} pool, {' or '.join(map(str, n))} tasks a world; score % ± s.e., in brackets "
+                 "seconds a task at the settings of the world's own k; empty: the context is too short")
+    parts.append(table([[world, method, *(cell(method, world, k) for k in K)] for world in worlds for method in ("icl", *TUNED)],
+                       ["world", "method", *(f"k = {k}" for k in K)]))
+    rows = []
+    for model in dict.fromkeys(line["model"] for line in timed):
+        for method in TUNED:
+            seconds = {line["k"]: line["seconds"] for line in timed if (line["model"], line["method"]) == (model, method)}
+            a, b = fit(list(seconds), list(seconds.values()))
+            rows.append([model, method, *(f"{1e3 * seconds[k]:.0f}" for k in K), f"{1e3 * a:.2f}", f"{1e3 * b:.3f}",
+                         f"{b * max(K) / (a + b * max(K)):.0%}"])
+    parts.append(f"One pass over k demos of {N_TOKEN} tokens, milliseconds, and the fit a·k + b·k²")
+    parts.append(table(rows, ["model", "method", *(f"k = {k}" for k in K), "a", "b", f"share of b·k² at {max(K)}"]))
+    written = "\n\n".join(parts) + "\n"
+    print(f"\n{written}")
+    (folder / "scaling.md").write_text(written)
+    from nanoct.runs import plots  # matplotlib is slow to import
+
+    plots.scaling(by_k, timed, folder / "scaling.png")
+    print(f"wrote scaling.md and scaling.png in {folder}")

@@ -1,0 +1,154 @@
+"""The coin-flip study's runs, tables and figures, on a preset of seconds."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from nanoct.coins import experiment, figures, report, study
+from nanoct.coins.coins import Beta, regret
+from nanoct.coins.predictors import FOLDER, Config, load
+from nanoct.coins.tuning import METHODS
+
+TINY = experiment.Preset(2, 4, 2, 16, 4, ("HardPT", "SoftPT", "RealPT", "FullWT"), ("SoftPT",), (1,), ("single", "markov"), ((128, 1, 4),))
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    """Runs in this process: workers would not know the preset."""
+    def execute(runs, results, work, n_worker, prepare, device):
+        prepare(device)
+        for run in runs:
+            if results.key(run) not in results.keys:
+                results.append(work(run))
+        return results.of(runs)
+
+    monkeypatch.setattr(study, "execute", execute)
+    monkeypatch.setitem(experiment.PRESETS, "quick", TINY)
+    monkeypatch.setattr(experiment, "DEVICE", "cpu", raising=False)
+
+
+def start(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["study", *map(str, arguments)])
+    study.main()
+
+
+@pytest.mark.parametrize("preset", experiment.PRESETS)
+def test_plans_hold_what_the_paper_asks(preset):
+    runs = experiment.plan(experiment.PRESETS[preset])
+    assert len({experiment.key(run) for run in runs}) == len(runs)
+    of = lambda **wanted: [run for run in runs if all(run[name] == value for name, value in wanted.items())]
+    assert all(run["length"] <= 12 for run in of(method="HardPT"))  # 2^L are searched
+    assert {run["kind"] for run in runs} == {"transformer", "lstm"} and of(target="beta", method="NoTuning")
+    if preset != "quick":
+        for target in "single", "mixture", "markov":
+            assert {run["method"] for run in of(target=target, trained=True)} == {*experiment.BASELINES, *METHODS}
+            assert {"SoftPT", "HardPT", "FullWT"} <= {run["method"] for run in of(target=target, trained=False)}
+        assert {1, 6, 25} <= {run["length"] for run in of(target="mixture", method="SoftPT")}
+        assert of(n_embd=4, method="RealPT") and of(n_embd=4, method="SoftPT") and of(width=256, n_layer=2, method="FullWT")
+        assert len({run["seed"] for run in of(width=256)}) == experiment.PRESETS[preset].n_wide
+    assert {run["seed"] for run in runs} == set(range(experiment.PRESETS[preset].n_repetition))
+
+
+def test_the_full_preset_is_the_papers():
+    full = experiment.PRESETS["full"]
+    assert (full.n_step, full.batch, full.n_repetition, full.n_eval, full.n_search) == (1000, 256, 10, 2048, 2048) and experiment.T == 200
+
+
+def test_a_line_is_what_it_says():
+    run = next(run for run in experiment.plan(TINY) if run["method"] == "NoTuning" and run["target"] == "single" and run["trained"])
+    line, again = experiment.work(run), experiment.work(run)
+    assert line["regret"] == again["regret"] and len(line["regret"]) == 200
+    x, truth = experiment.fresh("single", 16, 0)
+    wanted = regret(load(FOLDER / "transformer-128x1.safetensors").predict(x), x, truth).mean(0)
+    torch.testing.assert_close(torch.tensor(line["regret"], dtype=torch.float64), wanted, atol=1e-4, rtol=0)
+    assert not torch.equal(x, experiment.fresh("single", 16, 1)[0])
+
+
+def test_repetitions_differ_in_weights_and_in_the_start_of_tuning():
+    runs = [dict(zip(experiment.KEY, ("single", "lstm", 128, 1, 128, trained, "SoftPT", 3, seed, 1, 2, 0, 0))) for trained in (True, False) for seed in (0, 1)]
+    (a, b), (c, d) = ([experiment.tuned_of(run).prefix for run in pair] for pair in (runs[:2], runs[2:]))
+    assert not torch.equal(a, b) and not torch.equal(c, d) and torch.equal(a, experiment.tuned_of(runs[0]).prefix)
+    weights = [experiment.predictor_of(run).unembed.weight for run in runs]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[2], weights[3])
+
+
+def test_shipped_predictors_are_near_bayes():
+    """0.03 (LSTM) and 0.11 nats above PreBayes after 100 flips on 8,192 sequences (weights/coins/log.jsonl)."""
+    x, truth = Beta().sample(256, 100, torch.Generator().manual_seed(7))
+    for kind, bound in ("lstm", 0.1), ("transformer", 0.25):
+        predictor = load(FOLDER / f"{Config(kind).name}.safetensors")
+        above = (regret(predictor.predict(x), x, truth) - regret(Beta().bayes(x), x, truth))[:, -1].mean().item()
+        assert -0.05 < above < bound
+
+
+@pytest.mark.parametrize("method", ["SoftPT", "FullWT", "HardPT"])
+def test_flops_are_those_that_torch_counts(method):
+    """Of tuning a Transformer: within a fifth, as attention and the optimiser are left out and embedding has no gradient to pass on."""
+    run = dict(zip(experiment.KEY, ("single", "transformer", 128, 1, 128, True, method, 4, 0, 3, 8, 0, 8)))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        experiment.tuned_of(run)
+    assert experiment.flops(run) == pytest.approx(counter.get_total_flops(), rel=0.2)
+
+
+def test_tables_figures_and_a_second_start(tmp_path, monkeypatch, capsys):
+    start(monkeypatch, "--quick", "--out", tmp_path)
+    said = capsys.readouterr().out
+    text, lines = (tmp_path / "study.md").read_text(), (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert "TFLOP" in said and text in said and len(lines) == len(experiment.plan(TINY))
+    for name in ("regret", "regret_untrained", "loss", "loss_untrained", "bars", "lengths", "near_bayes", "ranking", "pca"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000, name
+    runs = tmp_path / "runs.jsonl"
+    runs.write_text("\n".join(lines[:-3]) + "\n" + lines[-3][:40])  # killed while writing
+    monkeypatch.setattr(figures, "draw", lambda *_: None)
+    with pytest.warns(UserWarning, match="half-written"), pytest.raises(ValueError, match="lacks 3 of the .* runs of --quick"):
+        start(monkeypatch, "--quick", "--report", "--out", tmp_path)
+    start(monkeypatch, "--quick", "--out", tmp_path)
+    assert (tmp_path / "study.md").read_text() == text
+    assert sorted(map(experiment.key, map(json.loads, runs.read_text().splitlines()))) == sorted(map(experiment.key, experiment.plan(TINY)))
+
+
+def lines_of(values):
+    """Lines of single-coin runs of a Transformer: {(method, trained, length, size): [regret after 50 flips of each repetition]}."""
+    found = []
+    for (method, trained, length, size), of in values.items():
+        for seed, value in enumerate(of):
+            run = dict(zip(experiment.KEY, ("single", "transformer", *size, trained, method, length, seed, 2, 4, 16, 4)))
+            found.append(run | dict(regret=[value] * 200, seconds=1.0))
+    return found[::-1]  # in whatever order they came
+
+
+def test_differences_are_paired_and_errors_over_repetitions():
+    base, narrow = experiment.BASE, (128, 1, 4)
+    lines = report.Lines(lines_of({("SoftPT", True, 6, base): [0.3, 0.5], ("RealPT", True, 6, base): [1.3, 1.6],
+                                   ("SoftPT", False, 6, base): [2.0, 3.0], ("SoftPT", True, 25, base): [0.1, 0.2]}), TINY)
+    assert lines.of("single", "transformer", "SoftPT")[:, 0].tolist() == pytest.approx([0.3, 0.5])
+    assert lines.of("single", "transformer", "SoftPT", length=25)[:, 0].tolist() == pytest.approx([0.1, 0.2])
+    assert lines.of("single", "transformer", "SoftPT", False)[:, 0].tolist() == [2, 3]
+    assert report.gap(lines, "single", "transformer", base) == "+1.05 ± 0.05" and report.gap(lines, "single", "transformer", narrow) == ""
+    above = lines.above("single", "transformer", "SoftPT", bayes="PreBayes")
+    for seed, value in enumerate((0.3, 0.5)):
+        x, truth = experiment.fresh("single", 16, seed)
+        assert above[seed] == pytest.approx(value - regret(Beta().bayes(x), x, truth)[:, 49].mean().item(), abs=1e-6)
+    assert report.cell([1.0, 2.0]) == "1.50 ± 0.50" and report.cell([1.0]) == "1.00" and report.cell([]) == ""
+
+
+def test_rank_correlation_with_ties():
+    assert report.spearman([1, 2, 3, 4], [10.0, 20, 30, 45]) == pytest.approx(1)
+    assert report.spearman([1, 2, 3], [3.0, 2, 1]) == pytest.approx(-1)
+    # ranks 1, 2.5, 2.5, 4 against 1, 3, 2, 4: covariance 4.5, variances 4.5 and 5
+    assert report.spearman([1, 5, 5, 9], [1.0, 3, 2, 4]) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
+
+
+def test_running_mean():
+    values = torch.tensor([1.0, 2, 6, 3, 8])
+    torch.testing.assert_close(figures.smooth(values, 3), torch.tensor([1.5, 3, 11 / 3, 17 / 3, 5.5]))
+
+
+@pytest.mark.parametrize("arguments, said", [(("--workers", "0"), "--workers 0 must be at least 1"), (("--device", "abacus"), "abacus")])
+def test_mistakes_are_a_sentence(monkeypatch, tmp_path, arguments, said):
+    with pytest.raises(ValueError, match=said):
+        start(monkeypatch, "--quick", "--out", tmp_path, *arguments)

@@ -1,0 +1,281 @@
+"""The paper's protocol on a tiny model and a tiny BBH: lines, resuming, two processes, the dry run, and mistakes."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from unittest.mock import Mock
+
+import pytest
+import torch
+from conftest import DATA
+
+from nanoct import cli, reproduce
+from nanoct import paper as protocol
+from nanoct.benchmarks.common import Counts
+from nanoct.benchmarks.presets import PUBLISHED, SETTINGS
+from nanoct.costs import memory
+from nanoct.methods import METHODS, icl
+from nanoct.model import Llama, LlamaConfig
+from nanoct.runs.results import key, read
+from nanoct.tokenizer import load_tokenizer
+from nanoct.weights import save_model
+
+SHORT = [word for name, method in METHODS.items() for field in ("n_step", "ttt_n_step", "batch", "rank") if hasattr(method.Config, field)
+         for word in ("--set", f"{name}.{field}=1")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    config = LlamaConfig(vocab_size=256, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=256)
+    save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bbh")
+    for name in "bbh", "cot-prompts":
+        (folder / name).mkdir()
+    for task in "sums", "words", "long":
+        examples = [dict(input=f"{task} {i}" + " long" * 50 * (task == "long"), target="ab"[i % 2]) for i in range(6)]
+        (folder / "bbh" / f"{task}.json").write_text(json.dumps(dict(examples=examples)))
+        (folder / "cot-prompts" / f"{task}.txt").write_text("-----\nGo on.\n")
+    return folder
+
+
+def job(model, data, out, *more):
+    return [*map(str, ("--benchmark", "bbh", "--model", model, "--data", data, "--out", out, "--tokenizer", "bytes", "--k", 2, "--device",
+                       "cpu", "--tasks", "sums", "words", *more))]
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
+    reproduce.main()
+
+
+def same(lines):
+    """What two jobs must agree on: all but times, memory, and the number of threads."""
+    return {key(line): (line["score"], line["loss"], line["n_query"], line["n_trained"]) for line in lines}
+
+
+def test_all_methods_in_a_table_beside_the_papers(model, data, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, *job(model, data, tmp_path, "--seeds", "42", *SHORT))
+    lines = read(tmp_path / "results.jsonl")
+    assert Counter((line["method"], line["task"]) for line in lines) == {(m, t): 1 for m in METHODS for t in ("sums", "words")}
+    assert all(line["demos"] == 2 and line["queries"] == line["n_query"] == 4 and line["peak_bytes"] > 0 and line["dtype"] == "float32"
+               and line["seconds"] >= 0 and line["seconds_score"] > 0 and line["device"] and line["torch"] for line in lines)
+    table = (tmp_path / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    for method in METHODS:
+        (row,) = [row for row in table.splitlines() if row.startswith(f"| {method} ")]
+        assert f"| {PUBLISHED['bbh'][method]} |" in row.replace("  ", " ").replace("  ", " ")
+
+
+def test_a_second_start_goes_on(model, data, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, *job(model, data, tmp_path, "--limit-queries", 1, "--methods", "icl"))
+    lines = (tmp_path / "results.jsonl").read_text()
+    assert len(lines.splitlines()) == 10  # two tasks, the paper's five seeds
+    (tmp_path / "results.jsonl").write_text(lines[:-30])  # killed while writing
+    with pytest.warns(UserWarning, match="half-written"):
+        run(monkeypatch, *job(model, data, tmp_path, "--limit-queries", 1, "--methods", "icl", "zero_shot"))
+    assert "9 of 20 runs are in" in capsys.readouterr().out
+    assert len(same(read(tmp_path / "results.jsonl"))) == len(read(tmp_path / "results.jsonl")) == 20
+
+
+def test_other_queries_lengths_and_dtypes_are_other_runs(model, data, tmp_path, monkeypatch):
+    for more in (), ("--limit-queries", 1), ("--length", 200), ("--dtype", "float64"), ("--k", 1):
+        run(monkeypatch, *job(model, data, tmp_path, "--methods", "zero_shot", "--seeds", 1, "--tasks", "sums", *more))
+    lines = read(tmp_path / "results.jsonl")
+    assert len(lines) == 5 and [line["n_query"] for line in lines] == [4, 1, 4, 4, 5]
+
+
+def test_a_task_without_a_query_that_fits_is_given_up_and_said(model, data, tmp_path, monkeypatch, capsys):
+    more = ("--methods", "icl", "--seeds", "42", "--tasks", "sums", "long")
+    run(monkeypatch, *job(model, data, tmp_path, *more))
+    said = capsys.readouterr().out
+    assert "long, seed 42: given up" in said and "1 of 2 runs" in said
+    with pytest.raises(ValueError, match="no task of .* has a query that fits 256 tokens"):
+        run(monkeypatch, *job(model, data, tmp_path, *more, "--tasks", "long"))
+
+
+def test_out_of_memory_keeps_what_is_done(model, data, tmp_path, monkeypatch):
+    def adapt(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(icl, "adapt", adapt)
+    with pytest.raises(ValueError, match="out of memory in icl on sums: use --checkpoint.* the results so far are kept"):
+        run(monkeypatch, *job(model, data, tmp_path, "--methods", "zero_shot", "icl", "--seeds", "42"))
+    assert [line["method"] for line in read(tmp_path / "results.jsonl")] == ["zero_shot"]
+    for error in ZeroDivisionError("division by zero"), RuntimeError("CUDA error: an illegal memory access was encountered"):
+        monkeypatch.setattr(icl, "adapt", Mock(side_effect=error))
+        with pytest.raises(type(error), match=str(error)):  # what is no want of memory is not called so
+            run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "--seeds", "42"))
+
+
+@pytest.mark.parametrize("error, is_one", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True), (MemoryError(), True),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:120] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), True),
+    (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+], ids=str)
+def test_out_of_memory_anywhere_is_one_sentence(capsys, error, is_one):
+    with pytest.raises(SystemExit if is_one else RuntimeError) as stop:
+        cli.run(Mock(side_effect=error))
+    said = capsys.readouterr().err
+    assert (said.startswith("error: out of memory: take a smaller") and said.count("\n") == 1 and stop.value.code == 2) if is_one else not said
+
+
+def test_a_broken_file_stops_the_job_before_a_model_is_loaded(model, data, tmp_path, monkeypatch):
+    (shutil.copytree(data, tmp_path / "data") / "bbh" / "words.json").write_text('{"examples": [{"inp')
+    monkeypatch.setattr(protocol, "load_model", None)
+    with pytest.raises(ValueError, match="words.json is not JSON, perhaps truncated"):
+        run(monkeypatch, *job(model, tmp_path / "data", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_left_out_is_said(model, data, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "--seeds", "1", "2", "--tasks", "sums", "long"))
+    assert "2 tasks, 2 seeds: 8 demos, 8 queries, 8 too long, 0 inputs cut; 2 without a query that fits 256" in capsys.readouterr().out
+
+
+def test_a_method_that_cannot_do_a_task_is_said_and_the_others_go_on(model, data, tmp_path, monkeypatch, capsys):
+    def adapt(model, task, *_):
+        raise ValueError(f"no room for {task.name}.")
+
+    monkeypatch.setattr(icl, "adapt", adapt)
+    run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "zero_shot", "--seeds", "42"))
+    said = capsys.readouterr().out
+    assert "icl on sums, seed 42, is left out: no room for sums." in said and "2 of 4 runs" in said
+    assert {line["method"] for line in read(tmp_path / "results.jsonl")} == {"zero_shot"}
+
+
+def test_dry_run_loads_no_weights(model, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(protocol, "load_model", None)
+    run(monkeypatch, *job(model, data, tmp_path, "--dry-run"))
+    said = capsys.readouterr().out
+    assert all(f"| {method} " in said for method in METHODS) and "2 tasks" in said and not (tmp_path / "results.jsonl").exists()
+    assert "All 100 runs, 5 seeds: " in said and "hours at 400 TFLOP/s" in said
+
+
+@pytest.mark.parametrize("more, said", [
+    (("--tasks", "nothing"), "--tasks: 'nothing' is not in"),
+    (("--k", "9"), "6 examples, too few for k = 9"),
+    (("--k", "0"), "--k 0 must be at least 1"),
+    (("--device", "cuda:77"), "There is no device 'cuda:77'"),
+    (("--data", "nowhere"), "--data takes the folder of BBH"),
+    (("--set", "icl.lr=1"), "icl has no setting 'lr'"),
+    (("--dtype", "int8"), "dtype is 'int8'"),
+    (("--model", "nowhere/at/all"), "nowhere/at/all"),
+])
+def test_mistakes_are_said_in_a_sentence(model, data, tmp_path, monkeypatch, more, said):
+    with pytest.raises((ValueError, OSError)) as error:
+        run(monkeypatch, *job(model, data, tmp_path, *more))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("tokens, size", [(256, 99), (50, 99)])
+def test_a_tokenizer_that_is_not_the_models(data, tmp_path, monkeypatch, tokens, size):
+    """One with tokens that the model lacks, and one with far fewer."""
+    config = LlamaConfig(vocab_size=size, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=256)
+    save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), tmp_path / "model")
+    (tmp_path / "vocab.json").write_text(json.dumps([chr(i) for i in range(32, 32 + tokens)]))
+    with pytest.raises(ValueError, match=f"{tokens} tokens and the model 99: they do not belong together"):
+        run(monkeypatch, *job(tmp_path / "model", data, tmp_path, "--tokenizer", tmp_path))
+
+
+@pytest.mark.parametrize("benchmark", list(SETTINGS))
+def test_presets_are_settings_of_the_methods(benchmark):
+    for method in METHODS:
+        chosen = SETTINGS[benchmark].get(method, {})
+        assert bool(chosen) == (method not in ("zero_shot", "icl"))
+        (config,) = cli.configs(method, METHODS[method].Config, {name: [value] for name, value in chosen.items()}, {})
+        assert all(type(config[name]) is METHODS[method].Config.__dataclass_fields__[name].type for name in config)
+    assert list(PUBLISHED[benchmark]) == list(METHODS)
+
+
+PAPER = """
+    ct_kv          1e-3/200       1e-3/20       1e-3/16      3e-3/200
+    ct_prompt      1e-3/250       3e-4/20       3e-4/12      1e-3/150
+    prefix_tuning  3e-3/250       1e-3/24       ?/16         3e-3/200
+    prompt_tuning  3e-3/250       1e-3/20       3e-4/16      3e-3/150
+    ttt            1e-4/250x4     1e-4/20x8     1e-4/8x5     1e-4/200x4
+    lora           1e-4/?         1e-4/?        1e-4/?       1e-4/?
+    dora           1e-4/?         1e-4/?        1e-4/?       1e-4/?
+    ttt_ct_kv      1e-3/25        1e-3/5        1e-3/8       3e-3/25
+"""  # rate/steps, TTT's x sequences; ?: not published
+
+
+@pytest.mark.parametrize("row", PAPER.split("\n")[1:-1], ids=lambda row: row.split()[0])
+def test_presets_are_the_papers(row):
+    method, *cells = row.split()
+    for benchmark, cell in zip(("nlp_lr", "mmlu", "bbh", "arc"), cells, strict=True):
+        chosen = SETTINGS[benchmark][method]
+        rate, steps = cell.split("/")
+        steps, _, batch = steps.partition("x")
+        assert rate == "?" or chosen["lr"] == float(rate)
+        assert steps == "?" or chosen["n_step"] == int(steps)
+        assert chosen.get("batch") == (int(batch) if batch else SETTINGS[benchmark]["ttt"]["batch"] if method == "ttt_ct_kv" else None)
+        arc = benchmark == "arc"
+        if "ct_" in method:
+            assert chosen["token_dropout"] == (0.05 if benchmark == "nlp_lr" else 0.1) and chosen.get("leave_one_out", True) != arc
+        if "rank" in chosen:
+            assert (chosen["rank"], chosen["alpha"]) == ((128, 16) if arc else (64, 64))
+        if method == "ttt_ct_kv":
+            assert (chosen["ttt_n_step"], chosen["ttt_lr"]) == tuple(SETTINGS[benchmark]["ttt"][name] for name in ("n_step", "lr"))
+        if "n_prefix" in chosen:
+            assert chosen["n_prefix"] == 32
+
+
+@pytest.mark.skipif(not (DATA / "bbh").is_dir(), reason=f"needs the public files in {DATA}")
+@pytest.mark.parametrize("benchmark, counts", [
+    ("nlp_lr", Counts(208, 2238, 356, 3, 3)), ("mmlu", Counts(320, 3888)), ("bbh", Counts(130, 2808, 177)), ("arc", Counts(703, 212, 2))])
+def test_counts_on_the_public_files_with_llamas_tokenizer(benchmark, counts):
+    """The README's table: the paper's k, lengths, and first seed."""
+    reader, tokenizer = protocol.BENCHMARKS[benchmark], load_tokenizer(DATA / "llama3_tokenizer")
+    tasks = reader.tasks(DATA / benchmark)
+    made = [reader.make_task(DATA / benchmark, task, tokenizer, reader.SEEDS[0])[1] for task in tasks]
+    assert sum(made, Counts()) == counts and len(tasks) == {"nlp_lr": 13, "mmlu": 20, "bbh": 13, "arc": 200}[benchmark]
+
+
+@pytest.mark.parametrize("method, gigabytes, name", [*((m, 80, "8b") for m in METHODS), *((m, 16, "1b") for m in METHODS)])
+def test_the_papers_models_fit_where_the_readme_says(method, gigabytes, name):
+    """BBH at k = 10 with contexts of 2,000 tokens: 8B on 80 GB, 1B on 16 GB, by the estimate in bfloat16."""
+    sizes = {"8b": dict(n_layer=32, n_head=32, n_kv_head=8, n_embd=4096, head_dim=128, n_ffn=14336, tied=False),
+             "1b": dict(n_layer=16, n_head=32, n_kv_head=8, n_embd=2048, head_dim=64, n_ffn=8192)}[name]
+    config = LlamaConfig(vocab_size=128256, n_position=8192, **sizes)
+    lengths = memory.Lengths(30, [(190, 7)] * 10, 200)
+    settings = cli.configs(method, METHODS[method].Config, {k: [v] for k, v in SETTINGS["bbh"].get(method, {}).items()}, {})[0]
+    estimate = memory.estimate(config, method, settings, lengths, torch.bfloat16, checkpoint=True)
+    assert estimate.total < 0.9e9 * gigabytes, f"{estimate.total / 1e9:.1f} GB"
+
+
+def torchrun(*arguments):
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nanoct.reproduce",
+                             *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_are_as_one_also_after_a_kill(model, data, tmp_path, monkeypatch):
+    """All in one job: the same lines as of one process; killed in the middle and started again, complete and nothing twice."""
+    more = ("--methods", "icl", "lora", "ct_kv", "--seeds", *map(str, range(4)), *SHORT, "--set", "lora.n_step=40", "--set", "ct_kv.n_step=40")
+    file = tmp_path / "two" / "results.jsonl"
+    first = torchrun(*job(model, data, tmp_path / "two", *more))
+    deadline = time.monotonic() + 120
+    while not (file.exists() and len(file.read_text().splitlines()) >= 4) and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    workers = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True).stdout.split()
+    subprocess.run(["kill", "-9", *workers], check=True)
+    first.communicate(timeout=60)
+    before = len(file.read_text().splitlines())
+    assert first.returncode and 4 <= before < 24
+
+    second = torchrun(*job(model, data, tmp_path / "two", *more))
+    out, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
+    assert "24 of 24 runs" in out and out.count("| ct_kv ") == 1  # one of the processes reports
+    run(monkeypatch, *job(model, data, tmp_path / "one", *more))
+    one, two = read(tmp_path / "one" / "results.jsonl"), read(file)
+    assert len(two) == 24 and same(one) == same(two)

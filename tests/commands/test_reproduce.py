@@ -1,0 +1,194 @@
+"""The main job: planning, resuming, error bars, and every mistake answered with a sentence."""
+
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from math import isclose, sqrt
+
+import pytest
+import torch
+
+from nanoct import cli
+from nanoct.benchmarks import nano
+from nanoct.methods import METHODS
+from nanoct.model import Llama, LlamaConfig
+from nanoct.reproduce import N_STEP, SWEEP, choose, configs, main, plan, read_settings
+from nanoct.runs import report, results
+from nanoct.weights import save_model
+
+
+def line(method="icl", task="a", seed=0, score=0.5, seconds=1.0, config=None, world="strings", kl=0.1, k=10, wrong=0.0):
+    return dict(model="m", world=world, pool="held_out", k=k, method=method, config=config or {}, task=task, seed=seed,
+                wrong=wrong, score=score, seconds=seconds, n_trained=0, kl=kl)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    config = LlamaConfig(len(nano.VOCABULARY), n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=512)
+    save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), folder)
+    (folder / "vocab.json").write_text(json.dumps(nano.VOCABULARY))
+    return folder
+
+
+SHORT = [word for method, module in METHODS.items() if method != "ct_kv" for field in ("n_step", "ttt_n_step", "batch")
+         if field in module.Config.__dataclass_fields__ for word in ("--set", f"{method}.{field}=1")]
+
+
+def reproduce(*arguments):
+    command = [sys.executable, "-m", "nanoct.reproduce", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tmp_path):
+    job = ("--model", model_folder, "--world", "lexicon", "facts", "--k", 3, "--tasks", 1, "--workers", 2, "--out", tmp_path,
+           "--set", "ct_kv.n_step=1,2", *SHORT)
+    done = reproduce(*job)
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "results.jsonl"
+    before = results.read(file)
+    assert len(before) == 2 * 13  # ten methods, ct_kv twice, two ceilings; a task of each world
+    assert {l["world"] for l in before} == {"lexicon", "facts"}
+    assert all((l["kl"] is None) == l["method"].startswith("bayes") for l in before)
+    assert {key for l in before for key in l} >= {"config", "seed", "torch", "device", "seconds", "score", "date"}
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("accuracy_vs_seconds.png", "kl_vs_steps.png"))
+    text = file.read_text()
+    file.write_text(text[: text.rindex("{") + 40])  # killed in the middle of the last line
+
+    again = reproduce(*job)
+    assert again.returncode == 0 and "half-written" in again.stderr and "25 of 26 runs" in again.stdout, again.stderr
+    after = results.read(file)
+    assert len(after) == 26 and {results.key(l) for l in after} == {results.key(l) for l in before}
+    stable = lambda l: (results.key(l), l["score"], l.get("loss"), l["n_trained"], l["kl"])
+    assert sorted(map(stable, after)) == sorted(map(stable, before))  # the same bits when done again
+
+    redrawn = reproduce("--report", file)
+    assert redrawn.returncode == 0
+    rows = lambda out: [l for l in out.stdout.splitlines() if l.startswith("| ")]
+    assert rows(redrawn) == rows(again) and len(rows(again)) > 4
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--methods", "magic"], "magic"),
+    (["--tasks", "turn into gold"], "turn into gold"),
+    (["--tasks", "100000"], "100000"),
+    (["--world", "atlantis"], "atlantis"),
+    (["--world", "facts", "--tasks", "reverse"], "nanoct.benchmarks.nano --world facts"),
+    (["--set", "ct_kv.speed=3"], "speed"),
+    (["--set", "ct_kv.lr=fast"], "fast"),
+    (["--set", "ct_kv"], "ct_kv"),
+    (["--frobnicate"], "--frobnicate"),
+    (["--k", "0"], "--k 0"),
+    (["--device", "abacus"], "abacus"),
+    (["--model", "no/where/at/all"], "no/where/at/all"),
+    (["--out", "/dev/null/results"], "/dev/null"),
+    (["--sweep", "--ablations"], "choose one"),
+    (["--report", "nothing.jsonl"], "nothing.jsonl"),
+])
+def test_mistakes_get_one_sentence(arguments, says, model_folder, monkeypatch, capsys):
+    if "--model" not in arguments:
+        arguments = [*arguments, "--model", str(model_folder)]
+    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and says in said and len(said.strip().splitlines()) == 1
+
+
+def test_a_context_that_is_too_long_is_said_and_what_is_done_is_kept(model_folder, tmp_path):
+    done = reproduce("--model", model_folder, "--world", "strings", "--tasks", 1, "--k", 60, "--methods", "zero_shot", "icl", "--workers", 1, "--out", tmp_path)
+    assert done.returncode == 2 and "context is 512" in done.stderr and "Traceback" not in done.stderr
+    assert [l["method"] for l in results.read(tmp_path / "results.jsonl")] == ["zero_shot"]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    file = tmp_path / "results.jsonl"
+    file.write_text(json.dumps(line()) + "\nnot json\n" + json.dumps(line(seed=1)) + "\n")
+    with pytest.raises(ValueError, match="line 2"):
+        results.read(file)
+    file.write_text('{"method": "icl"}\n')
+    with pytest.raises(ValueError, match="line 1"):
+        results.Results(file)
+
+
+def test_error_bars_are_over_tasks_and_differences_paired():
+    lines = [line(task=t, seed=s, score=x) for t, s, x in [("a", 0, .2), ("a", 1, .4), ("b", 0, .9), ("b", 1, .9)]]
+    lines += [line("ttt", t, score=x) for t, x in [("b", 1.0), ("a", .5), ("c", 0.0)]]
+    icl, ttt = (among[0] for among in report.settings(lines)["strings"].values())
+    assert icl.by_task() == pytest.approx({"a": 30, "b": 90})
+    assert isclose(icl.score, 60) and isclose(icl.error, 60 / sqrt(2) / sqrt(2))
+    assert ttt.minus(icl) == pytest.approx(report.interval([20, 10]))  # task c has no pair
+
+
+@pytest.mark.parametrize("n, t", [(10, 2.262), (24, 2.069), (61, 2.000)])  # two-sided 95%, n - 1 degrees of freedom
+def test_interval_is_students(n, t):
+    values = [float(i % 7) for i in range(n)]
+    centre, half = report.interval(values)
+    assert isclose(centre, sum(values) / n) and isclose(half / report.standard_error(values), t, rel_tol=2e-3)
+
+
+def test_settings_are_a_product_and_typed():
+    made = configs("ct_kv", {"lr": 0.5}, {"ct_kv": {"lr": ["1e-3", "1e-2"], "n_step": ["4", "8", "16"], "leave_one_out": ["False"]}})
+    assert {(c["lr"], c["n_step"]) for c in made} == {(lr, n) for lr in (1e-3, 1e-2) for n in (4, 8, 16)} and len(made) == 6
+    assert all(c["leave_one_out"] is False and type(c["n_step"]) is int for c in made)
+    assert configs("icl", {}, {}) == configs("bayes_all", {}, {}) == [{}]
+
+
+def test_every_tuned_method_is_swept_over_as_many_settings():
+    counts = {method: len(configs(method, {}, {}, sweep=True)) for method in SWEEP}
+    assert counts.keys() == METHODS.keys() - {"zero_shot", "icl"} and set(counts.values()) == {8}
+    for method, steps in N_STEP.items():
+        assert set(SWEEP[method]["n_step"]) <= set(steps)  # what is chosen lies on the curve
+
+
+def test_the_shipped_settings_are_what_the_shipped_sweep_chose():
+    lines = results.read(nano.FOLDER / "results" / "sweep.jsonl")
+    assert {line["pool"] for line in lines} == {"validation"}
+    assert choose(lines) == read_settings() and read_settings().keys() == nano.WORLDS.keys()
+
+
+def test_choose_takes_the_best_mean_over_tasks_of_each_world():
+    lines = [line("ct_kv", t, score=x, config=dict(lr=lr), world=w) for w, level in (("strings", .4), ("facts", .6))
+             for lr, scores in ((1, (.9, .1)), (2, (level, level))) for t, x in zip("ab", scores)]
+    lines += [line("ct_kv", "a", score=.9, config=dict(lr=1), world="facts", seed=1), line("icl")]  # a mean over lines would take it
+    assert choose(lines) == {"strings": {"ct_kv": dict(lr=1)}, "facts": {"ct_kv": dict(lr=2)}}
+
+
+def test_plan_interleaves_the_worlds(model_folder):
+    args = Namespace(world=["strings", "facts"], tasks={"strings": ["a", "b", "c"], "facts": ["d"]}, seeds=[0, 1], pool="p",
+                     k=None, methods=["icl", "bayes_all"], set={}, sweep=False, ablations=False, scaling=False, model=None)
+    runs = plan(args, {"strings": "S", "facts": "F"})
+    assert [(run["task"], run["seed"], run["method"]) for run in runs[:5]] == [
+        ("a", 0, "icl"), ("a", 0, "bayes_all"), ("a", 1, "icl"), ("a", 1, "bayes_all"), ("d", 0, "icl")]
+    assert len(runs) == 4 * 2 * 2 and {(run["world"], run["model"], run["k"]) for run in runs} == {("strings", "S", 10), ("facts", "F", 16)}
+
+
+def test_race_compares_seconds_to_reach_the_others_best():
+    at = lambda score, seconds: report.Setting("m", {}, [line(score=score, seconds=seconds)])
+    ttt, ct_kv = [at(.80, 4.0), at(.82, 8.0)], [at(.81, 1.0), at(.83, 2.0)]
+    said = report.race(ct_kv[0], ct_kv, ttt)
+    assert "82.0% in 8.00 s" in said and "-1.0 ± nan points from it, in 0.12 times" in said and "in 2.00 s, 0.25 times" in said
+    assert "no setting" in report.race(ct_kv[0], ct_kv[:1], ttt)
+
+
+def test_the_table_shows_the_preset_and_not_the_best():
+    lines = [line("ct_kv", score=x, config=dict(n_step=n)) for n, x in [(4, .9), (8, .5), (16, .7)]]
+    assert report.text(lines, {"strings": {"ct_kv": dict(n_step=8)}}).splitlines()[4].split("|")[2].split()[0] == "50.0"
+
+
+def test_differences_between_methods_are_paired_by_task():
+    lines = [line(m, t, score=x) for m, scores in (("ct_kv", (.9, .5, .4)), ("ttt", (.6, .4, .2))) for t, x in zip("abc", scores)]
+    row = next(row for row in report.text(lines, {}).splitlines() if row.startswith("| ct_kv - ttt"))
+    assert "{:+.1f} ± {:.1f}".format(*report.interval([30, 10, 20])) in row and "prefix" not in row
+
+
+def test_the_table_has_a_column_per_world():
+    lines = [line(m, t, score=x + 0.1 * (t == "b"), world=w) for w, m, x in
+             [("strings", "icl", .5), ("strings", "bayes_all", .7), ("facts", "icl", .3), ("facts", "zero_shot", .2)] for t in "ab"]
+    said = report.text(lines, {}).splitlines()
+    cells = {row.split("|")[1].strip(): [c.strip() for c in row.split("|")[2:-1]] for row in said[2:7] if row.startswith("|")}
+    assert cells["method"] == ["strings", "facts"] and cells["icl"] == ["55.0 ± 5.0", "35.0 ± 5.0"]
+    assert cells["bayes_all"] == ["75.0 ± 5.0", ""] and cells["zero_shot"] == ["", "25.0 ± 5.0"]
+    minus = next(row for row in said if row.startswith("| bayes_all") and "+" in row)
+    assert "+20.0 ± 0.0" in minus

@@ -1,0 +1,376 @@
+"""The tool for one's own task: what it saves predicts as it did in memory, and every mistake gets one sentence."""
+
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nanoct import cli, score, tune
+from nanoct.benchmarks import nano
+from nanoct.fewshot import Adapted, Query, Task
+from nanoct.methods import METHODS, ct_kv, icl
+from nanoct.model import Llama, LlamaConfig
+from nanoct.runs.contexts import load_adapted, read_about, save_adapted
+from nanoct.score import evaluate
+from nanoct.tokenizer import ALPHABET, load_tokenizer
+from nanoct.tune import Line, answer, configure, encode, read_lines, split, unescape
+from nanoct.weights import load_model, save_model
+
+DEMOS = [dict(input=x, output=x[::-1]) for x in ("abc", "fade", "nb", "hijk", "pale", "cab", "dim", "no", "lap", "peg")]
+STRINGS = nano.FOLDER / "strings"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Folder of a random model of the embedded vocabulary with a context of 64 tokens."""
+    folder = tmp_path_factory.mktemp("model")
+    sizes = dict(n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=64)
+    config = LlamaConfig(len(nano.VOCABULARY), **sizes)
+    save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), folder)
+    (folder / "vocab.json").write_text(json.dumps(nano.VOCABULARY))
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("mine.jsonl", DEMOS[:4])
+    write("test.jsonl", DEMOS[4:])
+    return tmp_path
+
+
+def write(path, rows):
+    with open(path, "w") as f:
+        f.writelines((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["nanoct.tune", *map(str, arguments)])
+    tune.main()
+
+
+def rows(text):
+    return [json.loads(row) for row in text.splitlines()]
+
+
+# --- tune, save, predict ---
+
+
+def test_end_to_end_on_the_shipped_model(here, monkeypatch, capsys):
+    queries = [dict(row, output=None) if i == 2 else row for i, row in enumerate(DEMOS)]
+    write("mine.jsonl", DEMOS)
+    write("questions.jsonl", queries)
+    call(monkeypatch, "--data", "mine.jsonl", "--out", "new/ctx", "--held-out", "test.jsonl", "--set", "n_step=4",
+         "--set", "lr=0.1", "--device", "cpu", "--seed", 3)
+    said = capsys.readouterr()
+    assert "4/4" in said.err and "ct_kv, 10 demos: loss " in said.out and "in 4 of 4 steps" in said.out
+    P = 1 + sum(len(row["input"]) + len(row["output"]) + 2 for row in DEMOS)
+    assert f"{2 * 6 * 2 * 32 * P:,} trained numbers" in said.out  # 2·L·K·D·P
+    assert f"{(here / 'new' / 'ctx').stat().st_size:,} bytes" in said.out
+    scores = dict(line.split() for line in said.out.splitlines()[-3:])
+    assert list(scores) == ["ct_kv", "icl", "zero_shot"] and scores["zero_shot"] < scores["icl"]
+
+    model, tokenizer = load_model(STRINGS, "cpu"), load_tokenizer(STRINGS)
+    demos = [nano.encode(tokenizer, row["input"], row["output"]) for row in DEMOS]
+    task = Task("mine", [nano.Demo(*demo) for demo in demos], [Query(*demo) for demo in demos], [tokenizer.bos_id],
+                metric="text", decode=tokenizer.decode)
+    adapted = ct_kv.adapt(model, task, ct_kv.Config(n_step=4, lr=0.1), seed=3)
+    saved, about = load_adapted("new/ctx", model)
+    assert all(map(torch.equal, saved.prefix.stack(), adapted.prefix.stack())) and about["k"] == 10
+    held_out = evaluate(adapted, Task("", [], task.queries[4:], metric="text", decode=tokenizer.decode))
+    assert scores["ct_kv"] == f"{held_out.score:.1%}"
+
+    call(monkeypatch, "--predict", "--context", "new/ctx", "--data", "questions.jsonl", "--device", "cpu")
+    said = capsys.readouterr()
+    right = evaluate(adapted, task).per_query
+    assert [row.get("right") for row in rows(said.out)] == [None if i == 2 else r for i, r in enumerate(right)]
+    in_memory = answer(adapted, tokenizer, read_lines("questions.jsonl", False), "{input}={output};", None, 22)
+    assert [row["prediction"] for row in rows(said.out)] == [prediction for prediction, _ in in_memory]
+    assert [row["input"] for row in rows(said.out)] == [row["input"] for row in DEMOS] and "on 9 lines" in said.err
+
+    call(monkeypatch, "--predict", "--context", "new/ctx", "--data", "questions.jsonl", "--out", "answers.jsonl")
+    assert (here / "answers.jsonl").read_text() == said.out and not capsys.readouterr().out
+
+
+def test_options_as_nanoct_scores_them(here, monkeypatch, capsys):
+    folder, name = nano.FOLDER / "facts", nano.WORLDS["facts"].pools()["held_out"][0]
+    demos, queries = nano.WORLDS["facts"].examples(name, 0, 16, 12)
+    write("mine.jsonl", [dict(input=x, output=y) for x, y in demos])
+    write("test.jsonl", [dict(input=x, output=y, options=options) for x, y, options in queries])
+    for metric in (None, "macro_f1"):
+        call(monkeypatch, "--data", "mine.jsonl", "--method", "icl", "--out", "ctx", "--model", folder, "--held-out",
+             "test.jsonl", "--force", "--device", "cpu", *(["--metric", metric] if metric else []))
+        said = capsys.readouterr()
+        assert "no steps" in said.out and "step/s" not in said.err
+        model = load_model(folder, "cpu")
+        task = nano.make_task("facts", name, load_tokenizer(folder), 0, n_query=12)
+        task.metric = metric or "accuracy"
+        result = evaluate(icl.adapt(model, task), task)
+        assert said.out.splitlines()[-2].split() == ["icl", f"{result.score:.1%}"]
+        assert read_about("ctx")["metric"] == metric
+        call(monkeypatch, "--predict", "--context", "ctx", "--model", folder, "--data", "test.jsonl", "--device", "cpu")
+        said = capsys.readouterr()
+        assert [row["right"] for row in rows(said.out)] == result.per_query and f"{result.score:.1%} on 12" in said.err
+        for row, (_, _, options) in zip(rows(said.out), queries, strict=True):
+            assert list(row["losses"]) == options and min(row["losses"].values()) == row["losses"][row["prediction"]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_tuned_and_asked(here, small, monkeypatch, capsys, method):
+    few = [f"--set={name}=1" for name in ("n_step", "ttt_n_step", "n_prefix") if name in vars(METHODS[method].Config)]
+    call(monkeypatch, "--data", "mine.jsonl", "--method", method, "--out", "ctx", "--model", small, "--device", "cpu",
+         "--template", "{input}={output};;", "--instruction", "=", *few)
+    about = read_about("ctx")
+    assert about["template"] == "{input}={output};;" and about["instruction"] == "=" and about["method"] == method
+    write("test.jsonl", [dict(input="abc")])
+    call(monkeypatch, "--predict", "--context", "ctx", "--data", "test.jsonl", "--model", small, "--device", "cpu")
+    (row,) = rows(capsys.readouterr().out.splitlines()[-1])
+    assert row.keys() == {"input", "prediction"} and ";;" not in row["prediction"]
+
+
+def test_the_context_is_saved_before_it_is_scored(here, small, monkeypatch):
+    def dies(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "answer", dies)
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch, "--data", "mine.jsonl", "--out", "ctx", "--model", small, "--held-out", "test.jsonl",
+             "--set=n_step=1")
+    assert read_about("ctx")["k"] == 4 and "saved" in stopped.value.code
+
+
+def test_demos_that_icl_cannot_read_do_not_stop_lora(here, small, monkeypatch, capsys):
+    write("mine.jsonl", DEMOS)
+    call(monkeypatch, "--data", "mine.jsonl", "--method", "lora", "--set=n_step=1", "--out", "ctx", "--model", small,
+         "--held-out", "test.jsonl")
+    lora, told, zero = capsys.readouterr().out.splitlines()[-3:]
+    assert lora.split()[0] == "lora" and "icl" in told and "cannot be scored: a context of 10 demos" in told
+    assert zero.split()[0] == "zero_shot"
+
+
+def test_a_loss_that_is_not_finite_is_said_and_the_last_good_values_kept(here, small, monkeypatch, capsys):
+    with pytest.warns(UserWarning, match="its gradient nan at step 1: stopped"):
+        call(monkeypatch, "--data", "mine.jsonl", "--out", "ctx", "--model", small, "--set=lr=1e30", "--set=n_step=5")
+    assert "of 5 steps" in capsys.readouterr().out
+    assert load_adapted("ctx", load_model(small))[0].prefix.stack()[0].isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "dora", "ct_kv"])
+def test_another_vocabulary_without_a_beginning(here, monkeypatch, capsys, method):
+    tokens = [chr(byte if byte in ALPHABET[:188] else 256 + ALPHABET[188:].index(byte)) for byte in range(256)] + ["ĊĊ"]
+    bpe = dict(type="BPE", vocab={token: i for i, token in enumerate(tokens)}, merges=["Ċ Ċ"])
+    config = LlamaConfig(257, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=99)
+    save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), "model")
+    with open("model/tokenizer.json", "w") as f:
+        json.dump(dict(model=bpe, pre_tokenizer=dict(type="ByteLevel", add_prefix_space=False)), f)
+    few = ["--set=n_step=1"] if method != "zero_shot" else []
+    call(monkeypatch, "--data", "mine.jsonl", "--method", method, "--out", "ctx", "--model", "model", *few)
+    assert read_about("ctx")["template"] == "{input}\n{output}\n\n"
+    assert (read_about("ctx")["next_position"] is None) == (method != "ct_kv")
+    write("test.jsonl", [dict(input="What? É", output="yes"), dict(input="Why?", output="a", options=["a", "b"])])
+    call(monkeypatch, "--predict", "--context", "ctx", "--data", "test.jsonl", "--model", "model", "--out", "answers")
+    decoded, chosen = rows((here / "answers").read_text())
+    assert decoded.keys() == {"input", "prediction", "output", "right"} and decoded["input"] == "What? É"
+    assert chosen["losses"].keys() == {"a", "b"} and "on 2 lines" in capsys.readouterr().err
+
+
+# --- templates ---
+
+
+@pytest.fixture(scope="module")
+def words():
+    return load_tokenizer(STRINGS)
+
+
+def test_template_parts():
+    assert split("{input}={output};") == ("", "=", ";")
+    assert split("Q {input}\n{braces}\n{output}\n\n") == ("Q ", "\n{braces}\n", "\n\n")
+    assert unescape(r"a\nb\\n\tc\d") == "a\nb\\n\tc\\d"
+
+
+def test_x_and_y_are_tokenised_apart_and_the_terminator_too(small, words):
+    model = load_model(small, "cpu")
+    x, ys = encode(Line("", "ab", "cd", ["cd", "e"]), model, words, ";{input}={output}=;", None, 0)
+    assert words.decode(x) == ";ab=" and {o: words.decode(y) for o, y in ys.items()} == {"cd": "cd=;", "e": "e=;"}
+
+    class Merging:  # as BPE does with "." and a line break
+        source = "merging"
+        encode = staticmethod(lambda text: [{".": 1, "\n": 2, "~": 3}.get(c, 5) for c in text.replace(".\n", "~")])
+
+    assert encode(Line("", "a", "b."), model, Merging, "{input}:{output}\n", None)[1] == {"b.": [5, 1, 2]}
+
+
+def test_only_the_whole_terminator_ends_an_answer(small, words, monkeypatch):
+    new, model, asked = ["ab;c=d=;ef=;", "ab", "=;"], load_model(small, "cpu"), []
+
+    def generate(adapted, prompts, limit, stop):
+        asked.append((limit, stop))
+        return [words.encode(text) for text in new[: len(prompts)]]
+
+    monkeypatch.setattr(score, "generate", generate)
+    lines = [Line("", x) for x in ("ab", "cd", "ef")]
+    answers = answer(Adapted(model), words, lines, "{input}={output}=;", None, 9)
+    assert answers == [("ab;c=d", {}), ("ab", {}), ("", {})]
+    answer(Adapted(model), words, lines, "{input}={output};", None, 9)
+    answer(Adapted(model), words, [Line("", "a" * 60)], "{input}={output};", None, 9)  # 61 of 64: room for four
+    assert asked == [(9, None), (9, words.encode(";")[0]), (4, words.encode(";")[0])]
+
+
+def test_settings_are_read_by_the_type_of_their_field():
+    config = configure("ct_kv", ["lr=3e-2", "n_step=7", "leave_one_out=False", "start=noise"])
+    assert config == ct_kv.Config(lr=0.03, n_step=7, leave_one_out=False, start="noise")
+
+
+def test_lines_may_hold_line_separators_and_come_from_windows(here):
+    (here / "a").write_bytes('\ufeff{"input": "a\u2028b", "output": "é"}\r\n{"input": "", "output": "c"}'.encode())
+    first, second = read_lines("a")
+    assert (first.input, first.output, second.where) == ("a\u2028b", "é", "a, line 2")
+
+
+# --- mistakes ---
+
+
+def refused(monkeypatch, capsys, *arguments):
+    """The one line that a mistake is answered with."""
+    monkeypatch.setattr(sys, "argv", ["nanoct.tune", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(tune.main)
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and said.err.count("\n") == 1 and not said.out, said
+    return said.err
+
+
+def flat(options):
+    """{"--name": value} as arguments; True stands for none, and None leaves the option out."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return [part for name, value in given.items() for part in ([name] if value is True else [name, value])]
+
+
+GOOD = '{"input": "ab", "output": "ba"}'
+
+
+@pytest.mark.parametrize("content, says", [
+    ([], ["d.jsonl is empty"]),
+    ([GOOD, ""], ["d.jsonl, line 2 is empty"]),
+    ([GOOD, GOOD, '{"input": "a'], ["d.jsonl, line 3", "JSON", '{"input": "a']),
+    (["[1]"], ["line 1", "JSON object"]),
+    (['{"output": "a"}'], ["line 1: 'input' is missing"]),
+    (['{"input": "a"}'], ["line 1: 'output' is missing"]),
+    ([GOOD, '{"input": 3, "output": "a"}'], ["line 2: 'input' is 3"]),
+    (['{"input": "a", "output": null}'], ["line 1: 'output' is None"]),
+    (['{"input": "a", "output": "b", "options": "bc"}'], ["line 1: 'options' is 'bc'"]),
+    (['{"input": "a", "output": "b", "options": []}'], ["line 1: 'options' is []"]),
+    (['{"input": "a", "output": "b", "options": ["b", 1]}'], ["line 1: 'options'"]),
+    (['{"input": "a", "output": "b", "options": ["c", "d"]}'], ["line 1", "'b' is not among", "['c', 'd']"]),
+    ([GOOD, '{"input": "aXb", "output": "a"}'], ["line 2", "no token for 'X'"]),
+    ([GOOD, '{"input": "ab", "output": "a", "options": ["a", "Zb"]}'], ["line 2", "no token for 'Z'"]),
+    ([GOOD, '{"input": "ab", "output": "a;b"}'], ["line 2", "'a;b' contains ';'"]),
+    ([json.dumps(dict(input="a" * 70, output="b"))], ["line 1", "context is 64"]),
+])
+@pytest.mark.parametrize("option", ["--data", "--held-out"])
+def test_bad_lines(here, small, monkeypatch, capsys, content, says, option):
+    write("d.jsonl", content)
+    others = ["--data", "mine.jsonl"] if option == "--held-out" else []
+    message = refused(monkeypatch, capsys, *others, option, "d.jsonl", "--out", "ctx", "--model", small)
+    assert all(part in message for part in says), message
+    assert not (here / "ctx").exists()
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"--data": "nothing.jsonl"}, ["nothing.jsonl", "No such file"]),
+    ({"--data": "."}, ["Is a directory"]),
+    ({"--data": None}, ["--data"]),
+    ({"--held-out": "nothing.jsonl"}, ["nothing.jsonl"]),
+    ({"--method": "magic"}, ["magic", "ct_kv"]),
+    ({"--set": "speed=3"}, ["speed", "n_step"]),
+    ({"--set": "lr"}, ["'lr'", "FIELD=VALUE"]),
+    ({"--set": "lr=fast"}, ["'fast' is no float"]),
+    ({"--set": "n_step=1.5"}, ["'1.5' is no int"]),
+    ({"--set": "leave_one_out=maybe"}, ["'maybe' is no bool"]),
+    ({"--set": "lr=-1"}, ["lr = -1.0"]),
+    ({"--set": "start=others"}, ["start = 'others'"]),
+    ({"--method": "icl", "--set": "lr=1"}, ["icl has no fields"]),
+    ({"--method": "lora", "--set": "rank=0"}, ["rank = 0"]),
+    ({"--template": "{input}="}, ["{output}", "'{input}='"]),
+    ({"--template": "={output}"}, ["{input} once"]),
+    ({"--template": "{output}={input};"}, ["{output} once after it"]),
+    ({"--template": "{input}{input}={output};"}, ["{input} once"]),
+    ({"--template": ""}, ["''"]),
+    ({"--template": "{input}={output}"}, ["terminator"]),
+    ({"--template": "Q {input}={output};"}, ["mine.jsonl, line 1", "no token for 'Q'"]),
+    ({"--template": "{input}={output}.\\n"}, ["no token for '.'"]),
+    ({"--instruction": "Reverse"}, ["--instruction", "no token for 'R'"]),
+    ({"--metric": "beauty"}, ["beauty"]),
+    ({"--metric": "accuracy", "--held-out": "test.jsonl"}, ["test.jsonl, line 1", "options"]),
+    ({"--data": "long.jsonl"}, ["a context of 10 demos", "context is 64"]),
+    ({"--data": "long.jsonl", "--method": "ttt"}, ["a context of 10 demos"]),
+    ({"--held-out": "late.jsonl"}, ["late.jsonl, line 2, behind 35 tokens", "context is 64"]),
+    ({"--out": None}, ["--out"]),
+    ({"--out": "there"}, ["there exists", "--force"]),
+    ({"--out": "mine.jsonl", "--force": True}, ["one of the files that are read"]),
+    ({"--out": ".", "--force": True}, ["folder"]),
+    ({"--out": "/dev/null", "--force": True}, ["device"]),
+    ({"--out": "/dev/null/ctx"}, ["/dev/null/ctx", "cannot be written"]),
+    ({"--out": "mine.jsonl/ctx"}, ["cannot be written"]),
+    ({"--model": "no/where/at/all"}, ["no/where/at/all"]),
+    ({"--device": "abacus"}, ["abacus"]),
+    ({"--seed": "x"}, ["--seed"]),
+    ({"--context": "ctx"}, ["--predict"]),
+])
+def test_mistakes_of_tuning(here, small, monkeypatch, capsys, changes, says):
+    write("long.jsonl", DEMOS)
+    write("late.jsonl", [DEMOS[0], dict(input="a" * 20, output="a" * 9)])
+    write("there", [])
+    options = {"--data": "mine.jsonl", "--out": "ctx", "--model": small} | changes
+    message = refused(monkeypatch, capsys, *flat(options))
+    assert all(part in message for part in says), message
+    assert not (here / "ctx").exists() and (here / "there").read_text() == "" and len(read_lines("mine.jsonl")) == 4
+
+
+@pytest.fixture(scope="module")
+def context(small, tmp_path_factory):
+    """A context of the small model, written by tuning."""
+    folder = tmp_path_factory.mktemp("context")
+    write(folder / "mine.jsonl", DEMOS[:4])
+    with pytest.MonkeyPatch.context() as patch:
+        call(patch, "--data", folder / "mine.jsonl", "--method", "icl", "--out", folder / "ctx", "--model", small)
+    return folder / "ctx"
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"--context": None}, ["--predict needs a --context"]),
+    ({"--context": "nothing"}, ["no context nothing"]),
+    ({"--context": "test.jsonl"}, ["test.jsonl", "no safetensors file"]),
+    ({"--context": "cut"}, ["cut is truncated"]),
+    ({"--context": "plain"}, ["plain", "no context"]),
+    ({"--context": "bare"}, ["bare was saved without a template"]),
+    ({"--context": "picky"}, ["test.jsonl, line 1", "'options'"]),
+    ({"--model": STRINGS}, ["was tuned on the model"]),
+    ({"--model": "no/where/at/all"}, ["no/where/at/all"]),
+    ({"--data": "nothing.jsonl"}, ["nothing.jsonl"]),
+    ({"--data": "bad.jsonl"}, ["bad.jsonl, line 2", "no token for 'X'"]),
+    ({"--data": "odd.jsonl"}, ["odd.jsonl, line 1: 'output' is 3"]),
+    ({"--data": "late.jsonl"}, ["late.jsonl, line 2, behind 35 tokens", "context is 64"]),
+    ({"--template": "{input}={output};"}, ["leave --template out"]),
+    ({"--method": "icl"}, ["--method"]),
+    ({"--set": "lr=1"}, ["--set"]),
+    ({"--held-out": "test.jsonl"}, ["--held-out"]),
+    ({"--seed": "0"}, ["--seed"]),
+    ({"--out": "bad.jsonl"}, ["bad.jsonl exists", "--force"]),
+    ({"--out": "cut", "--context": "cut", "--force": True}, ["cut"]),
+    ({"--out": "/dev/null/a"}, ["cannot be written"]),
+])
+def test_mistakes_of_answering(here, small, context, monkeypatch, capsys, changes, says):
+    write("bad.jsonl", [dict(input="ab"), dict(input="aXb")])
+    write("odd.jsonl", [dict(input="ab", output=3)])
+    write("late.jsonl", [dict(input="ab"), dict(input="a" * 29)])
+    (here / "cut").write_bytes(context.read_bytes()[:-9])
+    save_file({"a": torch.ones(1)}, "plain")
+    adapted, about = load_adapted(context, load_model(small, "cpu"))
+    save_adapted(adapted, "bare", "icl", {}, 4)
+    save_adapted(adapted, "picky", "icl", {}, 4, template="{input}={output};", metric="accuracy", max_new_tokens=9)
+    options = {"--predict": True, "--context": context, "--data": "test.jsonl", "--model": small} | changes
+    message = refused(monkeypatch, capsys, *flat(options))
+    assert all(part in message for part in says), message

@@ -1,0 +1,76 @@
+"""Estimated against allocated bytes, for every method, in two layouts and two number formats; FLOPs against torch's own count."""
+
+from dataclasses import asdict, fields
+
+import pytest
+import torch
+from conftest import random_task as task_with_queries
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from nanoct.costs.memory import Lengths, estimate, measure
+from nanoct.costs.speed import random_task
+from nanoct.gpt2 import GPT2, GPT2Config
+from nanoct.methods import METHODS, icl
+from nanoct.model import Llama, LlamaConfig
+from nanoct.paper import lengths_of
+from nanoct.score import evaluate
+
+METHODS_WITH_STEPS = [name for name, method in METHODS.items() if hasattr(method.Config, "n_step")]
+
+
+def build(kind, dtype=torch.float32):
+    sizes = dict(vocab_size=2000, n_layer=3, n_head=8, n_embd=128, n_ffn=352, n_position=600)
+    model = GPT2(GPT2Config(**sizes)) if kind == "gpt2" else Llama(LlamaConfig(**sizes, n_kv_head=4, head_dim=16))
+    return model.init_weights(torch.Generator().manual_seed(0)).requires_grad_(False).to(dtype)
+
+
+@pytest.mark.parametrize("kind, dtype", [("llama", torch.float32), ("llama", torch.bfloat16), ("gpt2", torch.float32)])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "zero_shot"])
+def test_estimated_is_near_what_is_allocated(method, kind, dtype):
+    model = build(kind, dtype)
+    for model.checkpoint in (False, True) if method in METHODS_WITH_STEPS else (False,):
+        guess, measured = measure(method, model, k=8, context=256, n_step=2)
+        assert 0.87 < guess / measured < 1.17, f"checkpoint {model.checkpoint}: {guess / 1e6:.2f} MB for {measured / 1e6:.2f} MB"
+
+
+@pytest.mark.parametrize("method, settings", [("prefix_tuning", dict(n_prefix=500)), ("lora", dict(rank=256)), ("ct_kv", {})])
+def test_what_is_trained_is_held_five_times(method, settings):
+    """Where it is most of the memory: more heads than the rest is wide, and few tokens."""
+    model = Llama(LlamaConfig(vocab_size=50, n_layer=3, n_head=16, n_kv_head=16, n_embd=32, head_dim=32, n_ffn=32, n_position=600))
+    model.init_weights(torch.Generator().manual_seed(0)).requires_grad_(False)
+    model.checkpoint = True
+    guess, measured = measure(method, model, k=2, context=64, **settings)
+    assert 0.85 < guess / measured < 1.15
+
+
+@pytest.mark.parametrize("method, checkpoint", [*((m, False) for m in METHODS_WITH_STEPS), ("ct_kv", True), ("ttt", True)])
+def test_flops_are_those_that_torch_counts(method, checkpoint):
+    """Of a step, the difference of two numbers of them: 5% beside, as adapters' own products are left out of the formula; 16%
+    where activations are recomputed, up to the last that is needed."""
+    model, counted, estimated = build("llama"), [], []
+    model.checkpoint = checkpoint
+    task = random_task(8, 256, model.config.vocab_size)
+    lengths = Lengths(0, [(len(d.x), len(d.y)) for d in task.demos], 1)
+    for n in (1, 2):
+        changes = dict(n_step=n, ttt_n_step=n, rank=1)
+        config = METHODS[method].Config(**{f.name: changes[f.name] for f in fields(METHODS[method].Config) if f.name in changes})
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            METHODS[method].adapt(model, task, config)
+        counted.append(counter.get_total_flops())
+        estimated.append(estimate(model.config, method, asdict(config), lengths, checkpoint=checkpoint).flops)
+    assert estimated[1] - estimated[0] == pytest.approx(counted[1] - counted[0], rel=0.16 if checkpoint else 0.05)
+
+
+@pytest.mark.parametrize("fields", [dict(options=3, metric="accuracy"), dict(metric="ids"), dict(metric="text", decode=str)], ids=str)
+def test_flops_of_scoring_are_those_that_torch_counts(fields):
+    """Of decoding, where no answer ends before its time, as a random model's does not."""
+    model = build("llama")
+    task = task_with_queries(n_query=30, instruction=0, **fields)
+    for query in task.queries:
+        query.y = [*query.y, 7] if task.metric == "text" else query.y  # all end alike
+    adapted, lengths = icl.adapt(model, task, icl.Config()), lengths_of(task)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        evaluate(adapted, task)
+    ratio = counter.get_total_flops() / estimate(model.config, "icl", {}, lengths).flops_score
+    assert ratio == pytest.approx(1, abs=0.05)

@@ -1,0 +1,103 @@
+"""--ablations and --scaling: what they run, how they are counted, and their tables."""
+
+import random
+import sys
+from dataclasses import asdict
+
+import pytest
+from conftest import tiny_llama
+from test_reproduce import line, model_folder  # noqa: F401, a fixture
+
+from nanoct.benchmarks.nano import WORLDS, mislabel
+from nanoct.methods import METHODS
+from nanoct.model import LlamaConfig
+from nanoct.reproduce import main
+from nanoct.runs import results
+from nanoct.studies import ablations, scaling
+
+base = lambda method: asdict(METHODS[method].Config())
+
+
+def test_mislabel_takes_answers_of_other_demos():
+    demos = [(f"x{i}", f"y{i % 3}") for i in range(12)]
+    for share, n in ((0.0, 0), (0.25, 3), (0.5, 6), (1.0, 12)):
+        got = mislabel(demos, share, random.Random(1))
+        assert [x for x, _ in got] == [x for x, _ in demos] and {y for _, y in got} <= {"y0", "y1", "y2"}
+        assert sum(y != z for (_, y), (_, z) in zip(got, demos)) == n
+    assert mislabel(demos, 0.5, random.Random(1)) != mislabel(demos, 0.5, random.Random(2))
+    assert mislabel([("a", "y"), ("b", "y")], 1.0, random.Random(0)) == [("a", "y"), ("b", "y")]  # there is no other answer
+
+
+def test_ablations_differ_from_ct_kv_in_what_they_name():
+    runs = ablations.variants(7, base)
+    assert all(k == 7 for _, _, k, _ in runs) and len(runs) == len({str(run) for run in runs}) == 8 + 5 + 4
+    full = base("ct_kv")
+    differ = [{name for name in full if config[name] != full[name]} for method, config, _, wrong in runs[:8]]
+    assert differ == [set(), {"leave_one_out"}, {"token_dropout"}, {"leave_one_out", "token_dropout"}, {"values_only"}, {"start"},
+                      {"start"}, {"bf16"}]
+    assert [(method, wrong) for method, _, _, wrong in runs[8:]] == [("icl", w) for w in (0, .25, .5, .75, 1)] + [
+        ("ct_kv", w) for w in (.25, .5, .75, 1)]
+
+
+def test_ablation_lines_find_their_rows():
+    runs = ablations.variants(3, base)
+    lines = [line(method, task, score=(n + 1 + (task == "b")) / 100, config=config, wrong=wrong, world=world)
+             for n, (method, config, _, wrong) in enumerate(runs) for task in "ab" for world in ("strings", "facts")]
+    random.Random(0).shuffle(lines[1:])
+    (rows, wrong) = ablations.groups(lines)["facts"]
+    assert [s.score for s in rows.values()] == pytest.approx([n + 1.5 for n in range(8)])
+    assert [s.score for s in wrong["icl"].values()] == pytest.approx([9.5, 10.5, 11.5, 12.5, 13.5])
+    assert [s.score for s in wrong["ct_kv"].values()] == pytest.approx([1.5, 14.5, 15.5, 16.5, 17.5])
+
+
+def test_the_fit_finds_a_and_b():
+    k = [2, 4, 8, 16, 32]
+    assert scaling.fit(k, [0.3 * n + 0.02 * n * n for n in k]) == pytest.approx((0.3, 0.02))
+    assert scaling.fit(k, [5.0 * n for n in k]) == pytest.approx((5, 0), abs=1e-9)
+
+
+def test_a_pass_makes_every_demo_a_target_once(monkeypatch):
+    """k rows of TTT, one step of the others."""
+    model, seen = tiny_llama(), []
+    for method in scaling.TUNED:
+        adapt = METHODS[method].adapt
+        spy = lambda model, task, config, adapt=adapt, method=method, **options: (
+            seen.append((method, len(task.demos), getattr(config, "batch", 1))), adapt(model, task, config, **options))[1]
+        monkeypatch.setattr(METHODS[method], "adapt", spy)
+        assert scaling.pass_seconds(model, method, 3) > 0
+    assert seen == [("ct_kv", 3, 1), ("ct_prompt", 3, 1), ("ttt", 3, 3)]
+
+
+def test_scaling_runs_every_k_with_the_settings_of_the_world():
+    runs = scaling.variants(10, base)
+    assert {(method, k) for method, _, k, _ in runs} == {(m, k) for m in ("icl", "ct_kv", "ct_prompt", "ttt") for k in (2, 4, 8, 16, 32)}
+    assert all(config == base(method) and not wrong for method, config, _, wrong in runs)
+
+
+@pytest.mark.parametrize("job", ["--ablations", "--scaling"])
+def test_the_jobs_from_end_to_end(job, model_folder, tmp_path, monkeypatch):  # noqa: F811
+    tiny = LlamaConfig(vocab_size=50, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=512)
+    monkeypatch.setattr(scaling, "RANDOM", tiny)
+    monkeypatch.setattr(scaling, "K", (2, 5, 32))
+    monkeypatch.setattr(scaling, "N_PASS", 1)
+    short = {method: {f: 1 for f in ("n_step", "batch") if f in base(method)} for method in METHODS}
+    monkeypatch.setattr("nanoct.reproduce.read_settings", lambda: {world: short for world in WORLDS})
+    monkeypatch.setattr(sys, "argv", ["reproduce", "--model", str(model_folder), "--world", "grids", "facts", "--tasks", "1", job,
+                                      "--out", str(tmp_path), "--workers", "2"])
+    main()
+    name = job.strip("-")
+    lines = results.read(tmp_path / f"{name}.jsonl")
+    assert {l["world"] for l in lines} == {"grids", "facts"}
+    if job == "--ablations":
+        assert len(lines) == 2 * 17 and {l["wrong"] for l in lines} == set(ablations.WRONG)
+        rows, wrong = ablations.groups(lines)["facts"]
+        losses = {row: s.lines[0]["loss"] for row, s in rows.items()} | {w: s.lines[0]["loss"] for w, s in wrong["ct_kv"].items()}
+        assert losses[0.0] == losses["CT-KV"] and all(losses[row] != losses["CT-KV"] for row in (1.0, "start: noise",
+                                                                                                 "start: another task's demos"))
+        assert losses["start: another task's demos"] != losses["no leave-one-out"]  # which the same task's demos would give
+    else:
+        assert {(l["world"], l["k"]) for l in lines} >= {("facts", k) for k in scaling.K if k < 32}  # 32 people
+        assert ("grids", 32) not in {(l["world"], l["k"]) for l in lines}  # does not fit 512 tokens
+        assert len((tmp_path / "passes.jsonl").read_text().splitlines()) == 2 * len(scaling.K) * 3
+    assert all((tmp_path / f).stat().st_size > 200 for f in (f"{name}.md", f"{name}.png"))
+    assert WORLDS["facts"].k == 16
