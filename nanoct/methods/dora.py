@@ -13,7 +13,9 @@ with dropout a linear runs twice.
 
 from nanoct import adapters
 from nanoct.methods import lora
-from nanoct.methods.lora import Config  # noqa: F401, every method has its Config
+from nanoct.methods.lora import SWEEP, Config  # noqa: F401, as LoRA's
+
+LABEL, COLOUR = "DoRA", "#4fa3a5"  # in tables and figures
 
 
 def adapt(model, task, config=Config(), seed=0, progress=None):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from nanoct.fewshot import Adapted, encode_context
 
+LABEL, COLOUR = "ICL", "#4d4d4d"  # in tables and figures
+
 
 @dataclass
 class Config:

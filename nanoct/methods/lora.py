@@ -22,6 +22,9 @@ from nanoct.fewshot import Adapted, encode_context
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos
 
+LABEL, COLOUR = "LoRA", "#7fb3d5"  # in tables and figures
+SWEEP = dict(n_step=(16, 64), lr=(3e-4, 1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,))  # values worth trying
+
 
 @dataclass
 class Config:

@@ -23,6 +23,9 @@ from nanoct.fewshot import Adapted, encode_context, first_tokens, noise_like, re
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos
 
+LABEL, COLOUR = "prefix tuning", "#e07a3f"  # in tables and figures
+SWEEP = dict(n_step=(16, 64), lr=(3e-3, 1e-2, 3e-2, 1e-1))  # values worth trying
+
 
 @dataclass
 class Config:

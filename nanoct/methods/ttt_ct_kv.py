@@ -12,6 +12,10 @@ from dataclasses import asdict, dataclass, replace
 
 from nanoct.methods import ct_kv, ttt
 
+LABEL, COLOUR = "TTT+CT-KV", "#6a3d9a"  # in tables and figures
+SWEEP = dict(n_step=(4, 16), lr=(1e-2, 3e-2), token_dropout=(0.05,), ttt_n_step=(8,), ttt_lr=(1e-3, 3e-3),
+             rank=(8,), alpha=(16.0,), batch=(4,))
+
 
 @dataclass
 class Config:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from nanoct.fewshot import Adapted, encode_context
 
+LABEL, COLOUR = "zero-shot", "#9a9a9a"  # in tables and figures
+
 
 @dataclass
 class Config:
