@@ -53,6 +53,7 @@ SWEEP = {  # as many settings for every method
 }
 N_TASK = 3  # of the held-out pool of each world
 SWEEP_TASKS = 4  # of the validation pool of each world
+MODULES = METHODS | {ablations.NAME: ablations}
 CEILINGS = {"bayes_training": "training", "bayes_all": "all"}  # row of the table -> prior
 SETTINGS = FOLDER / "settings.json"  # {world: {method: config}}
 
@@ -135,7 +136,7 @@ def load(world):
 @cache
 def warm_up(world, name):
     """A first run of a method, so that no measured one pays for warming up."""
-    (model, tokenizer), method = load(world), METHODS[name]
+    (model, tokenizer), method = load(world), MODULES[name]
     task = make_task(world, WORLDS[world].pools()["train"][0], tokenizer, seed=0, k=4, n_query=2)
     few = {f.name: 2 for f in fields(method.Config) if f.name in ("n_step", "ttt_n_step")}
     evaluate(method.adapt(model, task, method.Config(**few)), task)
@@ -160,7 +161,7 @@ def work(run):
                     **about(torch.device("cpu")))
     model, tokenizer = load(run["world"])
     warm_up(run["world"], run["method"])
-    task, method, losses = make_task(*of_task[:2], tokenizer, *of_task[2:], wrong=run["wrong"]), METHODS[run["method"]], []
+    task, method, losses = make_task(*of_task[:2], tokenizer, *of_task[2:], wrong=run["wrong"]), MODULES[run["method"]], []
     if run["config"].get("start") == "others":
         pool = world.pools()[run["pool"]]
         task.others = make_task(run["world"], pool[pool.index(run["task"]) - 1], tokenizer, *of_task[2:]).demos

@@ -30,7 +30,7 @@ from nanoct.benchmarks.nano import BOS, END, EQUALS, FOLDER
 from nanoct.fewshot import Demo, Task, check_fits
 from nanoct.files import replace_file
 from nanoct.methods import METHODS
-from nanoct.runs.contexts import load_adapted, read_about, save_adapted
+from nanoct.runs.contexts import check_savable, load_adapted, read_about, save_adapted
 from nanoct.score import decode, macro_f1, score_pairs
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, load_model
@@ -226,7 +226,9 @@ def tune(args):
     task = Task(Path(args.data).stem, demos, [], instruction)
     steps = [f.name for f in fields(config) if f.name.endswith("n_step")]
     # no step at all: what does not fit is said before the work
-    start = start_of(method.adapt(model, task, replace(config, **dict.fromkeys(steps, 0)), args.seed))
+    untrained = method.adapt(model, task, replace(config, **dict.fromkeys(steps, 0)), args.seed)
+    check_savable(untrained)
+    start = start_of(untrained)
     encoded += [encode(line, model, tokenizer, template, args.metric, start) for line in held_out]
     longest = max(len(y) for _, ys in encoded for y in ys.values())
     how = dict(template=template, metric=args.metric, max_new_tokens=2 * longest + 8)

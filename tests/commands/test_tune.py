@@ -219,8 +219,8 @@ def test_only_the_whole_terminator_ends_an_answer(small, words, monkeypatch):
 
 
 def test_settings_are_read_by_the_type_of_their_field():
-    config = configure("ct_kv", ["lr=3e-2", "n_step=7", "leave_one_out=False", "start=noise"])
-    assert config == ct_kv.Config(lr=0.03, n_step=7, leave_one_out=False, start="noise")
+    config = configure("ct_kv", ["lr=3e-2", "n_step=7", "leave_one_out=False", "bf16=True"])
+    assert config == ct_kv.Config(lr=0.03, n_step=7, leave_one_out=False, bf16=True)
 
 
 def test_lines_may_hold_line_separators_and_come_from_windows(here):
@@ -290,7 +290,7 @@ def test_bad_lines(here, small, monkeypatch, capsys, content, says, option):
     ({"--set": "n_step=1.5"}, ["'1.5' is no int"]),
     ({"--set": "leave_one_out=maybe"}, ["'maybe' is no bool"]),
     ({"--set": "lr=-1"}, ["lr = -1.0"]),
-    ({"--set": "start=others"}, ["start = 'others'"]),
+    ({"--method": "prefix_tuning", "--set": "start=others"}, ["start = 'others'"]),
     ({"--method": "icl", "--set": "lr=1"}, ["icl has no fields"]),
     ({"--method": "lora", "--set": "rank=0"}, ["rank = 0"]),
     ({"--template": "{input}="}, ["{output}", "'{input}='"]),
