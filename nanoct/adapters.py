@@ -93,7 +93,7 @@ class DoRA(LoRA):
     """LoRA on W's directions, with a magnitude of their own (arXiv 2402.09353): m · V / |V|, V = W + alpha/rank · B A.
 
     m (out,) starts at the row norms of W. |V| is held constant in the backward pass (their section 4.3). Dropout is
-    on the input of all that differs from W, as in peft: x W^T + drop(x) (m/|V| · V - W)^T.
+    on the input of all that differs from W, as in peft: x W^T + drop(x) (m/|V| · V - W)^T. A row of norm 0 gives 0.
     rank·(in + out) + out trained numbers. Extra cost per call: 2·rank·in·out FLOPs for |V|.
     """
 
@@ -121,7 +121,7 @@ class DoRA(LoRA):
     def __call__(self, x, weight):
         with torch.no_grad():
             norm = torch.addmm(weight.float(), self.b, self.a, alpha=self.scale).norm(dim=1)
-        stretch = self.magnitude / norm
+        stretch = torch.where(norm > 0, self.magnitude / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0)  # 0/0: no row
         y, dropped = F.linear(x, weight), self.drop(x.to(self.a.dtype))
         plain = F.linear(dropped.to(x.dtype), weight) if self.dropout else y
         return y + ((stretch - 1) * plain + stretch * self.change(dropped)).to(x.dtype)

@@ -18,6 +18,7 @@ Dimensions: L layers, K KV heads, P prefix entries, D head_dim.
 """
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from types import NoneType
@@ -55,6 +56,7 @@ def save_adapted(adapted, path, method, config, k, **extra) -> Path:
                  scale={name: float(part.scale) for name, part in adapter.items()}, **extra)
     _check_fits(path, about, adapted.model,
                 {name: ("floats" if t.is_floating_point() else "I64", *t.shape) for name, t in tensors.items()})
+    _check_finite(path, tensors)
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     return replace_file(path, save(tensors, {ENTRY: json.dumps(about)}))
 
@@ -85,14 +87,15 @@ def load_adapted(path, model):
     """
     about = read_about(path)
     if about["model"] != (mark := fingerprint(model)):
-        raise ValueError(f"{path} was tuned on the model {about['model']} and this one is {mark}: give the model that "
-                         "it belongs to.")
+        raise ValueError(f"{path} was tuned on {about.get('model_name', 'a model')} ({about['model']}) and this model is "
+                         f"{mark}: give the one that it belongs to with --model.")
     with safe_open(path, "pt") as file:
         headers = {name: file.get_slice(name) for name in file.keys()}
         _check_fits(path, about, model, {name: ("floats" if h.get_dtype() in FLOATS else h.get_dtype(), *h.get_shape())
                                          for name, h in headers.items()})
         # copy: a view of the mapped file would change, and die, with the file
         tensors = {name: file.get_tensor(name).to(model.device, copy=True) for name in headers}
+    _check_finite(path, tensors)
     prefix = None
     if about["next_position"] is not None:
         layers = zip(tensors["prefix.keys"].unbind(), tensors["prefix.values"].unbind())
@@ -102,6 +105,11 @@ def load_adapted(path, model):
         state = {leaf: tensors[key] for leaf, key in _leaves(tensors, name).items()}
         adapter[name] = kinds()[about["adapter"]].restore(state, scale)
     return Adapted(model, adapter or None, prefix, about["n_trained"]), about
+
+
+def _check_finite(path, tensors):
+    if wrong := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{path}: {wrong[0]} holds numbers that are not finite: tune it again, at a smaller rate.")
 
 
 def _leaves(tensors, name):
@@ -134,6 +142,9 @@ def read_about(path):
     if wrong := [name for name, kind in ABOUT.items() if name not in about or not isinstance(about[name], kind)]:
         found = about.get(wrong[0], "missing")
         raise ValueError(f"{path}: {wrong[0]} is {found!r} in its metadata: tune or copy it again.")
+    if about["next_position"] is not None and about["next_position"] < 1:
+        raise ValueError(f"{path}: next_position is {about['next_position']} in its metadata and must be at least 1: tune "
+                         "or copy it again.")
     return about
 
 
@@ -143,12 +154,15 @@ def _check_fits(path, about, model, seen):
     size = lambda name, dim: seen.get(name, ())[1 + dim : 2 + dim] or (0,)
     if about["next_position"] is not None:
         P = size("prefix.keys", 3)
+        if "prefix.keys" in seen and not 0 < P[0] <= about["next_position"]:
+            raise ValueError(f"{path} has {P[0]} entries and next_position = {about['next_position']}: it takes an entry or "
+                             "more, and a position behind all of them; tune or copy it again.")
         theta = ("floats", c.n_layer, 1, c.n_kv_head, *P, c.head_dim)
         expected = {"prefix.keys": theta, "prefix.values": theta, "prefix.owner": ("I64", *P)}
     if about["scale"] and about["adapter"] not in kinds():
         raise ValueError(f"{path} has an adapter of kind {about['adapter']!r}; known are {', '.join(kinds())}.")
     for name, scale in about["scale"].items():
-        if name not in model.linears or not isinstance(scale, float):
+        if name not in model.linears or not isinstance(scale, float) or not math.isfinite(scale):
             raise ValueError(f"{path} has an adapter of scale {scale!r} for {name!r}; names look like "
                              f"{next(iter(model.linears))!r}, and scales are numbers.")
         weight, there = tuple(model.linears[name].weight.shape), _leaves(seen, name)
