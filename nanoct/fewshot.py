@@ -15,7 +15,7 @@ Dimensions: k pairs, T tokens of a row, P prefix entries, N answer tokens, V voc
 """
 
 from dataclasses import dataclass
-from typing import Callable, Mapping, Sequence
+from typing import Callable, Collection, Mapping, Sequence
 
 import torch
 
@@ -55,8 +55,9 @@ class Task:
     instruction  token ids at the head of the context, a BOS included; the core adds none of its own
     separator    token ids before every demo but the context's first, and before every row that is trained or asked
     metric       "accuracy" or "macro_f1" over options; "ids": every token of y by teacher forcing;
-                 "text": greedy decoding until the terminator y[-1], then decode, normalise, compare
-    decode       ids -> str, normalise: str -> str; for "text" alone
+                 "text": greedy decoding up to the terminator, then normalise, compare
+    decode       ids -> str; normalise: str -> str; terminator: the text that ends an answer; ends: ids that end one too,
+                 as the end of the sequence does; these four are for "text" alone
     """
 
     name: str
@@ -66,6 +67,8 @@ class Task:
     metric: str = "ids"
     decode: Callable | None = None
     normalise: Callable | None = None
+    terminator: str = ""
+    ends: Collection[int] = ()
     separator: Sequence[int] = ()
 
     def need_demos(self, method):

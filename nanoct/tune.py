@@ -144,13 +144,11 @@ def answer(adapted, tokenizer, lines, template, metric, max_new_tokens):
         if not is_free[i]:
             of_options = {option: next(losses) for option in ys}
             answers[i] = min(of_options, key=of_options.get), of_options
-    after = split(template)[2]
-    end = tokenizer.encode(after)
     free = [i for i, d in enumerate(is_free) if d]
-    # the last of several tokens may stand in an answer too: only the whole terminator ends it
-    stop = end[0] if len(end) == 1 else None
-    for i, ids in zip(free, decode(adapted, [encoded[i][0] for i in free], max_new_tokens, stop)):
-        answers[i] = tokenizer.decode(ids).split(after)[0].strip(), {}
+    ends = set(tokenizer.special.values())
+    prompts = [encoded[i][0] for i in free]
+    for i, text in zip(free, decode(adapted, prompts, max_new_tokens, tokenizer.decode, split(template)[2], ends)):
+        answers[i] = text.strip(), {}
     return answers
 
 
@@ -243,7 +241,7 @@ def tune(args):
 
         adapted = method.adapt(model, task, config, args.seed, progress)
     seconds = time.perf_counter() - began
-    about = dict(instruction=args.instruction, seed=args.seed, **how)
+    about = dict(name=str(args.model), instruction=args.instruction, seed=args.seed, **how)
     save_adapted(adapted, args.out, args.method, config, len(demos), **about)
     trained = f"loss {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} of {n_step} steps" if losses else "no steps"
     print(f"{args.method}, {len(demos)} demos: {trained}, {seconds:.1f} seconds, {adapted.n_trained:,} trained numbers")

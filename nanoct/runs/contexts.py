@@ -87,8 +87,9 @@ def load_adapted(path, model):
     """
     about = read_about(path)
     if about["model"] != (mark := fingerprint(model)):
-        raise ValueError(f"{path} was tuned on {about.get('model_name', 'a model')} ({about['model']}) and this model is "
-                         f"{mark}: give the one that it belongs to with --model.")
+        name = f"{about['name']} ({about['model']})" if "name" in about else about["model"]
+        raise ValueError(f"{path} was tuned on the model {name} and this one is {mark}: give the model that it belongs to "
+                         "with --model.")
     with safe_open(path, "pt") as file:
         headers = {name: file.get_slice(name) for name in file.keys()}
         _check_fits(path, about, model, {name: ("floats" if h.get_dtype() in FLOATS else h.get_dtype(), *h.get_shape())

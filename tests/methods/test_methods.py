@@ -165,7 +165,7 @@ def test_a_separator_is_as_if_it_were_in_the_inputs(model, name):
     ours, theirs = METHODS[name].adapt(model, task, config), METHODS[name].adapt(model, folded, config)
     assert same_bits(ours, theirs)
     assert evaluate(ours, task) == evaluate(theirs, folded)
-    as_text = lambda task: replace(task, queries=[Query(q.x, [3, 7]) for q in task.queries], decode=str)
+    as_text = lambda task: replace(task, queries=[Query(q.x, [3, 7]) for q in task.queries], decode=str, terminator="?")
     assert text_answers(ours, as_text(task)) == text_answers(theirs, as_text(folded))
 
 
