@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from nanoct import cli
 from nanoct.adapters import TARGETS
+from nanoct.costs.task import random_task
 from nanoct.footprint import Lengths, entry
 from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.methods import METHODS
@@ -157,8 +158,6 @@ def allocated(run, device):
 
 def measure(method, model, k=16, context=700, n_step=2, **settings):
     """(estimated, measured) peak bytes beside the weights of adapting by a method to a random task."""
-    from nanoct.costs.speed import random_task  # which imports this file
-
     Config, task = METHODS[method].Config, random_task(k, context, model.config.vocab_size)
     steps = {f.name: n_step for f in fields(Config) if f.name in ("n_step", "ttt_n_step")}
     config = Config(**steps | settings)

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanoct.costs.memory import Lengths, estimate, measure
-from nanoct.costs.speed import random_task
+from nanoct.costs.task import random_task
 from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
