@@ -272,10 +272,10 @@ def read_tokenizer(file, meta):
     if kind != "gpt2" or pre not in list(PIECES):
         raise ValueError(f"{file}: the tokenizer is {_short(kind)} with the pre-tokenizer {_short(pre)}; "
                          f"nanoct reads 'gpt2' with {', '.join(PIECES)}.")
-    tokens, types, merges = get("tokens"), get("token_type"), get("merges")
+    tokens, types, merges = get("tokens"), get("token_type"), get("merges", [])
     strings = lambda them: isinstance(them, list) and all(isinstance(one, str) for one in them)
     if not (strings(tokens) and strings(merges) and isinstance(types, list) and len(types) == len(tokens)):
-        raise ValueError(f"{file}: the tokenizer lacks tokens, a token_type for each, or merges; download it again.")
+        raise ValueError(f"{file}: the tokenizer has no list of tokens with a token_type for each; download it again.")
     if odd := [pair for pair in zip(tokens, types) if pair[1] not in (NORMAL, CONTROL, USER_DEFINED, UNUSED)]:
         raise ValueError(f"{file}: token {odd[0][0]!r} is of type {odd[0][1]}, which byte-level BPE does not have.")
     vocab = {token: i for i, (token, t) in enumerate(zip(tokens, types)) if t != UNUSED}
