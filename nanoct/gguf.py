@@ -31,7 +31,7 @@ from nanoct.weights import resolve_dtype, save_model
 
 SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # GGUF's types of values, as struct's letters
 STRING, ARRAY = 8, 9
-MOST = 2**22  # entries of a list; the largest vocabularies have a tenth of that
+MOST = 2**20  # entries of a list; the largest vocabularies have half as many merges
 # llama.cpp's name: (ours, shape). Q is H·D, K is n_kv_head·D, F is n_ffn.
 WHOLE = {"token_embd": ("model.embed_tokens", "VC"), "output_norm": ("model.norm", "C"), "output": ("lm_head", "VC")}
 LAYER = {"attn_norm": ("input_layernorm", "C"), "ffn_norm": ("post_attention_layernorm", "C"),
