@@ -52,15 +52,18 @@ PIECES = {"gpt-2": BYTES, "smollm": dict(type="Sequence", pretokenizers=[DIGITS,
 def convert(file, folder, dtype=None) -> Path:
     """Write what `file` holds into `folder` and return that; files of the same names are replaced whole.
 
-    dtype: default as said above. Raises FileNotFoundError without a file, and ValueError with a sentence for one that
-    is broken or asks for what nanoct does not compute.
+    dtype: default as said above. Raises FileNotFoundError without a file, ValueError with a sentence for one that is
+    broken or asks for what nanoct does not compute, and OSError for a folder that cannot be.
     """
     file, folder = Path(file), Path(folder)
     meta, tensors = read(file)
     config = read_config(file, meta, tensors)
     tokenizer = read_tokenizer(file, meta)
     model = read_weights(file, config, tensors, dtype)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write {folder} ({error.strerror}): choose another place.") from None
     with TemporaryDirectory(prefix=".gguf-", dir=folder) as new:
         new = Path(new)
         for name, content in tokenizer.items():
@@ -324,8 +327,7 @@ def _short(value):
 
 
 def main():
-    parser = cli.Parser(prog="python -m nanoct.gguf",
-                        description="A GGUF file of a Llama, as a folder that nanoct and transformers load.")
+    parser = cli.Parser(prog="nanoct.gguf", description=__doc__.split("\n")[0])
     parser.add_argument("file", help="a GGUF file")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the four files go")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],

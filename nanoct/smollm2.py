@@ -78,7 +78,7 @@ def _check(file, expected):
 
 
 def main(folder=FOLDER):
-    cli.Parser(prog="python -m nanoct.smollm2", description="SmolLM2-135M-Instruct into weights/smollm2.").parse_args()
+    cli.Parser(prog="nanoct.smollm2", description=__doc__.split("\n")[0]).parse_args()
     if not (came_from := source(folder)):
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".new-", dir=folder) as new:

@@ -463,14 +463,17 @@ def test_random_damage_never_ends_in_a_trace(tmp_path, parts):
             assert "\n" not in str(error)
 
 
-def test_missing_files_and_a_missing_package(tmp_path, parts, monkeypatch):
+def test_what_is_missing_is_named(tmp_path, parts, monkeypatch):
+    file = write(tmp_path / "a.gguf", *parts)
     with pytest.raises(FileNotFoundError, match="There is no file .*absent.gguf"):
         convert(tmp_path / "absent.gguf", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="There is no file"):
         convert(tmp_path, tmp_path / "out")
+    with pytest.raises(OSError, match="cannot write .*a.gguf"):
+        convert(file, file)
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ValueError, match="pip install gguf"):
-        convert(write(tmp_path / "a.gguf", *parts), tmp_path / "out")
+        convert(file, tmp_path / "out")
 
 
 def test_files_are_replaced_whole(tmp_path, parts, monkeypatch):
