@@ -44,7 +44,7 @@ def tasks(folder=None):
 
 def pools(folder=None):
     """{"validation": names, "test": names} of the tasks in a folder."""
-    return POOLS if where(folder) == where(None) else {"validation": [], "test": tasks(folder)}
+    return POOLS if where(folder).resolve() == where(None).resolve() else {"validation": [], "test": tasks(folder)}
 
 
 def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=None):
@@ -62,17 +62,16 @@ def read(file):
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}: take other --tasks, or write it, a line input<TAB>output a pair.")
     lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip(b" \r\n").splitlines()  # the mark some editors put first
-    first = {}  # input -> its line
-    pairs = []
+    pairs, first = [], {}  # first: input -> its line
     for n, line in enumerate(lines, 1):
         at = f"{file}, line {n}"
         try:
             cells = [cell.strip() for cell in line.decode().split("\t")]
         except UnicodeDecodeError:
             raise ValueError(f"{at}, is not UTF-8 text: save the file as UTF-8.") from None
-        if len(cells) != 2 or not all(cells):
-            wrong = (f"{len(cells) - 1 or 'no'} tab{'s' * (len(cells) > 2)}" if len(cells) != 2 else
-                     "an empty " + ("output" if cells[0] else "input"))
+        wrong = ("no tab" if len(cells) == 1 else "more than one tab" if len(cells) > 2 else
+                 "an empty input" if not cells[0] else "an empty output" if not cells[1] else None)
+        if wrong:
             raise ValueError(f"{at}, has {wrong}: {line.decode()[:60]!r}; write input<TAB>output.")
         if cells[0] in first:
             raise ValueError(f"{at}, has the input {cells[0]!r:.60} of line {first[cells[0]]} again: leave one of them out.")
