@@ -2,10 +2,10 @@
 
     python -m nanoct.benchmarks.words --show 2
 
-A context is "x₁ -> y₁\\nx₂ -> y₂\\n…". An answer ends with the line break, tokenised apart, so that all answers end alike,
-and is right if all its tokens are. No instruction, no beginning-of-sequence token. 10 demos are drawn by seed, all other
-lines are queries, 50 a task. A query is dropped if context and row exceed 2,048 tokens. Files: F/<task>.tsv, UTF-8, a
-line "input<TAB>output" a pair, no header; --data F takes a folder of one's own.
+A context is "x₁ -> y₁\\nx₂ -> y₂\\n…". An answer ends with the line break, tokenised apart, so that all answers end
+alike, and is right if all its tokens are. No instruction, no beginning-of-sequence token. 10 demos are drawn by seed, all
+other lines are queries, 50 a task. A query is dropped if context and row exceed 2,048 tokens. Files: F/<task>.tsv, UTF-8,
+a line "input<TAB>output" a pair, no header; --data F takes a folder of one's own.
 
 The split, fixed before anything was measured: settings are chosen on "validation", results are of "test". Within each
 kind, in alphabetical order, every third task is for validation, from the second on. So every kind is on both sides.
@@ -21,7 +21,8 @@ K, LENGTH = 10, 2048
 SEEDS = (42, 43, 44)
 PACKAGED = "words"  # the name of the folder that comes with the package
 KINDS = {
-    "meaning": "animal_class animal_or_thing antonym capital category continent currency language nationality opposite_gender",
+    "meaning": "animal_class animal_or_thing antonym capital category continent currency language nationality "
+               "opposite_gender",
     "grammar": "adverb agent comparative gerund past_participle past_tense plural superlative third_person",
     "translation": "english_to_french english_to_german english_to_spanish",
     "form": "first_letter first_two last_letter length next_number number_word reverse starts_with_vowel upper_case",
@@ -29,7 +30,8 @@ KINDS = {
 }
 KINDS = {kind: names.split() for kind, names in KINDS.items()}
 VALIDATION = [name for names in KINDS.values() for name in sorted(names)[1::3]]
-POOLS = {"validation": VALIDATION, "test": [name for names in KINDS.values() for name in names if name not in VALIDATION]}
+REPORTED = [name for names in KINDS.values() for name in names if name not in VALIDATION]
+POOLS = {"validation": VALIDATION, "test": REPORTED}
 
 
 def where(folder):
@@ -39,7 +41,8 @@ def where(folder):
 
 def tasks(folder=None):
     """Names of the tasks in a folder. Raises FileNotFoundError if there is none."""
-    return [file.stem for file in common.folders(where(folder), "*.tsv", "lists, <task>.tsv, of lines input<TAB>output")]
+    files = common.folders(where(folder), "*.tsv", "lists, <task>.tsv, of lines input<TAB>output")
+    return [file.stem for file in files]
 
 
 def pools(folder=None):
@@ -61,9 +64,9 @@ def read(file):
     """The (input, output) of all lines of a file, blanks around them left out; blank lines at the end do not count."""
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}: take other --tasks, or write it, a line input<TAB>output a pair.")
-    lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip(b" \r\n").splitlines()  # the mark some editors put first
+    text = file.read_bytes().removeprefix(b"\xef\xbb\xbf")  # without the mark that some editors put first
     pairs, first = [], {}  # first: input -> its line
-    for n, line in enumerate(lines, 1):
+    for n, line in enumerate(text.rstrip(b" \r\n").splitlines(), 1):
         at = f"{file}, line {n}"
         try:
             cells = [cell.strip() for cell in line.decode().split("\t")]
@@ -74,7 +77,7 @@ def read(file):
         if wrong:
             raise ValueError(f"{at}, has {wrong}: {line.decode()[:60]!r}; write input<TAB>output.")
         if cells[0] in first:
-            raise ValueError(f"{at}, has the input {cells[0]!r:.60} of line {first[cells[0]]} again: leave one of them out.")
+            raise ValueError(f"{at}, has the input {cells[0]!r:.60} of line {first[cells[0]]} again: leave one out.")
         first[cells[0]] = n
         pairs.append(cells)
     if not pairs:
