@@ -3,9 +3,9 @@
     python -m nanoct.benchmarks.words --show 2
 
 A context is "x₁ -> y₁\\nx₂ -> y₂\\n…". An answer ends with the line break, tokenised apart, so that all answers end
-alike, and is right if all its tokens are. No instruction, no beginning-of-sequence token. 10 demos are drawn by seed, all
-other lines are queries, 50 a task. A query is dropped if context and row exceed 2,048 tokens. Files: F/<task>.tsv, UTF-8,
-a line "input<TAB>output" a pair, no header; --data F takes a folder of one's own.
+alike, and is right if all its tokens are. No instruction, no beginning-of-sequence token. 10 demos are drawn by seed,
+all other lines are queries, 50 a task. A query is dropped if context and row exceed 2,048 tokens. Files:
+F/<task>.tsv, UTF-8, a line "input<TAB>output" a pair, no header; --data F takes a folder of one's own.
 
 The split, fixed before anything was measured: settings are chosen on "validation", results are of "test". Within each
 kind, in alphabetical order, every third task is for validation, from the second on. So every kind is on both sides.
