@@ -96,6 +96,8 @@ def replacing(path):
         yield temporary
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:  # safetensors says in its own way that a disk is full
+        if isinstance(error, OSError) and error.errno is None:  # a sentence already
+            raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise OSError(f"cannot write {path} ({reason}): make room, or choose another place.") from None
     finally:
