@@ -68,8 +68,8 @@ def draw(items, k, seed, where):
 
 
 def bos(tokenizer):
-    """The beginning-of-sequence token, part of the instruction, where the tokenizer has one."""
-    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    """The beginning-of-sequence token, part of the instruction, where the model's own tokenizer puts one."""
+    return [tokenizer.bos_id] if tokenizer.adds_bos else []
 
 
 def fill(task, queries, counts, length, limit=None, patience=None):

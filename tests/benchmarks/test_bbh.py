@@ -20,7 +20,7 @@ EXAMPLES = [dict(input=f"what is {i} and {i}", target=f"({'ABCD'[i % 4]})") for 
 class WithBOS:
     """The byte tokenizer with a beginning-of-sequence token, which no text contains."""
 
-    bos_id, vocab_size, encode, decode = 7, 256, BYTES.encode, BYTES.decode
+    bos_id, adds_bos, vocab_size, encode, decode = 7, True, 256, BYTES.encode, BYTES.decode
 
 
 def write(folder, examples=EXAMPLES, prompt="canary line\n-----\nAdd the numbers.\n\nQ: x\nA: y\n"):

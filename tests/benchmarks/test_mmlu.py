@@ -41,10 +41,12 @@ def test_a_context_reads_as_the_papers_format(tmp_path):
 
 
 def test_a_beginning_of_sequence_token_is_the_instruction(tmp_path):
-    tokenizer = SimpleNamespace(bos_id=7, encode=BYTES.encode)
+    tokenizer = SimpleNamespace(bos_id=7, adds_bos=True, encode=BYTES.encode)
     task, _ = mmlu.make_task(write(tmp_path), "sums", tokenizer, 42, 2)
     tokens, owner = concatenate(tiny_llama(vocab_size=256), task.instruction, task.demos, task.separator)
     assert tokens[0, 0] == 7 and owner[:2].tolist() == [-1, 0] and not make(tmp_path)[0].instruction
+    tokenizer.adds_bos = False  # it has one and puts none, as SmolLM2's and GPT-2's
+    assert not mmlu.make_task(tmp_path, "sums", tokenizer, 42, 2)[0].instruction
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_question(tmp_path):
