@@ -55,6 +55,13 @@ def test_a_byte_order_mark_is_no_part_of_the_first_question(tmp_path):
     assert mmlu.read(file) == ROWS
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n\r\n", "\n   \n\n", ",,,\n", '"",\n'])
+def test_empty_lines_at_the_end_are_passed_over(tmp_path, end):
+    file = write(tmp_path) / "test" / "sums_test.csv"
+    file.write_bytes(file.read_bytes() + end.encode())
+    assert mmlu.read(file) == ROWS
+
+
 def test_demos_are_drawn_by_seed(tmp_path):
     demos = lambda seed: [bytes(d.x) for d in make(write(tmp_path), 3, seed)[0].demos]
     assert demos(42) == demos(42) and len({tuple(demos(seed)) for seed in range(42, 47)}) > 2
@@ -75,7 +82,7 @@ def test_a_query_is_dropped_if_any_option_does_not_fit(tmp_path):
     ([*ROWS, ["q", "1", "2", "3", "4", "E"]], "row 9"),
     ([*ROWS, ["q", "1", "2", "3", "A"]], "row 9"),
     ([*ROWS, ["q", "1", "", "3", "4", "A"]], "row 9"),
-    ([*ROWS, []], "row 9"),
+    ([*ROWS, [], ROWS[0]], "row 9"),
     ([*ROWS, ["q" * 200_000, "1", "2", "3", "4", "A"]], "sums_test.csv is no CSV (field larger than"),
     (ROWS[:2], "2 examples, too few for k = 2"),
 ])
