@@ -25,8 +25,8 @@ def parser():
 
 @pytest.mark.parametrize("option, value", [
     ("n-step", -1), ("n-step", 10**12), ("seed", -1), ("seed", 10**30), ("seeds", 2**63), ("k", 10**9),
-    ("rank", 10**23), ("workers", 5000), ("tasks", -1), ("lr", "nan"), ("lr", "inf"), ("lr", "-inf"), ("lr", "1e300"), ("decay", "nan"),
-    ("decay", "-1e10"), ("decay", "1e300")])
+    ("rank", 10**23), ("workers", 5000), ("tasks", -1), ("lr", "nan"), ("lr", "inf"), ("lr", "-inf"), ("lr", "1e300"),
+    ("decay", "nan"), ("decay", "-1e10"), ("decay", "1e300")])
 def test_a_number_out_of_bounds_is_named(option, value):
     with pytest.raises(ValueError) as error:
         parser().parse_args(["--seeds", "1", str(value)] if option == "seeds" else [f"--{option}={value}"])
