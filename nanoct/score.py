@@ -1,6 +1,6 @@
 """Prediction and metrics: the same for every method, p_phi(y | theta, x) from an Adapted.
 
-All queries and options of a task are packed into as few rows as memory allows (fewshot.py): one forward
+All queries and options of a task are packed into as few rows as memory allows (packing.py): one forward
 scores dozens of pairs behind one copy of the prefix.
 """
 
@@ -110,12 +110,15 @@ def text_answers(adapted, task):
 
 
 def decode(adapted, prompts, max_new_tokens, stop=None):
-    """New ids of each prompt, by `generate`, in batches of prompts of like length; fewer where the model's context ends."""
+    """New ids of each prompt, by `generate`, in batches of prompts of like length.
+
+    Where the model's context ends they are fewer, prompt by prompt: the longest one's room is not the others'.
+    """
     start = adapted.prefix.next_position if adapted.prefix is not None else 0
     room = lambda i: max(1, min(max_new_tokens, adapted.model.config.n_position - start - len(prompts[i]) + 1))
     by_length, new = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [None] * len(prompts)
     for batch in (by_length[i : i + BATCH] for i in range(0, len(prompts), BATCH)):
-        for group in [batch] if room(batch[-1]) == max_new_tokens else [[i] for i in batch]:  # the longest's room is not the others'
+        for group in [batch] if room(batch[-1]) == max_new_tokens else [[i] for i in batch]:
             for i, ids in zip(group, generate(adapted, [prompts[i] for i in group], room(group[-1]), stop)):
                 new[i] = ids
     return new
@@ -138,8 +141,9 @@ def generate(adapted, prompts, max_new_tokens, stop=None):
     n_pad = torch.tensor([[T - len(p)] for p in prompts], device=model.device)
     at, keys = torch.arange(T, device=model.device), torch.arange(-P, T, device=model.device)
     positions = start + (at - n_pad).clamp(min=0)  # (B, T)
-    real = (keys < 0) | (keys >= n_pad)  # (B, P+T)
-    mask = (real[:, None] & (keys <= at[:, None]) | (keys == at[:, None])) if n_pad.any() else None  # padding sees itself, not nothing
+    real = (keys < 0) | (keys >= n_pad)  # (B, P+T): an entry of the prefix, or no padding
+    causal, itself = keys <= at[:, None], keys == at[:, None]  # (T, P+T)
+    mask = real[:, None] & causal | itself if n_pad.any() else None  # (B, T, P+T); padding needs something to see
     running, new = torch.ones(B, dtype=torch.bool, device=model.device), []
     for _ in range(max_new_tokens):
         hidden, kv = model(tokens, positions=positions, mask=mask, prefix=prefix, adapter=adapted.adapter)
