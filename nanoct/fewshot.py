@@ -1,17 +1,11 @@
-"""A few-shot task, what a method makes of it, and how k pairs become ONE row.
+"""A few-shot task, and what a method makes of it.
 
     Task --method.adapt--> Adapted(model, adapter, prefix) --score--> accuracy
 
 Every in-context-optimisation method turns demonstrations into weights phi (the model and an adapter) and a
 context theta (a Prefix); prediction is p_phi(y | theta, x) whatever the method was.
 
-Packing. The pairs (x_i, y_i) of a training step, or the queries of a task, share one prefix and differ only
-in what they may see. So they lie side by side in one row of T tokens: positions start anew behind the
-prefix for each pair, a pair sees itself causally and no other pair, and of the prefix what `visible` says.
-Loss and gradients are those of k padded rows with k copies of the prefix; the cost is T tokens through the
-model, no padding, and a bool mask of T·(P+T) bytes.
-
-Dimensions: k pairs, T tokens of a row, P prefix entries, N answer tokens, V vocab, L layers.
+Dimensions: k demos, P prefix entries, T new tokens, L layers, K KV heads, D head_dim.
 """
 
 from dataclasses import dataclass

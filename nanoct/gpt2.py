@@ -94,6 +94,6 @@ class GPT2(Decoder):
     def place(self, x, positions):
         """x (B, T, C) with the embeddings of positions (B or 1, T). ValueError if there is none for one of them."""
         if (last := int(positions.max())) >= self.config.n_position:
-            raise ValueError(f"position {last} is behind the {self.config.n_position} that this GPT-2 has learned: use fewer or shorter "
-                             "demos.")
+            raise ValueError(f"position {last} is behind the {self.config.n_position} that this GPT-2 has learned: use "
+                             "fewer or shorter demos.")
         return x + self.transformer.wpe(positions), None

@@ -96,8 +96,10 @@ def attend(q, k, v, mask, past):
     """Attention of new queries (B, H, T, D) to past and new keys and values (B, K, T, D): (B, T, H·D)."""
     B, H, T, _ = q.shape
     if past is not None:  # cast: a tuned prefix is float32 also where the model computes in bf16
-        k, v = (torch.cat([p.to(q.dtype).expand(B, -1, -1, -1), new], dim=2) for p, new in zip(past, (k, v)))  # (B, K, S, D)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=H != k.shape[1])
+        behind = lambda past, new: torch.cat([past.to(q.dtype).expand(B, -1, -1, -1), new], dim=2)
+        k, v = behind(past[0], k), behind(past[1], v)  # (B, K, S, D)
+    causal = mask is None and T > 1
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=H != k.shape[1])
     return y.transpose(1, 2).reshape(B, T, -1)
 
 
@@ -174,8 +176,11 @@ class Decoder(nn.Module):
         return self.embedding.weight.dtype
 
     def init_weights(self, generator):
-        """Random weights for pretraining: embeddings N(0, .1²); linear maps N(0, 1/n_in), which keeps the scale of what
-        goes through them at any width, the two that write to the residual divided by sqrt(2L)."""
+        """Random weights for pretraining: embeddings N(0, .1²), linear maps N(0, 1/n_in).
+
+        So what goes through a map keeps its scale at any width. The two maps that write to the residual are divided
+        by sqrt(2L).
+        """
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 std = 0.1 if name.endswith(("embed_tokens.weight", "wte.weight", "wpe.weight")) else p.shape[1] ** -0.5
@@ -210,14 +215,16 @@ class Decoder(nn.Module):
             positions = torch.arange(start, start + T, device=x.device)[None]
         if mask is None and P and T > 1:
             mask = torch.ones(1, T, P + T, dtype=torch.bool, device=x.device).tril(P)
-        if mask is not None:  # added to the scores of all heads, (B or 1, 1, T, S); made once, or every layer would keep its own
-            mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -math.inf)[:, None]
+        if mask is not None:  # added to the scores of all heads; made once, or every layer would keep its own
+            mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -math.inf)
+            mask = mask[:, None]  # (B or 1, 1, T, S)
         x, turn = self.place(x, positions)
+        contexts = lambda: (nullcontext(), rewound(adapter))  # of a forward pass, and of the same once more
         kv = []
         for i, block in enumerate(self.blocks):
             arguments = x, turn, mask, prefix.kv[i] if prefix is not None else None, adapter
             if self.checkpoint and torch.is_grad_enabled():
-                x, new = checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), rewound(adapter)))
+                x, new = checkpoint(block, *arguments, use_reentrant=False, context_fn=contexts)
             else:
                 x, new = block(*arguments)
             kv.append(new)
@@ -233,8 +240,10 @@ class Decoder(nn.Module):
         if x.shape[-1] != c.n_embd:
             raise ValueError(f"embeds have width {x.shape[-1]}, this model has n_embd = {c.n_embd}.")
         if mask is not None and (mask.dtype != torch.bool or mask.shape[1:] != (T, P + T)):
-            raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}, expected bool (B or 1, T, P+T) with T = {T}, P = {P}.")
-        if prefix is not None and (len(prefix.kv) != c.n_layer or prefix.kv[0][0].shape[1::2] != (c.n_kv_head, c.head_dim)):
+            raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}, expected bool (B or 1, T, P+T) with T = {T}, "
+                             f"P = {P}.")
+        shape = (c.n_layer, c.n_kv_head, c.head_dim)
+        if prefix is not None and (len(prefix.kv), *prefix.kv[0][0].shape[1::2]) != shape:
             raise ValueError(f"the prefix has {len(prefix.kv)} layers of {tuple(prefix.kv[0][0].shape)}, this model "
                              f"{c.n_layer} layers of (1, {c.n_kv_head}, P, {c.head_dim}): it belongs to another model.")
         if adapter and (unknown := sorted(adapter.keys() - self.linears.keys())):
@@ -243,7 +252,7 @@ class Decoder(nn.Module):
 
 
 def rewound(adapter):
-    """A context in which an adapter's generators draw once more what they draw from here on: for what is computed twice."""
+    """A context in which an adapter's generators draw once more what they draw from here on."""
     generators = {part.generator for part in (adapter or {}).values() if getattr(part, "generator", None) is not None}
     then = [(generator, generator.get_state()) for generator in generators]
 

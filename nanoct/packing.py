@@ -1,4 +1,33 @@
-"""How k pairs become ONE row, and who sees what."""
+"""Packing: k pairs lie in ONE row behind one prefix, and a mask says who sees what.
+
+The pairs of a training step, like the queries of a task, share the prefix and differ only in what they may see of it.
+Three pairs, A B -> C and D -> E F and G -> H, behind the cache of these three demos, P = 8 entries:
+
+    token       A  B  D  E  G
+    position    8  9  8  9  8     each pair starts anew, right behind the prefix
+    pair        0  0  1  1  2
+    predicts    .  C  E  F  H     where = 1 2 3 4, the tokens in front of an answer's; target = C E F H
+
+The last token of an answer predicts nothing, so C, F and H are not in the row. Its mask has a line for each of its
+T = 5 tokens and a column for each of the P + T that a token may look at; x is seen:
+
+                        prefix              the row itself
+                 A B C   D E F   G H      A B   D E   G
+    owner, pair  0 0 0   1 1 1   2 2      0 0   1 1   2
+      A          . . .   x x x   x x      x .   . .   .
+      B          . . .   x x x   x x      x x   . .   .
+      D          x x x   . . .   x x      . .   x .   .
+      E          x x x   . . .   x x      . .   x x   .
+      G          x x x   x x x   . .      . .   . .   x
+
+In the row a pair sees itself, causally, and no other pair. In the prefix every entry has an owner, the demo it came
+from, and the three holes are leave-one-out: pair i is not shown what demo i owns. Token dropout adds holes at random.
+
+Loss and gradients are those of k padded rows with k copies of the prefix. The cost is T tokens through the model, with
+no padding and no copies, and a bool mask of T·(P+T) bytes. Scores between two pairs are computed, and masked.
+
+Dimensions: k pairs, T tokens of the row, P prefix entries, N answer tokens, V vocab.
+"""
 
 from dataclasses import dataclass
 from warnings import warn
@@ -10,14 +39,13 @@ from nanoct.fewshot import check_dropout, check_fits
 
 @dataclass
 class Row:
-    """k pairs side by side: tokens and positions (1, T), pair (T,), and for the N answer tokens where (N,), the
-    index of the token that predicts them, target (N,), their id, and their pair, pair[where]."""
+    """k pairs side by side, as drawn above; pair[where] is the pair of each answer token."""
 
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    pair: torch.Tensor
-    where: torch.Tensor
-    target: torch.Tensor
+    tokens: torch.Tensor  # (1, T) ids
+    positions: torch.Tensor  # (1, T)
+    pair: torch.Tensor  # (T,) the pair that a token is of
+    where: torch.Tensor  # (N,) the index of the token that predicts an answer token
+    target: torch.Tensor  # (N,) the id of the answer token
 
     def mask(self, visible):
         """visible (k, P) bool, which prefix entries each pair may see -> the mask (1, T, P+T) of the row."""
@@ -32,12 +60,13 @@ def pack_demos(task, model, start=0, head=()):
     Raises ValueError if none is left.
     """
     head = [*head, *task.separator]
-    long = [i for i, demo in enumerate(task.demos) if start + len(head) + len(demo.x) + len(demo.y) - 1 > model.config.n_position]
-    if 0 < len(long) < len(task.demos):
-        warn(f"task {task.name!r}: {len(long)} of {len(task.demos)} training pairs are left out, since behind {start} tokens "
+    pairs, room = [(demo.x, demo.y) for demo in task.demos], model.config.n_position - start - len(head)
+    fitting = [(x, y) if len(x) + len(y) - 1 <= room else None for x, y in pairs]
+    if 0 < (n_long := fitting.count(None)) < len(pairs):
+        warn(f"task {task.name!r}: {n_long} of {len(pairs)} training pairs are left out, since behind {start} tokens "
              f"of context they run past the model's {model.config.n_position}.")
-        return pack([None if i in long else (demo.x, demo.y) for i, demo in enumerate(task.demos)], model, start, head)
-    return pack([(demo.x, demo.y) for demo in task.demos], model, start, head)
+        pairs = fitting
+    return pack(pairs, model, start, head)
 
 
 def pack(pairs, model, start=0, head=()):

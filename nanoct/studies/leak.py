@@ -31,7 +31,7 @@ from nanoct.runs.report import standard_error, table
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import load_model
 
-HIDDEN = {"visible": (False, False), "one pass": (False, True), "k passes": (True, True)}  # from the prompt, from the pair
+HIDDEN = {"visible": (False, False), "one pass": (False, True), "k passes": (True, True)}  # from prompt, from pair
 CONFIG = ct_prompt.Config(n_step=32, lr=3e-2, token_dropout=0.0)
 
 
@@ -75,11 +75,15 @@ def main():
             task = make_task(world, name, tokenizer, seed=0, n_query=1, wrong=1.0)
             for variant, hidden in HIDDEN.items():
                 before, after = retrieved(model, task, *hidden)
-                lines.append(dict(world=world, task=name, variant=variant, before=before, after=after, torch=torch.__version__))
+                lines.append(dict(world=world, task=name, variant=variant, before=before, after=after,
+                                  torch=torch.__version__))
         (folder / "leak.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    shares = lambda world, variant, when: [100 * line[when] for line in lines if (line["world"], line["variant"]) == (world, variant)]
-    cell = lambda values: f"{mean(values):.1f} ± {standard_error(values):.1f}"
-    rows = [[f"{variant}, {when}", *(cell(shares(world, variant, when)) for world in args.world)]
+
+    def cell(world, variant, when):
+        shares = [100 * line[when] for line in lines if (line["world"], line["variant"]) == (world, variant)]
+        return f"{mean(shares):.1f} ± {standard_error(shares):.1f}"
+
+    rows = [[f"{variant}, {when}", *(cell(world, variant, when) for world in args.world)]
             for variant in HIDDEN for when in ("before", "after")]
     written = f"Demos retrieved, % ± s.e. over {args.tasks} held-out tasks\n\n" + table(rows, ["", *args.world]) + "\n"
     print(f"\n{written}")

@@ -33,7 +33,7 @@ def encode(tokenizer, x, y):
 
 
 def mislabel(demos, share, rng):
-    """Demos (x, y) of which this share, rounded, have the answer of another demo instead of their own, if there is another."""
+    """Demos (x, y) of which this share, rounded, have another demo's answer instead of their own, if there is one."""
     given = [y for _, y in demos]
     wrong = rng.sample(range(len(demos)), round(share * len(demos)))
     others = lambda y: [other for other in given if other != y] or [y]
@@ -41,18 +41,19 @@ def mislabel(demos, share, rng):
 
 
 def make_task(world, name, tokenizer, seed, k=None, n_query=None, wrong=0.0):
-    """The task `name` of a world (by name) as token ids, demos and queries drawn by seed; k and n_query default to the world's.
+    """The task `name` of a world (by name) as token ids, demos and queries drawn by seed.
 
-    wrong: the share of demos with a wrong answer.
+    k, n_query: the world's by default; wrong: the share of demos with a wrong answer.
     """
     world = WORLDS[world]
-    demos, queries = world.examples(name, seed, world.k if k is None else k, world.n_query if n_query is None else n_query)
+    n_demo, n_query = (world.k if k is None else k), (world.n_query if n_query is None else n_query)
+    demos, queries = world.examples(name, seed, n_demo, n_query)
     demos = mislabel(demos, wrong, random.Random(f"wrong/{name}/{seed}"))
-    answer = lambda y: tokenizer.encode(y + END)
+    ids_of = lambda options: options and [tokenizer.encode(y + END) for y in options]
     return Task(
         name=name,
         demos=[Demo(*encode(tokenizer, x, y)) for x, y in demos],
-        queries=[Query(*encode(tokenizer, x, y), options and [answer(o) for o in options]) for x, y, options in queries],
+        queries=[Query(*encode(tokenizer, x, y), ids_of(options)) for x, y, options in queries],
         instruction=[tokenizer.bos_id],
         metric=world.metric,
     )

@@ -60,7 +60,8 @@ def main():
     world = WORLDS[args.world]
     pool, k = world.pools()[args.pool], world.k if args.k is None else args.k
     if args.show is not None and not 1 <= args.show <= len(pool):
-        raise ValueError(f"--show is {args.show}: the pool {args.pool} of {args.world} has 1 to {len(pool)} tasks to show.")
+        raise ValueError(f"--show is {args.show}: the pool {args.pool} of {args.world} has 1 to {len(pool)} tasks to "
+                         "show.")
     if k < 1:
         raise ValueError(f"--k is {k}: a task has at least one demo.")
     if args.picture and (args.world != "grids" or args.show is None):

@@ -45,8 +45,13 @@ def predictives(world, demos, queries, which):
     """p(y | x, demos) for each query (x, y, options): [{y: probability}], without those of probability 0."""
     prior = world.prior(which)
     fits = {h: world.fit(h, demos, queries[0][2]) for h in prior}
-    return [normalise([(y, *_add(fit, p)) for h, p in prior.items() for y, *fit in world.answers(h, x, options, demos, fits[h])])
-            for x, _, options in queries]
+
+    def terms(x, options):
+        for h, p in prior.items():
+            for y, *fit in world.answers(h, x, options, demos, fits[h]):
+                yield y, *_add(fit, p)
+
+    return [normalise(list(terms(x, options))) for x, _, options in queries]
 
 
 def _add(fit, log_prior):

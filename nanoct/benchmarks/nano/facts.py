@@ -18,9 +18,9 @@ from nanoct.benchmarks.nano.functions import Certain
 PEOPLE = [f" {name}" for name in (
     "Ada Amy Ann Art Ben Bob Cal Dan Deb Don Eve Flo Gil Gus Hal Ida Ira Jan Jim Joy Kay Ken Leo Liz Max Meg Ned "
     "Pat Ray Sam Tim Zoe").split()]
-RELATIONS = ("friend rival boss teacher neighbour cousin doctor lawyer barber tailor tenant landlord guest host partner "
-             "mentor critic fan coach captain pilot cook baker banker broker editor agent client guard guide painter poet "
-             "singer dancer uncle aunt").split()
+RELATIONS = ("friend rival boss teacher neighbour cousin doctor lawyer barber tailor tenant landlord guest host "
+             "partner mentor critic fan coach captain pilot cook baker banker broker editor agent client guard guide "
+             "painter poet singer dancer uncle aunt").split()
 N_TRAIN, N_VALIDATION = 8, 4
 P_STATED = 0.7  # of a pretraining sequence: it states facts, by name, of any relation
 SPLIT_SEED = 2507
@@ -50,7 +50,8 @@ class Facts(Certain):
     def examples(self, name, seed, k, n_query):
         """k demos (x, y) and n_query queries (x, y, options) of the relation `name`, about different people."""
         if k + n_query > len(PEOPLE):
-            raise ValueError(f"{k} demos and {n_query} queries are more than the {len(PEOPLE)} people of facts: take fewer.")
+            raise ValueError(f"{k} demos and {n_query} queries are more than the {len(PEOPLE)} people of facts: "
+                             "take fewer.")
         rng, to = random.Random(f"{name}/{seed}"), table()[name]
         people = rng.sample(PEOPLE, k + n_query)
 

@@ -8,10 +8,10 @@ them are reported, on the others settings are chosen. The cut is by seed, made b
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import log
-from typing import Callable
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Certain:
     """What bayes.py asks of a world in which a task's answer is certain: apply(name, x) gives it."""
 
     def fit(self, h, pairs, labels=None):
-        """The number of pairs (x, y) that contradict the hypothesis h, and the log-likelihood of the rest, which are certain."""
+        """The number of pairs (x, y) that contradict the hypothesis h, and the log-likelihood of the certain rest."""
         return sum(self.apply(h, x) != y for x, y in pairs), 0.0
 
     def answers(self, h, x, options, demos, fit):
@@ -70,7 +70,8 @@ class Functions(Certain):
         probes = [self.draw(rng) for _ in range(N_PROBE)]
         functions = {tuple(probes): None}  # outputs on the probes -> its first, shortest name; the identity is no task
         outputs = {name: tuple(map(f, probes)) for name, f in self.primitives.items()}
-        outputs |= {f"{a} then {b}": tuple(map(f, outputs[a])) for a in self.primitives for b, f in self.primitives.items()}
+        outputs |= {f"{a} then {b}": tuple(map(f, outputs[a]))
+                    for a in self.primitives for b, f in self.primitives.items()}
         for name, of_name in outputs.items():
             if all(map(self.fits, of_name)):
                 functions.setdefault(of_name, name)

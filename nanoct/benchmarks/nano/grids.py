@@ -39,7 +39,7 @@ def _rows(f):
 
 
 def _cells(f):
-    """A function of a cell and the grid's commonest colour (lowest of several; "0" if it is empty), done to every cell."""
+    """A function of a cell and the grid's commonest colour, done to every cell: of several the lowest, of none "0"."""
 
     def run(g):
         counts = Counter("".join(sorted("".join(g)))) - Counter({"0": 99})
@@ -67,6 +67,11 @@ def _rays(row):
 def _frame(g):
     inside = lambda i, row: ("5" + row[1:-1] + "5")[: len(row)] if 0 < i < len(g) - 1 else "5" * len(row)
     return tuple(inside(i, row) for i, row in enumerate(g))
+
+
+def _checker(g):
+    """Every other cell becomes background."""
+    return tuple("".join("0" if (i + j) % 2 else c for j, c in enumerate(row)) for i, row in enumerate(g))
 
 
 _gravity = _rows(lambda row: "0" * row.count("0") + row.replace("0", ""))  # to the right
@@ -98,7 +103,7 @@ PRIMITIVES = {
     "drop_commonest": _cells(lambda c, commonest: "0" if c == commonest else c),
     "exchange": _cells(lambda c, commonest: commonest if c == "0" else "0" if c == commonest else c),
     "symmetric": _rows(lambda row: row[: (len(row) + 1) // 2] + row[: len(row) // 2][::-1]),
-    "checker": lambda g: tuple("".join("0" if (i + j) % 2 else c for j, c in enumerate(row)) for i, row in enumerate(g)),
+    "checker": _checker,
 }
 
 

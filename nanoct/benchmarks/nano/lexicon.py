@@ -97,7 +97,7 @@ def words(x):
 
 @cache
 def pools():
-    """{"train" | "validation" | "held_out": names of tasks}: attributes, single ones first; AND, XOR and halves in turn."""
+    """{"train" | "validation" | "held_out": names of tasks}: attributes, single first; AND, XOR and halves in turn."""
     rng = random.Random(SPLIT_SEED)
     kinds = [ands(), xors(), [f"half {i}" for i in range(15)]]
     for kind in kinds:
