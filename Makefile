@@ -1,32 +1,36 @@
 # make reproduce   environment, main job on the embedded model, table, figure, JSON lines; ARGS=--quick for a first look
-# make test        environment with the test extra, then the suite (no network, no GPU)
+# make test        environment with the test extra, ruff, then the suite (no network, no GPU)
+# make lint        ruff alone
 PYTHON ?= python3
 PY := .venv/bin/python
+INSTALL := $(PY) -m pip install -q -c constraints.txt
 
 reproduce: .venv/installed
 	$(PY) -m nanoct.reproduce $(ARGS)
 
-test: .venv/installed-test
+test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 test-slow: .venv/installed-test
 	$(PY) -m pytest -m slow
+
+lint: .venv/installed-test
+	$(PY) -m ruff check
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nanoct needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": try make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 
 # two stamps: the test extra (transformers, peft) is large, and only tests need it
-.venv/installed: $(PY) requirements.txt pyproject.toml
-	$(PY) -m pip install -q -r requirements.txt
-	$(PY) -m pip install -q -e .
+.venv/installed: $(PY) requirements.txt constraints.txt pyproject.toml
+	$(INSTALL) -e .
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(PY) -m pip install -q -e '.[test]'
+	$(INSTALL) -e '.[test]'
 	touch $@
 
 clean:
 	rm -rf .venv results
 
-.PHONY: reproduce test test-slow clean
+.PHONY: reproduce test test-slow lint clean

@@ -76,7 +76,10 @@ class LowRank:
 
 @dataclass
 class Footprint:
-    """What a method stores and computes on one task. Passes run in their order; what one saves stays until the backward."""
+    """What a method stores and computes on one task.
+
+    The passes of a step run in their order; what one saves for the backward stays while the next ones run.
+    """
 
     n_step: int = 0
     passes: list = field(default_factory=list)  # of one step

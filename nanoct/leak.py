@@ -1,4 +1,4 @@
-"""`python -m nanoct.leak`: the command of nanoct/studies/leak.py."""
+"""What leaks in CT-Prompt's variant of one pass (studies/leak.py)."""
 
 from nanoct import cli
 from nanoct.studies.leak import main

@@ -1,4 +1,4 @@
-"""`python -m nanoct.memory`: the command of nanoct/costs/memory.py."""
+"""Estimated against measured bytes of every method (costs/memory.py)."""
 
 from nanoct import cli
 from nanoct.costs.memory import main

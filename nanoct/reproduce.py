@@ -21,6 +21,7 @@ import argparse
 import itertools
 import json
 import time
+from collections import ChainMap
 from dataclasses import asdict, fields
 from functools import cache, lru_cache
 from pathlib import Path
@@ -42,6 +43,7 @@ from nanoct.weights import fingerprint, load_model, pick_device, read_config
 N_STEP = {"ct_kv": (4, 16, 64), "ttt": (2, 8, 32)}  # the curves, over like seconds
 N_TASK = 3  # of the held-out pool of each world
 SWEEP_TASKS = 4  # of the validation pool of each world
+MODULES = ChainMap(METHODS, {ablations.NAME: ablations})
 CEILINGS = {"bayes_training": "training", "bayes_all": "all"}  # row of the table -> prior
 SETTINGS = FOLDER / "settings.json"  # {world: {method: config}}
 
@@ -127,7 +129,7 @@ def load(world):
 @cache
 def warm_up(world, name):
     """A first run of a method, so that no measured one pays for warming up."""
-    (model, tokenizer), method = load(world), METHODS[name]
+    (model, tokenizer), method = load(world), MODULES[name]
     task = make_task(world, WORLDS[world].pools()["train"][0], tokenizer, seed=0, k=4, n_query=2)
     few = {f.name: 2 for f in fields(method.Config) if f.name in ("n_step", "ttt_n_step")}
     evaluate(method.adapt(model, task, method.Config(**few)), task)
@@ -155,7 +157,7 @@ def work(run, progress=None):
     if run["config"].get("start") == "others":
         pool = world.pools()[run["pool"]]
         task.others = make_task(name, pool[pool.index(run["task"]) - 1], tokenizer, run["seed"], run["k"]).demos
-    measured, adapted = measure(model, task, method, run["config"], run["seed"], progress)
+    measured, adapted = measure(model, task, method, run["config"], run["seed"], progress, MODULES[method])
     queries, predicted = ceiling(name, *of_task, "all")
     kl = bayes.divergence(adapted, predicted, [{y: encode(tokenizer, x, y) for y in p}
                                                for (x, _, _), p in zip(queries, predicted)])

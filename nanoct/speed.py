@@ -1,4 +1,4 @@
-"""`python -m nanoct.speed`: the command of nanoct/costs/speed.py."""
+"""Seconds and memory of every method beside transformers and peft (costs/speed.py)."""
 
 from nanoct import cli
 from nanoct.costs.speed import main

@@ -30,7 +30,7 @@ from nanoct.benchmarks.nano import BOS, END, EQUALS, FOLDER
 from nanoct.fewshot import Demo, Task, check_fits
 from nanoct.files import replace_file
 from nanoct.methods import METHODS
-from nanoct.runs.contexts import load_adapted, read_about, save_adapted
+from nanoct.runs.contexts import check_savable, load_adapted, read_about, save_adapted
 from nanoct.score import decode, macro_f1, score_pairs
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, load_model
@@ -144,13 +144,11 @@ def answer(adapted, tokenizer, lines, template, metric, max_new_tokens):
         if not is_free[i]:
             of_options = {option: next(losses) for option in ys}
             answers[i] = min(of_options, key=of_options.get), of_options
-    after = split(template)[2]
-    end = tokenizer.encode(after)
     free = [i for i, d in enumerate(is_free) if d]
-    # the last of several tokens may stand in an answer too: only the whole terminator ends it
-    stop = end[0] if len(end) == 1 else None
-    for i, ids in zip(free, decode(adapted, [encoded[i][0] for i in free], max_new_tokens, stop)):
-        answers[i] = tokenizer.decode(ids).split(after)[0].strip(), {}
+    ends = set(tokenizer.special.values())
+    prompts = [encoded[i][0] for i in free]
+    for i, text in zip(free, decode(adapted, prompts, max_new_tokens, tokenizer.decode, split(template)[2], ends)):
+        answers[i] = text.strip(), {}
     return answers
 
 
@@ -226,7 +224,9 @@ def tune(args):
     task = Task(Path(args.data).stem, demos, [], instruction)
     steps = [f.name for f in fields(config) if f.name.endswith("n_step")]
     # no step at all: what does not fit is said before the work
-    start = start_of(method.adapt(model, task, replace(config, **dict.fromkeys(steps, 0)), args.seed))
+    untrained = method.adapt(model, task, replace(config, **dict.fromkeys(steps, 0)), args.seed)
+    check_savable(untrained)
+    start = start_of(untrained)
     encoded += [encode(line, model, tokenizer, template, args.metric, start) for line in held_out]
     longest = max(len(y) for _, ys in encoded for y in ys.values())
     how = dict(template=template, metric=args.metric, max_new_tokens=2 * longest + 8)
@@ -241,7 +241,7 @@ def tune(args):
 
         adapted = method.adapt(model, task, config, args.seed, progress)
     seconds = time.perf_counter() - began
-    about = dict(instruction=args.instruction, seed=args.seed, **how)
+    about = dict(name=str(args.model), instruction=args.instruction, seed=args.seed, **how)
     save_adapted(adapted, args.out, args.method, config, len(demos), **about)
     trained = f"loss {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} of {n_step} steps" if losses else "no steps"
     print(f"{args.method}, {len(demos)} demos: {trained}, {seconds:.1f} seconds, {adapted.n_trained:,} trained numbers")

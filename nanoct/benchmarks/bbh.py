@@ -4,7 +4,8 @@
 
 A context is the instruction, then "\\n\\nQ: …\\nA: …" for every demo; the instruction is the line after the dashes in
 cot-prompts/<task>.txt. An answer ends with the two line breaks before the next question, tokenised apart, so that all
-answers end alike; trimmed and in lower case it must be the target. 10 demos are drawn by seed, all others are queries. A
+demos end alike; a decoded one ends where its text holds them, or with a special token. Trimmed and in lower case it must
+be the target. 10 demos are drawn by seed, all others are queries. A
 query is dropped if context and row exceed 2,048 tokens (ours: NLP-LR's rule). Files: F/bbh/<task>.json with examples[] of {"input", "target"}.
 """
 
@@ -33,7 +34,8 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
     x = lambda text: tokenizer.encode(f"Q: {text}\nA:")
     y = lambda text: tokenizer.encode(f" {text}") + end
     task = Task(name, [Demo(x(i), y(t)) for i, t in given], [], common.bos(tokenizer) + tokenizer.encode(instruction) + end,
-                "text", tokenizer.decode, lambda text: text.strip().lower())
+                "text", tokenizer.decode, lambda text: text.strip().lower(), terminator=END,
+                ends=set(tokenizer.special.values()))
     return common.fill(task, (Query(x(i), y(t)) for i, t in asked), common.Counts(), length, limit_queries)
 
 

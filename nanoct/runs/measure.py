@@ -18,13 +18,13 @@ from nanoct.runs.results import about
 from nanoct.score import evaluate
 
 
-def measure(model, task, method, config, seed, progress=None):
+def measure(model, task, method, config, seed, progress=None, module=None):
     """Adapt by a method (its name) with config {field: value}, then score: fields of a results line, and the Adapted.
 
-    progress(step, loss) is called every step. Raises what the method raises, and ValueError on a loss or score that is
-    not finite.
+    progress(step, loss) is called every step. module: the method's, where METHODS does not have it. Raises what the
+    method raises, and ValueError on a loss or score that is not finite.
     """
-    module, losses = METHODS[method], []
+    module, losses = module or METHODS[method], []
 
     def note(step, loss):
         losses.append(loss)

@@ -1,6 +1,7 @@
 """BBH: the format and the drawing of demos on small files, the score of what is decoded, and files that are not as they should be."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from conftest import DATA, tiny_llama
@@ -20,7 +21,7 @@ EXAMPLES = [dict(input=f"what is {i} and {i}", target=f"({'ABCD'[i % 4]})") for 
 class WithBOS:
     """The byte tokenizer with a beginning-of-sequence token, which no text contains."""
 
-    bos_id, vocab_size, encode, decode = 7, 256, BYTES.encode, BYTES.decode
+    bos_id, special, vocab_size, encode, decode = 7, {"<s>": 7}, 256, BYTES.encode, BYTES.decode
 
 
 def write(folder, examples=EXAMPLES, prompt="canary line\n-----\nAdd the numbers.\n\nQ: x\nA: y\n"):
@@ -164,3 +165,23 @@ def test_every_method_runs_on_a_task(tmp_path):
     for name, method in METHODS.items():
         steps = {f: 1 for f in ("n_step", "ttt_n_step") if hasattr(method.Config, f)}
         assert len(evaluate(method.adapt(model, task, method.Config(**steps)), task).per_query) == 2, name
+
+
+@pytest.mark.skipif(not (DATA.parent / "llama3_tokenizer").is_dir(), reason="needs Llama-3's tokenizer")
+@pytest.mark.parametrize("said, right", [
+    (" (B)\n\nQ: next", True), (" (B)<|eot_id|> and more", True), (" (B)<|end_of_text|>", True), (" (A)\n\n(B)", False),
+    (" (B) or so", False)])
+def test_an_answer_ends_as_llama_3_writes_it(tmp_path, monkeypatch, said, right):
+    """")\\n\\n" is one token of Llama-3's, and neither it nor an end-of-sequence token is the two line breaks alone."""
+    llama3 = load_tokenizer(DATA.parent / "llama3_tokenizer")
+    ids = llama3.encode(said, special=True)
+    assert llama3.encode("\n\n")[0] not in ids
+
+    def generate(adapted, prompts, limit, stop):
+        return [next(ids[:n] for n in range(1, len(ids) + 1) if n == len(ids) or stop(ids[:n])) for _ in prompts]
+
+    write(tmp_path, [dict(input=str(i), target="(B)") for i in range(4)])
+    task, _ = bbh.make_task(tmp_path, "sums", llama3, 42, 2)
+    monkeypatch.setattr("nanoct.score.generate", generate)
+    model = SimpleNamespace(config=SimpleNamespace(n_position=2048))
+    assert evaluate(Adapted(model), task).per_query == [right, right]

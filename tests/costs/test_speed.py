@@ -1,16 +1,21 @@
-"""The benchmark measures what it says: contestants that do the same step, released as released. Nothing here is timed."""
+"""The benchmark measures what it says: contestants that do the same step, the released one as released."""
 
 import json
+import math
 import sys
+import time
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nanoct import cli
-from nanoct.costs import speed
+from nanoct.costs import peers, speed
+from nanoct.costs.task import random_task
 from nanoct.fewshot import encode_context
 from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.methods import ct_kv
+from nanoct.packing import pack_demos
 from nanoct.weights import save_model
 
 K, CONTEXT, V = 5, 60, 97
@@ -24,45 +29,68 @@ def pair():
     for p in model.parameters():  # large enough for attention to matter
         p.copy_(p + 0.2 * torch.randn(p.shape, generator=generator))
     theirs.load_state_dict(model.state_dict(), strict=False)  # the head is tied
-    task = speed.random_task(K, CONTEXT, V)
+    task = random_task(K, CONTEXT, V)
     return model, theirs, task, encode_context(model, (), task.demos)
 
 
-def steps_of(pair):
+def gradients(run):
+    """What AdamW is given in every step of run(): the gradients of the leaves, clipped."""
+    seen = []
+    look = lambda optimizer, *_: seen.append([p.grad.clone() for p in optimizer.param_groups[0]["params"]])
+    hook = register_optimizer_step_pre_hook(look)
+    run()
+    hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("labels_only", [False, True])
+def test_a_padded_step_is_the_methods_in_loss_and_gradient_at_every_step(pair, labels_only):
     model, theirs, task, context = pair
-    return dict(packed=speed.packed(model, task, context), padded=speed.padded(theirs, task, context),
-                labels=speed.padded(theirs, task, context, labels_only=True))
+    losses, n, lr = [], 3, 1e-3  # AdamW turns small gradients' rounding into steps
+    config = ct_kv.Config(n_step=n, lr=lr)
+    ours = gradients(lambda: ct_kv.adapt(model, task, config, progress=lambda step, loss: losses.append(loss)))
+    padded = peers.padded(theirs, task, context, labels_only=labels_only)
+    for i in range(n):  # the masks of each step are drawn anew
+        padded.optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * i / n)) / 2
+        (other,) = gradients(lambda: losses.append(padded()))
+        for a, b in zip(ours[i], other, strict=True):
+            assert (a - b).norm() < 1e-4 * b.norm()
+    assert losses[n:] == pytest.approx(losses[:n], rel=1e-5) and min(losses) > 1
 
 
-def test_contestants_agree_in_loss_and_gradient_at_every_step(pair):
-    steps = steps_of(pair)
-    for _ in range(3):  # the masks of each step are drawn anew
-        assert speed.agree(steps, 1e-4) > 1
-        for step in steps.values():
-            step.optimizer.param_groups[0]["lr"] = 1e-3  # AdamW turns small gradients' rounding into steps
-            step()
+def test_contestants_begin_with_the_methods_loss(pair):
+    model, theirs, task, _ = pair
+    contest, losses = speed.contestants(model, theirs, task), []
+    ct_kv.adapt(model, task, ct_kv.Config(n_step=1), progress=lambda step, loss: losses.append(loss))
+    assert speed.agree(contest, 1e-4) == pytest.approx(losses[0], rel=1e-6)
+    assert list(contest) == ["nanoct", "transformers", "transformers, labels only", "nanoct TTT, one order"]
 
 
-def test_the_packed_contestant_is_the_method(pair):
-    model, _, task, context = pair
-    losses = []
-    ct_kv.adapt(model, task, ct_kv.Config(n_step=2), progress=lambda step, loss: losses.append(loss))
-    step = speed.packed(model, task, context)
-    assert losses == [step(), step()]
-
-
-@pytest.mark.parametrize("break_it", ["mask", "label"])
+@pytest.mark.parametrize("break_it", ["mask", "label", "gradient"])
 def test_a_step_that_differs_is_refused(pair, break_it):
     model, theirs, task, context = pair
-    steps = steps_of(pair)
-    if break_it == "mask":
-        steps["padded"] = speed.padded(theirs, task, context, seed=1)
-    else:
-        other = speed.random_task(K, CONTEXT, V)
+    contest, other = speed.contestants(model, theirs, task), random_task(K, CONTEXT, V)
+    if break_it == "label":
         other.demos[-1].y[-1] = (other.demos[-1].y[-1] + 1) % V
-        steps["labels"] = speed.padded(theirs, other, context, labels_only=True)
-    with pytest.raises(ValueError, match="differs from packed by .* no time is reported"):
-        speed.agree(steps, 1e-4)
+    step = peers.padded(theirs, other, context, seed=int(break_it == "mask"), labels_only=True)
+    if break_it == "gradient":
+        step.leaves[1].register_hook(lambda gradient: 1.01 * gradient)
+    contest["transformers, labels only"].turn = lambda: (step(), 0.0)
+    with pytest.raises(ValueError, match="labels only differs from nanoct by .* no time is reported"):
+        speed.agree(contest, 1e-4)
+
+
+def test_a_methods_turn_is_its_second_step(monkeypatch, pair):
+    def adapt(model, task, config, seed, progress):
+        time.sleep(0.1)  # reads the demos
+        for step, (wait, loss) in enumerate([(0.1, 3.0), (0.02, 2.0)][: config.n_step]):
+            time.sleep(wait)
+            progress(step, loss)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(ct_kv, "adapt", adapt)
+    loss, seconds = speed.contestants(pair[0], None, pair[2])["nanoct"].turn()
+    assert loss == 3 and 0.02 <= seconds < 0.08
 
 
 @pytest.mark.parametrize("labels_only", [False, True])
@@ -76,14 +104,14 @@ def test_the_released_way_pads_expands_and_computes_all_logits(pair, labels_only
 
     hooks = [theirs.model.register_forward_pre_hook(before, with_kwargs=True),
              theirs.lm_head.register_forward_hook(lambda module, args, out: seen.update(logits=out.shape))]
-    step = speed.padded(theirs, task, context, labels_only=labels_only)
+    step = peers.padded(theirs, task, context, labels_only=labels_only)
     step.loss()
     for hook in hooks:
         hook.remove()
     n_answer = sum(len(demo.y) for demo in task.demos)
     assert seen["tokens"] == (K, T) and seen["prefix"] == (K, 2, P, 8) and seen["mask"].shape == (K, P + T)
     assert seen["logits"] == ((n_answer, V) if labels_only else (K, T, V))
-    assert (step.n_token, step.n_key, step.n_logit) == (K * T, P + T, n_answer if labels_only else K * T)
+    assert step.size == (K * T, P + T, n_answer if labels_only else K * T)
     for i, demo in enumerate(task.demos):
         assert not seen["mask"][i, :P][context.owner == i].any()  # leave-one-out
         assert seen["mask"][i, P:].sum() == len(demo.x) + len(demo.y)  # the rest is padding
@@ -91,17 +119,19 @@ def test_the_released_way_pads_expands_and_computes_all_logits(pair, labels_only
 
 def test_flops_of_a_step(pair):
     model, _, task, context = pair
-    N, T = sum(p.numel() for p in model.model.layers.parameters()), sum(len(d.x) + len(d.y) - 1 for d in task.demos)
-    P, n = len(context.owner), sum(len(d.y) for d in task.demos)
-    assert speed.packed(model, task, context).flops(model.config, N) == 4 * N * T + 12 * 2 * 4 * 8 * T * (P + T) + 4 * V * 32 * n
+    N, P, row = sum(p.numel() for p in model.model.layers.parameters()), len(context.owner), pack_demos(task, model)
+    T, n, contest = row.tokens.shape[1], len(row.where), speed.contestants(model, None, task)
+    formula = lambda T, S: 4 * N * T + 12 * 2 * 4 * 8 * T * S + 4 * V * 32 * n
+    assert contest["nanoct"].flops(model.config, N) == formula(T, P + T)
+    assert contest["nanoct TTT, one order"].flops(model.config, N) == formula(P - 1, P - 1)
 
 
 def test_random_pairs():
-    lengths = lambda **options: [len(d.x) + len(d.y) for d in speed.random_task(16, 700, V, **options).demos]
+    lengths = lambda **options: [len(d.x) + len(d.y) for d in random_task(16, 700, V, **options).demos]
     assert abs(sum(lengths()) - 700) < 8 and 1.7 < 16 * max(lengths()) / sum(lengths()) < 2.1
-    assert speed.random_task(16, 700, V) == speed.random_task(16, 700, V) != speed.random_task(16, 700, V, seed=1)
+    assert random_task(16, 700, V) == random_task(16, 700, V) != random_task(16, 700, V, seed=1)
     assert len(set(lengths(spread=0))) == 1
-    assert {len(d.y) for d in speed.random_task(16, 700, V).demos} == {1, 2, 3, 4}
+    assert {len(d.y) for d in random_task(16, 700, V).demos} == {1, 2, 3, 4}
 
 
 def run(monkeypatch, *arguments):
@@ -109,7 +139,7 @@ def run(monkeypatch, *arguments):
     cli.run(speed.main)
 
 
-SMALL = ("--k", K, "--context", CONTEXT, "--repeat", 2, "--device", "cpu", "--methods")  # none of costs.py, which test_costs.py has
+SMALL = ("--k", K, "--context", CONTEXT, "--repeat", 2, "--device", "cpu", "--methods")  # none: test_peers.py has those
 
 
 def test_lines_and_table(tmp_path, monkeypatch, capsys):
@@ -123,7 +153,7 @@ def test_lines_and_table(tmp_path, monkeypatch, capsys):
         assert line["flops_per_second"] == line["flops"] / line["seconds"] and line["peak_bytes"] > 1e6
         assert (line["k"], line["n_body"], line["dtype"], line["repeat"]) == (K, 15488, "float32", 2)
         assert line["device"] and line["threads"] and line["torch"] and line["transformers"] and line["date"]
-    demos = speed.random_task(K, CONTEXT, V).demos
+    demos = random_task(K, CONTEXT, V).demos
     assert lines[0]["context"] == sum(len(demo.x) + len(demo.y) for demo in demos)
     assert lines[0]["ratio"] == 1 and lines[0]["n_logit"] < lines[1]["n_logit"]
     printed = capsys.readouterr().out

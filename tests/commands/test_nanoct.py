@@ -1,0 +1,34 @@
+"""The command `nanoct`: it knows every command, hands over the rest of the line, and refuses what is none."""
+
+import sys
+
+import pytest
+
+from nanoct import __main__ as nanoct
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["nanoct", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        nanoct.main()
+    return stop.value.code
+
+
+def test_help_says_what_each_command_does(monkeypatch, capsys):
+    assert run(monkeypatch, "--help") == 0
+    printed = capsys.readouterr().out
+    for name, line in nanoct.commands().items():
+        assert f"  {name} " in printed and line in printed and line
+    assert {"reproduce", "tune", "speed", "benchmarks.nano", "coins.study"} <= nanoct.commands().keys()
+
+
+def test_the_rest_of_the_line_is_the_commands(monkeypatch, capsys):
+    assert run(monkeypatch, "benchmarks.nano", "--world", "grids", "--show", "0") == 2
+    assert "--show is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, named", [([], "COMMAND"), (["reproduec"], "'reproduec'"), (["cli"], "'cli'")])
+def test_what_is_no_command_gets_one_sentence(monkeypatch, capsys, arguments, named):
+    assert run(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.count("\n") == 1
