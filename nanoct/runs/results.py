@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata, util
 from pathlib import Path
 from warnings import warn
@@ -40,7 +40,7 @@ def machine(device):
     theirs = {name: metadata.version(name) if util.find_spec(name) else None for name in ("transformers", "peft")}
     return dict(device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
                 threads=torch.get_num_threads(), torch=torch.__version__, **theirs,
-                date=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+                date=datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def n_core():
