@@ -10,11 +10,11 @@ rows of T tokens against S keys, n of the tokens have logits. Bytes beside the w
                 context they began as (CT-KV)
     saved       what the backward pass keeps: L·B·T·(8·C + b·(2·H·D + 3·F) + 4·H) for the norms' inputs (float32),
                 queries and outputs of attention, the MLP's three (GPT-2: 2·b·C for the norms, b·F for the MLP);
-                L·B·S·b·2·K·D for keys and values; b·B·T·S for a mask. LoRA adds B·T·(5·in + 4·rank) for each of its
+                L·B·S·b·2·K·D for keys and values (H for K in masked passes on CUDA); b·B·T·S for a mask. LoRA adds B·T·(5·in + 4·rank) for each of its
                 linears: the input, float32, the mask of its dropout, and the inner product; DoRA 8·out more.
                 With model.checkpoint, b·B·T·C a layer instead, and the above for one layer at a time.
-    passing     the larger of 3·4·n·V (logits, their log-softmax, its gradient) and B·T·(3·b·F + 4·C), a block's
-                work; where nothing is trained T·(4·b·F + 8·C)
+    passing     the larger of 3·4·n·V (logits, their log-softmax, its gradient; in bfloat16 also 4·C·16,384, a part
+                of the head) and B·T·(3·b·F + 4·C), a block's work; where nothing is trained T·(4·b·F + 8·C)
     scoring     b·2·L·K·D·P for the context; T·(4·b·F + 8·C) for T tokens of queries in a row, or b·2·L·K·D·(P + T)
                 for each of the queries that are decoded side by side; instead of the three above, after them
 
@@ -38,7 +38,7 @@ from nanoct.costs.task import random_task
 from nanoct.footprint import Lengths, entry
 from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.methods import METHODS
-from nanoct.model import Llama, LlamaConfig
+from nanoct.model import HEAD, Llama, LlamaConfig
 from nanoct.runs.measure import peak
 from nanoct.runs.report import table
 from nanoct.weights import pick_device, resolve_dtype
@@ -78,20 +78,20 @@ def shapes(config):
     return linears, sum(p.numel() for p in model.parameters())
 
 
-def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=False):
+def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=False, cuda=False):
     """The Estimate of a method (its name) with settings {field: value} on a task of these Lengths; formulas above.
 
-    Raises ValueError on a method whose module has no footprint.
+    cuda: whether it runs there. Raises ValueError on a method whose module has no footprint.
     """
     module = METHODS[method]
     if not hasattr(module, "footprint"):
         raise ValueError(f"{method} has no footprint, so its cost is not known: add one to its module, or leave "
                          "it out of --methods.")
     says = module.footprint(config, lengths, module.Config(**settings))
-    return add_up(config, says, lengths, dtype, checkpoint)
+    return add_up(config, says, lengths, dtype, checkpoint, cuda)
 
 
-def add_up(config, says, lengths, dtype, checkpoint):
+def add_up(config, says, lengths, dtype, checkpoint, cuda):
     """The Estimate of a Footprint."""
     c, b, is_gpt2 = config, torch.finfo(dtype).bits // 8, isinstance(config, GPT2Config)
     linears, n_weight = shapes(config)
@@ -121,10 +121,12 @@ def add_up(config, says, lengths, dtype, checkpoint):
     stays = 0  # of earlier passes, until the backward
     for p in says.passes:
         n = p.n_row * p.n_token
-        layer = n * (per_token + of_adapter / c.n_layer) + p.n_row * p.n_key * kv / c.n_layer
+        repeated = c.n_head / c.n_kv_head if cuda and p.masked else 1  # model.alike
+        layer = n * (per_token + of_adapter / c.n_layer) + p.n_row * p.n_key * kv / c.n_layer * repeated
         work, common = n * (3 * b * c.n_ffn + 4 * c.n_embd), p.masked * b * n * p.n_key + 4 * n * c.n_embd
         saved = common + c.n_layer * (b * n * c.n_embd if checkpoint else layer)
-        work = max(work + layer * checkpoint, 3 * 4 * p.n_logit * c.vocab_size)
+        part = 4 * c.n_embd * min(c.vocab_size, HEAD) * (b < 4)  # of the head, as float32
+        work = max(work + layer * checkpoint, 3 * 4 * p.n_logit * c.vocab_size + part)
         if stays + saved + work > found.saved + found.passing:
             found.saved, found.passing = stays + saved, work
         unused = p.kv_only / c.n_layer  # the last block
@@ -136,7 +138,7 @@ def add_up(config, says, lengths, dtype, checkpoint):
     found.theta = 5 * 4 * says.trained + of_low_rank * low_rank + b * says.start
     found.flops = read + says.n_step * found.flops_step
     if says.first:
-        first = add_up(c, says.first, lengths, dtype, checkpoint)
+        first = add_up(c, says.first, lengths, dtype, checkpoint, cuda)
         found.flops += first.flops
         if first.beside > found.beside:
             found.theta, found.saved, found.passing = first.theta, first.saved, first.passing

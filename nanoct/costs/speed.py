@@ -216,7 +216,8 @@ def estimate(model, method, config, task):
     """memory.py's Estimate, or None of a method that does not say what it stores and computes."""
     lengths = memory.Lengths(0, [(len(d.x), len(d.y)) for d in task.demos], 1)
     try:
-        return memory.estimate(model.config, method, asdict(config), lengths, model.dtype, model.checkpoint)
+        return memory.estimate(model.config, method, asdict(config), lengths, model.dtype, model.checkpoint,
+                               model.device.type == "cuda")
     except ValueError as error:
         warn(str(error))
         return None
