@@ -110,7 +110,7 @@ def attend(q, k, v, mask, past):
 def alike(x, n_head):
     """Keys or values (B, K, S, D) with every KV head repeated for the H / K query heads that read it: (B, H, S, D).
 
-    For masked calls on CUDA: of its kernels only the one that stores all B·H·T·S scores takes a mask and fewer KV heads.
+    For masked calls on CUDA: there only the kernel that stores all B·H·T·S scores takes a mask and fewer KV heads.
     """
     return x.repeat_interleave(n_head // x.shape[1], dim=1)
 
@@ -251,8 +251,9 @@ class Decoder(nn.Module):
         head = self.embedding.weight if self.config.tied else self.lm_head.weight
         if head.dtype in (torch.float32, torch.float64):
             return F.linear(hidden, head).float()
-        product = lambda hidden, rows: F.linear(hidden.float(), rows.float())  # checkpoint: no float32 copy is kept
-        return torch.cat([checkpoint(product, hidden, rows, use_reentrant=False) for rows in head.split(HEAD)], dim=-1)
+        x, product = hidden.float(), lambda x, rows: F.linear(x, rows.float())
+        parts = [checkpoint(product, x, rows, use_reentrant=False) for rows in head.split(HEAD)]  # no copy is kept
+        return torch.cat(parts, dim=-1)
 
     def _check(self, x, T, P, mask, prefix, adapter):
         c = self.config

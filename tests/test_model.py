@@ -315,7 +315,7 @@ def test_repeated_kv_heads_are_what_grouped_attention_reads(monkeypatch, n_kv_he
         hidden, _ = model(embeds=embeds, mask=mask)
         results.append((hidden, *torch.autograd.grad(hidden.square().sum(), embeds)))
     for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
     assert calls and all(shape[1] == 4 for shape, _ in calls)
 
 

@@ -10,8 +10,9 @@ rows of T tokens against S keys, n of the tokens have logits. Bytes beside the w
                 context they began as (CT-KV)
     saved       what the backward pass keeps: L·B·T·(8·C + b·(2·H·D + 3·F) + 4·H) for the norms' inputs (float32),
                 queries and outputs of attention, the MLP's three (GPT-2: 2·b·C for the norms, b·F for the MLP);
-                L·B·S·b·2·K·D for keys and values (H for K in masked passes on CUDA); b·B·T·S for a mask. LoRA adds B·T·(5·in + 4·rank) for each of its
-                linears: the input, float32, the mask of its dropout, and the inner product; DoRA 8·out more.
+                L·B·S·b·2·K·D for keys and values (H for K in masked passes on CUDA); b·B·T·S for a mask. LoRA adds
+                B·T·(5·in + 4·rank) for each of its linears: the input, float32, the mask of its dropout, and the inner
+                product; DoRA 8·out more.
                 With model.checkpoint, b·B·T·C a layer instead, and the above for one layer at a time.
     passing     the larger of 3·4·n·V (logits, their log-softmax, its gradient; in bfloat16 also 4·C·16,384, a part
                 of the head) and B·T·(3·b·F + 4·C), a block's work; where nothing is trained T·(4·b·F + 8·C)
