@@ -28,7 +28,7 @@ from safetensors.torch import save
 
 from nanoct import adapters
 from nanoct.fewshot import Adapted, Prefix
-from nanoct.files import replace_file
+from nanoct.files import read_json, replace_file
 from nanoct.methods import METHODS
 from nanoct.weights import FLOATS, fingerprint
 
@@ -88,8 +88,8 @@ def load_adapted(path, model):
     about = read_about(path)
     if about["model"] != (mark := fingerprint(model)):
         name = f"{about['name']} ({about['model']})" if "name" in about else about["model"]
-        raise ValueError(f"{path} was tuned on the model {name} and this one is {mark}: give the model that it belongs to "
-                         "with --model.")
+        raise ValueError(f"{path} was tuned on the model {name} and this one is {mark}: give the model that it belongs "
+                         "to with --model.")
     with safe_open(path, "pt") as file:
         headers = {name: file.get_slice(name) for name in file.keys()}
         _check_fits(path, about, model, {name: ("floats" if h.get_dtype() in FLOATS else h.get_dtype(), *h.get_shape())
@@ -129,13 +129,15 @@ def read_about(path):
         raise FileNotFoundError(f"there is no context {path}: give a file that nanoct.tune wrote.")
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})[ENTRY])
-        version = about["version"]
+            entry = (file.metadata() or {}).get(ENTRY)
     except SafetensorError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is truncated or no safetensors file ({reason}): tune or copy it again.") from None
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} is a safetensors file but no context (no {ENTRY} in its metadata): give a file that "
+    try:
+        about = read_json((entry or "").encode(), f"{ENTRY} of its metadata", dict)
+        version = about["version"]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is a safetensors file but no context ({str(error).partition(':')[0]}): give a file that "
                          "nanoct.tune wrote.") from None
     if version != VERSION:
         raise ValueError(f"{path} has version {version!r} of the format and this nanoct reads {VERSION}: update it, or "
@@ -144,8 +146,8 @@ def read_about(path):
         found = about.get(wrong[0], "missing")
         raise ValueError(f"{path}: {wrong[0]} is {found!r} in its metadata: tune or copy it again.")
     if about["next_position"] is not None and about["next_position"] < 1:
-        raise ValueError(f"{path}: next_position is {about['next_position']} in its metadata and must be at least 1: tune "
-                         "or copy it again.")
+        raise ValueError(f"{path}: next_position is {about['next_position']} in its metadata and must be at least 1: "
+                         "tune or copy it again.")
     return about
 
 
@@ -156,8 +158,8 @@ def _check_fits(path, about, model, seen):
     if about["next_position"] is not None:
         P = size("prefix.keys", 3)
         if "prefix.keys" in seen and not 0 < P[0] <= about["next_position"]:
-            raise ValueError(f"{path} has {P[0]} entries and next_position = {about['next_position']}: it takes an entry or "
-                             "more, and a position behind all of them; tune or copy it again.")
+            raise ValueError(f"{path} has {P[0]} entries and next_position = {about['next_position']}: it takes one "
+                             "or more, and a position behind all of them; tune or copy it again.")
         theta = ("floats", c.n_layer, 1, c.n_kv_head, *P, c.head_dim)
         expected = {"prefix.keys": theta, "prefix.values": theta, "prefix.owner": ("I64", *P)}
     if about["scale"] and about["adapter"] not in kinds():

@@ -253,7 +253,8 @@ GOOD = '{"input": "ab", "output": "ba"}'
 
 @pytest.mark.parametrize("content, says", [
     ([], ["d.jsonl is empty"]),
-    ([GOOD, ""], ["d.jsonl, line 2 is empty"]),
+    ([GOOD, "", GOOD], ["d.jsonl, line 2 is empty"]),
+    (["[" * 100_000], ["d.jsonl, line 1", "nested more than 100 deep"]),
     ([GOOD, GOOD, '{"input": "a'], ["d.jsonl, line 3", "JSON", '{"input": "a']),
     (["[1]"], ["line 1", "JSON object"]),
     (['{"output": "a"}'], ["line 1: 'input' is missing"]),
@@ -261,11 +262,12 @@ GOOD = '{"input": "ab", "output": "ba"}'
     ([GOOD, '{"input": 3, "output": "a"}'], ["line 2: 'input' is 3"]),
     (['{"input": "a", "output": null}'], ["line 1: 'output' is None"]),
     (['{"input": "a", "output": "b", "options": "bc"}'], ["line 1: 'options' is 'bc'"]),
-    (['{"input": "a", "output": "b", "options": []}'], ["line 1: 'options' is []"]),
+    (['{"input": "a", "output": "b", "options": []}'], ["line 1: 'options' is empty"]),
     (['{"input": "a", "output": "b", "options": ["b", 1]}'], ["line 1: 'options'"]),
     (['{"input": "a", "output": "b", "options": ["c", "d"]}'], ["line 1", "'b' is not among", "['c', 'd']"]),
     ([GOOD, '{"input": "aXb", "output": "a"}'], ["line 2", "no token for 'X'"]),
     ([GOOD, '{"input": "ab", "output": "a", "options": ["a", "Zb"]}'], ["line 2", "no token for 'Z'"]),
+    ([json.dumps(dict(input="a", output="\u00e9", options=["e\u0301"]))], ["line 1", r"'\xe9'", r"'e\u0301'"]),
     ([GOOD, '{"input": "ab", "output": "a;b"}'], ["line 2", "'a;b' contains ';'"]),
     ([json.dumps(dict(input="a" * 70, output="b"))], ["line 1", "context is 64"]),
 ])
@@ -279,7 +281,7 @@ def test_bad_lines(here, small, monkeypatch, capsys, content, says, option):
 
 
 @pytest.mark.parametrize("changes, says", [
-    ({"--data": "nothing.jsonl"}, ["nothing.jsonl", "No such file"]),
+    ({"--data": "nothing.jsonl"}, ["nothing.jsonl", "there is no file"]),
     ({"--data": "."}, ["Is a directory"]),
     ({"--data": None}, ["--data"]),
     ({"--held-out": "nothing.jsonl"}, ["nothing.jsonl"]),
@@ -374,3 +376,15 @@ def test_mistakes_of_answering(here, small, context, monkeypatch, capsys, change
     options = {"--predict": True, "--context": context, "--data": "test.jsonl", "--model": small} | changes
     message = refused(monkeypatch, capsys, *flat(options))
     assert all(part in message for part in says), message
+
+
+def test_half_a_surrogate_pair_costs_no_answer(here, small, context, monkeypatch, capsys):
+    """JSON can say what UTF-8 cannot: the answers come out, escaped where they must be."""
+    assert json.loads(tune.written(dict(input="a\ud800é"))) == dict(input="a\ud800é")
+    assert tune.written(dict(input="é")) == '{"input": "é"}'
+    model, tokenizer = load_model(small, "cpu"), load_tokenizer(small)
+    monkeypatch.setattr(tune, "load", lambda *_: (model, tokenizer))
+    monkeypatch.setattr(tokenizer, "encode", lambda text, **_: [5])
+    write("odd.jsonl", ['{"input": "a\\ud800"}', '{"input": "b"}'])
+    call(monkeypatch, "--predict", "--context", context, "--data", "odd.jsonl", "--out", "answers", "--model", small)
+    assert [row["input"] for row in rows((here / "answers").read_text())] == ["a\ud800", "b"]
