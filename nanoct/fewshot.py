@@ -50,6 +50,7 @@ class Task:
     separator    token ids before every demo but the context's first, and before every row that is trained or asked
     metric       "accuracy" or "macro_f1" over options; "ids": every token of y by teacher forcing;
                  "text": greedy decoding up to the terminator, then normalise, compare
+    length       tokens that a context and a pair behind it may have, where that is less than the model's
     decode       ids -> str; normalise: str -> str; terminator: the text that ends an answer; ends: ids that end one too,
                  as the end of the sequence does; these four are for "text" alone
     """
@@ -63,6 +64,7 @@ class Task:
     normalise: Callable | None = None
     terminator: str = ""
     ends: Collection[int] = ()
+    length: int | None = None
     separator: Sequence[int] = ()
 
     def need_demos(self, method):

@@ -29,6 +29,7 @@ no padding and no copies, and a bool mask of T·(P+T) bytes. Scores between two 
 Dimensions: k pairs, T tokens of the row, P prefix entries, N answer tokens, V vocab.
 """
 
+import math
 from dataclasses import dataclass
 from warnings import warn
 
@@ -56,15 +57,19 @@ class Row:
 def pack_demos(task, model, start=0, head=()):
     """The row that training sees: head, separator and pair of every demo of a task from position `start` on.
 
-    A pair that runs past the model's context is left out, with a warning; the others keep their number.
-    Raises ValueError if none is left.
+    A pair that runs past the model's context, or the task's length, is left out with a warning, and the others keep
+    their number. Raises ValueError if none is left.
     """
     head = [*head, *task.separator]
-    pairs, room = [(demo.x, demo.y) for demo in task.demos], model.config.n_position - start - len(head)
-    fitting = [(x, y) if len(x) + len(y) - 1 <= room else None for x, y in pairs]
+    longest = min(model.config.n_position + 1, task.length or math.inf)  # the last token of y is not read
+    pairs, room = [(demo.x, demo.y) for demo in task.demos], longest - start - len(head)
+    fitting = [(x, y) if len(x) + len(y) <= room else None for x, y in pairs]
+    if not any(fitting) and task.length:
+        raise ValueError(f"task {task.name!r}: no training pair fits {longest} tokens behind {start} of context: use "
+                         "fewer or shorter demos, or a greater length.")
     if 0 < (n_long := fitting.count(None)) < len(pairs):
         warn(f"task {task.name!r}: {n_long} of {len(pairs)} training pairs are left out, since behind {start} tokens "
-             f"of context they run past the model's {model.config.n_position}.")
+             f"of context they run past the {min(longest, model.config.n_position)} that there are.")
         pairs = fitting
     return pack(pairs, model, start, head)
 

@@ -216,3 +216,12 @@ def test_token_dropout_comes_on_top_of_leave_one_out():
     alone = visible(owners(5, 40, 40), 2, leave_one_out=True)
     assert torch.equal(draw(True), draw(False) & alone)
     assert not torch.equal(draw(True), alone)
+
+
+def test_a_task_may_be_shorter_than_the_model(recwarn):
+    """As in NLP-LR, where a pair that exceeds 1,024 tokens behind the context is not trained on, whatever the model."""
+    model, demos = tiny_llama(), [Demo([1] * n, [2, 3]) for n in (4, 9, 6)]
+    row = pack_demos(Task("t", demos, [], length=28), model, start=20)  # 20 + 6 + 2
+    assert row.pair.tolist() == [0] * 5 + [2] * 7 and "1 of 3" in str(recwarn[0].message)
+    with pytest.raises(ValueError, match="no training pair fits 25 tokens"):
+        pack_demos(Task("t", demos, [], length=25), model, start=20)

@@ -9,9 +9,8 @@ are never dropped from the context; a query is, as soon as the context and it, w
 tokens, and after 100 such queries in a row the task is given up (what was kept counts). The option of the lowest mean
 token loss is the answer.
 
-Two things are not as in the release: its queries are shuffled before 100 in a row are counted, ours go in the order of
-the file; and it also trains on no pair that exceeds 1,024 tokens behind the context, ours on none that exceeds the
-model's context, which is the same for GPT-2.
+No pair is trained on that exceeds 1,024 tokens behind the context. One thing is not as in the release: its queries are
+shuffled before 100 in a row are counted, ours go in the order of the file.
 
 Files: F/<task>/<task>_16_<seed>_{train,test}.jsonl, lines of {"task", "input", "output", "options"}.
 """
@@ -50,7 +49,8 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
         return ids[:room] + space
 
     demos = [Demo(x(row["input"], len(y)), y) for row in rows["train"][:k] for y in [tokenizer.encode(row["output"])]]
-    task = Task(name, demos, [], separator=space, metric="macro_f1" if name in CLASSIFICATION else "accuracy")
+    metric = "macro_f1" if name in CLASSIFICATION else "accuracy"
+    task = Task(name, demos, [], separator=space, metric=metric, length=length)
 
     def queries():
         for row in rows["test"]:
