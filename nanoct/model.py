@@ -26,6 +26,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+HEAD = 16384  # rows of the vocabulary that logits of a bfloat16 model are computed for at a time
+
 
 @dataclass(frozen=True)
 class LlamaConfig:
@@ -98,9 +100,19 @@ def attend(q, k, v, mask, past):
     if past is not None:  # cast: a tuned prefix is float32 also where the model computes in bf16
         behind = lambda past, new: torch.cat([past.to(q.dtype).expand(B, -1, -1, -1), new], dim=2)
         k, v = behind(past[0], k), behind(past[1], v)  # (B, K, S, D)
+    if mask is not None and q.is_cuda:
+        k, v = alike(k, H), alike(v, H)
     causal = mask is None and T > 1
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=H != k.shape[1])
     return y.transpose(1, 2).reshape(B, T, -1)
+
+
+def alike(x, n_head):
+    """Keys or values (B, K, S, D) with every KV head repeated for the H / K query heads that read it: (B, H, S, D).
+
+    For masked calls on CUDA: there only the kernel that stores all B·H·T·S scores takes a mask and fewer KV heads.
+    """
+    return x.repeat_interleave(n_head // x.shape[1], dim=1)
 
 
 class Attention(nn.Module):
@@ -231,9 +243,17 @@ class Decoder(nn.Module):
         return self.norm(x), kv
 
     def logits(self, hidden):
-        """The head on the rows it is given: (…, C) -> (…, V) float32. Give it answer positions only."""
+        """The head on the rows it is given: (…, C) -> (…, V) float32. Give it answer positions only.
+
+        Of a bfloat16 model too it is a float32 product, HEAD rows of the head at a time: logits that are rounded to
+        bfloat16 tell two answers apart to .1 nats at best.
+        """
         head = self.embedding.weight if self.config.tied else self.lm_head.weight
-        return F.linear(hidden, head).float()
+        if head.dtype in (torch.float32, torch.float64):
+            return F.linear(hidden, head).float()
+        x, product = hidden.float(), lambda x, rows: F.linear(x, rows.float())
+        parts = [checkpoint(product, x, rows, use_reentrant=False) for rows in head.split(HEAD)]  # no copy is kept
+        return torch.cat(parts, dim=-1)
 
     def _check(self, x, T, P, mask, prefix, adapter):
         c = self.config

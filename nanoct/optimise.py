@@ -1,5 +1,6 @@
 """The optimiser that all tuned methods share: AdamW, a cosine to 0, gradients clipped at norm 1."""
 
+import math
 from warnings import warn
 
 import torch
@@ -16,9 +17,7 @@ def optimise(loss, leaves, config, progress=None):
     Cost: of each leaf a gradient, two moments and that copy. Raises ValueError on negative steps or rates, or a
     token_dropout that is no probability below 1.
     """
-    if config.n_step < 0 or not config.lr > 0:
-        raise ValueError(f"n_step = {config.n_step} must be at least 0, and lr = {config.lr} greater than 0.")
-    check_dropout("token_dropout", getattr(config, "token_dropout", 0))
+    check(config)
     optimizer = torch.optim.AdamW(leaves, lr=config.lr, betas=(0.9, 0.999), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(config.n_step, 1))
     finite = [leaf.detach().clone() for leaf in leaves]
@@ -43,3 +42,10 @@ def optimise(loss, leaves, config, progress=None):
     for leaf in leaves:
         leaf.requires_grad_(False)
         leaf.grad = None
+
+
+def check(config):
+    """ValueError on steps or rates that cannot be, or a token_dropout that is no probability below 1."""
+    if config.n_step < 0 or not 0 < config.lr < math.inf:
+        raise ValueError(f"n_step = {config.n_step} must be at least 0, and lr = {config.lr} positive and finite.")
+    check_dropout("token_dropout", getattr(config, "token_dropout", 0))

@@ -4,14 +4,14 @@
     python -m nanoct.pretrain --world grids --init weights/nano/strings     # from another world's weights
     python -m nanoct.reproduce --model results/nano
     python -m nanoct.pretrain --world arc --data data/arc --init meta-llama/Llama-3.2-1B-Instruct \\
-        --lr 1e-5 --n-step 8000 --row 4096 --n-token 16384 --out results/arc-1b       # the model of the paper's ARC column
+        --lr 1e-5 --n-step 8000 --row 4096 --n-token 16384 --out results/arc-1b    # the model of the paper's ARC column
 
 A row is `<s> x = y ; x = y ; …`, one episode of the world's training pool with as many examples as fit. The
 loss is the mean cross-entropy of every answer token, so answer number i is a k-shot prediction with k = i:
 one row trains every k at once (MetaICL, arXiv 2110.15943). Nothing of the held-out pool is ever drawn. All
 worlds share one vocabulary, so weights of one can start another; tokens that are new keep random embeddings.
-With --world arc a row is an augmented training task of ARC-AGI-1 (benchmarks/arc.py), in the format of the benchmark, and
-what is trained is a public model with its own tokenizer; the settings above are ours, as the paper gives none.
+With --world arc a row is an augmented training task of ARC-AGI-1 (benchmarks/arc.py), in the format of the benchmark,
+and what is trained is a public model with its own tokenizer; the settings above are ours, as the paper gives none.
 
 AdamW, linear warm-up, constant rate, linear decay over the last quarter: training can be stopped at any
 point and given another --n-step, only the decay is lost. Weights, moments and saved state are float32; the
@@ -19,20 +19,22 @@ model is written in bfloat16. Autocast to bfloat16 is on where the device multip
 float32: a CPU without it would emulate it, many times slower.
 Cost: 6·N FLOPs a token for N weights, and 12·L·H·D·T/2 for causal attention over rows of T.
 
-Batch number `step` depends on (seed, step) alone and the state holds the optimiser's moments: a run that
-was killed and started again sees the same batches and ends in the same place.
+Batch number `step` depends on (seed, step) alone and the state holds the optimiser's moments and the settings: a run
+that was killed at any moment and is started again sees the same batches and ends in the same place. Log, state and
+model are replaced whole, in this order, and a model that is older than the state is written from it. Other settings
+than the state's are refused, but for --n-step and --every. A loss that is not finite ends the run and is not saved.
 """
 
 import json
+import math
 import random
-import shutil
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -41,12 +43,14 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.benchmarks import arc, nano
 from nanoct.benchmarks.common import bos
+from nanoct.files import lock, read_json, read_json_lines, replace_file, replacing
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs import plots
 from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import fetch, load_model, pick_device, save_model
+from nanoct.weights import fetch, fingerprint, load_model, pick_device, save_model
 
 ARCHITECTURE = dict(n_layer=6, n_head=4, n_kv_head=2, n_embd=128, head_dim=32, n_ffn=256, n_position=512)
+FREE = "n_step", "every"  # settings that a run may go on with others of
 
 
 @dataclass
@@ -77,7 +81,8 @@ class Rows(Dataset):
         T = 2 * c.row if step % 8 == 7 else c.row
         rng = random.Random(f"{c.seed}/{self.pool}/{step}")
         rows = [self.row(rng, T) for _ in range(c.n_token // T)]
-        return tuple(pad_sequence([torch.tensor(row) for row in part], True, padding) for part, padding in zip(zip(*rows), (0, -1)))
+        pad = lambda part, padding: pad_sequence([torch.tensor(row) for row in part], True, padding)
+        return tuple(map(pad, zip(*rows), (0, -1)))
 
     def row(self, rng, T):
         tokens = bos(self.tokenizer)
@@ -122,30 +127,70 @@ def rate(step, c):
 
 
 def has_fast_bf16(device):
-    """Whether the device multiplies bfloat16 natively; a CPU that does not is many times slower in it than in float32."""
+    """Whether the device multiplies bfloat16 natively; a CPU that does not is many times slower in it."""
     if device.type != "cpu":
         return device.type == "cuda"
     can = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(can.get("avx512_bf16") or can.get("amx_bf16") or can.get("bf16"))
 
 
-def save_state(path, model, optimizer, step):
-    """Weights, both moments of AdamW and the step, in one safetensors file."""
+MOMENTS = "exp_avg", "exp_avg_sq", "step"
+ENTRY = "nanoct_training"  # of a state's metadata; the only one, as safetensors does not keep an order
+
+
+def save_state(path, model, optimizer, step, settings):
+    """Weights, both moments of AdamW, the step and the settings, in one safetensors file."""
     tensors = {name: p.detach() for name, p in model.named_parameters()}
     for name, p in model.named_parameters():
-        tensors |= {f"{name}.{key}": optimizer.state[p][key] for key in ("exp_avg", "exp_avg_sq", "step")}
-    save_file(tensors, path.with_suffix(".tmp"), metadata={"step": str(step)})
-    path.with_suffix(".tmp").replace(path)
+        tensors |= {f"{name}.{key}": optimizer.state[p][key] for key in MOMENTS}
+    with replacing(path) as new:
+        save_file(tensors, new, metadata={ENTRY: json.dumps(dict(step=step, settings=settings))})
+
+
+def read_state(path, model, settings, n_step):
+    """The step of a saved state. ValueError with a sentence if it is broken, not of this model or of other settings."""
+    anew = "give another --out, or delete it to begin anew"
+    try:
+        with safe_open(path, "pt") as file:
+            about = (file.metadata() or {}).get(ENTRY)
+            seen = {name: (file.get_slice(name).get_dtype(), *file.get_slice(name).get_shape()) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path} is truncated or no state of a training ({said:.100}): {anew}.") from None
+    about = read_json(about.encode(), f"{path}, its metadata,", dict) if about else {}
+    step, then = about.get("step"), about.get("settings")
+    if type(step) is not int or step < 1 or not isinstance(then, dict):
+        raise ValueError(f"{path} does not say its step and its settings, as nanoct.pretrain's states do: {anew}.")
+    if other := [name for name in settings if then.get(name) != settings[name]]:
+        differ = ", ".join(f"{name} = {then.get(name)!r:.60} and not {settings[name]!r:.60}" for name in other[:3])
+        raise ValueError(f"{path} is of a training with {differ}: {anew}.")
+    expected = {name: ("F32", *p.shape) for name, p in model.named_parameters()}
+    expected |= {f"{name}.{key}": ("F32", *(p.shape if key != "step" else ())) for name, p in model.named_parameters()
+                 for key in MOMENTS}
+    if wrong := [name for name in expected | seen if expected.get(name) != seen.get(name)]:
+        raise ValueError(f"{path} does not fit the model: {wrong[0]} is {seen.get(wrong[0], 'missing')}, expected "
+                         f"{expected.get(wrong[0], 'none')}: {anew}.")
+    if step > n_step:
+        raise ValueError(f"{path} is at step {step}, behind --n-step {n_step}: raise it, or {anew}.")
+    return step
 
 
 @torch.no_grad()
 def load_state(path, model, optimizer):
-    """Put a saved state back; returns the step to go on with."""
+    """Put a saved state back."""
     with safe_open(path, "pt", device=str(model.device)) as f:
         for name, p in model.named_parameters():
             p.copy_(f.get_tensor(name))
-            optimizer.state[p] = {key: f.get_tensor(f"{name}.{key}") for key in ("exp_avg", "exp_avg_sq", "step")}
-        return int(f.metadata()["step"])
+            optimizer.state[p] = {key: f.get_tensor(f"{name}.{key}") for key in MOMENTS}
+
+
+def step_of(folder):
+    """The step of the model in a folder, None if there is none that was trained here."""
+    try:
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            return int(file.metadata()["step"])
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError):
+        return None
 
 
 @torch.no_grad()
@@ -156,99 +201,177 @@ def start_from(model, folder, vocabulary):
     """
     old = load_model(folder, model.device, torch.float32)
     here, there = asdict(replace(model.config, vocab_size=old.config.vocab_size)), asdict(old.config)
-    if differ := ", ".join(f"{key} is {there[key]} there and {here[key]} here" for key in here if here[key] != there[key]):
-        raise ValueError(f"{folder} has another architecture: {differ}; start from a model that nanoct.pretrain made, "
-                         "or without --init.")
-    tokens, embedding = json.loads((Path(folder) / "vocab.json").read_text()), "model.embed_tokens.weight"
+    differ = [f"{key} is {there[key]} there and {here[key]} here" for key in here if here[key] != there[key]]
+    if differ:
+        raise ValueError(f"{folder} has another architecture: {', '.join(differ)}; start from a model that "
+                         "nanoct.pretrain made, or without --init.")
+    tokens, embedding = load_tokenizer(folder), "model.embed_tokens.weight"
+    tokens.check_belongs(old.config.vocab_size)
     state = old.state_dict() | {embedding: model.state_dict()[embedding].clone()}
-    for i, token in enumerate(tokens):
-        if token in vocabulary:
+    for i in range(tokens.vocab_size):
+        if (token := tokens.decode([i])) in vocabulary:
             state[embedding][vocabulary.index(token)] = old.state_dict()[embedding][i]
     model.load_state_dict(state)
 
 
+def check(config):
+    """ValueError on settings that cannot be."""
+    for name in ("n_step", "n_warmup", "row", "every"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least 1.")
+    if not 0 < config.decay <= 1:
+        raise ValueError(f"--decay {config.decay}: the share of steps in which the rate falls is more than 0 and at most "
+                         "1.")
+    if not 0 < config.lr < math.inf or not 0 <= config.weight_decay < math.inf:
+        raise ValueError(f"--lr {config.lr} must be positive, and --weight-decay {config.weight_decay} not negative.")
+    if 2 * config.row > config.n_token:
+        raise ValueError(f"--row {config.row}: a row is at times twice as long, and a step has --n-token "
+                         f"{config.n_token}: raise that, or lower this.")
+
+
 def begin(config, out, world, init, data, device):
-    """(model, tokenizer, world) of a new run, and its tokenizer's files in `out`. ValueError on options that do not go together."""
+    """(model, world, mark of the model that it starts from, files of its tokenizer by name) of a new run.
+
+    ValueError on options that do not go together.
+    """
     if (world == "arc") != (data is not None):
         raise ValueError("--data is the folder of ARC-AGI-1, for --world arc, which needs it.")
-    if world != "arc":
-        (out / "vocab.json").write_text(json.dumps(nano.VOCABULARY) + "\n")
+    if world == "arc" and not init:
+        raise ValueError("--world arc fine-tunes a public model: name it, or its folder, with --init.")
+    if world == "arc":
+        folder, world, mark = fetch(init), arc.Training(data), None
+        model = load_model(folder, device, torch.float32).requires_grad_(True)
+        load_tokenizer(folder).check_belongs(model.config.vocab_size)
+        model.checkpoint, mark = True, fingerprint(model)
+        parts = "tokenizer", "vocab", "merges", "special_tokens"
+        files = {file.name: file.read_bytes() for file in folder.glob("*") if file.name.startswith(parts)}
+    else:
+        world, mark = nano.WORLDS[world], None
         model = Llama(LlamaConfig(vocab_size=len(nano.VOCABULARY), **ARCHITECTURE))
         model.init_weights(torch.Generator().manual_seed(config.seed)).to(device)
         if init and not (out / "state.safetensors").exists():
             start_from(model, init, nano.VOCABULARY)
-        return model, load_tokenizer(out), nano.WORLDS[world]
-    if not init:
-        raise ValueError("--world arc fine-tunes a public model: name it, or its folder, with --init.")
-    folder, world = fetch(init), arc.Training(data)
-    model = load_model(folder, device, torch.float32).requires_grad_(True)
-    if not 1 <= 2 * config.row <= min(model.config.n_position, config.n_token):
-        raise ValueError(f"--row {config.row}: a row is at times twice as long, and {init} takes {model.config.n_position} tokens, "
-                         f"a step --n-token {config.n_token}.")
-    model.checkpoint, tokenizer = True, load_tokenizer(folder)
-    tokenizer.check_belongs(model.config.vocab_size)
-    for file in folder.glob("*"):
-        if file.name.startswith(("tokenizer", "vocab", "merges", "special_tokens")):
-            shutil.copy(file, out)
-    return model, tokenizer, world
+        files = {"vocab.json": json.dumps(nano.VOCABULARY).encode() + b"\n"}
+    if 2 * config.row > model.config.n_position:
+        raise ValueError(f"--row {config.row}: a row is at times twice as long, and the model takes "
+                         f"{model.config.n_position} tokens.")
+    return model, world, mark, files
 
 
 def train(config, out, world="strings", init=None, device=None, data=None):
     """Train to config.n_step, or go on from the state in `out`; writes model, tokenizer, state and log there.
 
     init: a folder whose weights a new run starts from; a run of the embedded worlds that goes on does not look at it.
-    data: of --world arc, the folder of its files.
+    data: of --world arc, the folder of its files. Raises ValueError or OSError with a sentence; what is saved stays.
     """
-    out, device = Path(out), pick_device(device)
-    out.mkdir(parents=True, exist_ok=True)
-    model, tokenizer, world = begin(config, out, world, init, data, device)
+    check(config)
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write {out} ({error.strerror}): give another --out.") from None
+    with lock(out):
+        return _train(config, out, world, init, pick_device(device), data)
+
+
+def _train(config, out, world_name, init, device, data):
     state, log = out / "state.safetensors", out / "log.jsonl"
+    if not state.exists() and (theirs := next((file.name for file in out.iterdir() if file.name == "config.json"
+                                               or file.suffix == ".safetensors"), None)):
+        raise ValueError(f"{out} holds {theirs} and no state to go on from: give another --out.")
+    model, world, mark, files = begin(config, out, world_name, init, data, device)
+    settings = dict(world=world_name, init=mark, **asdict(model.config),
+                    **{name: value for name, value in asdict(config).items() if name not in FREE})
+    first = read_state(state, model, settings, config.n_step) if state.exists() else 0
+    for name in (state.name, log.name, "model.safetensors", "config.json"):
+        for left in out.glob(f".{name}.*"):  # of a run that was killed while it wrote
+            left.unlink()
+    for name, content in files.items():
+        replace_file(out / name, content)
+    tokenizer = load_tokenizer(out)
     matrices = [p for p in model.parameters() if p.dim() == 2]
     gains = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
         [dict(params=matrices, weight_decay=config.weight_decay), dict(params=gains, weight_decay=0.0)],
         lr=config.lr, betas=(0.9, 0.98), fused=True)
-    first = load_state(state, model, optimizer) if state.exists() else 0
-    lines = log.read_text().splitlines() if log.exists() else []
-    lines = [line for line in lines if json.loads(line)["step"] <= first]  # what came after the state is done again
+    lines = read_log(log, first) if first else []
+
+    def save(step):
+        about = {name: str(value) for name, value in asdict(config).items()}
+        save_model(model, out, torch.bfloat16, metadata={"step": str(step), **about})
+
+    if first:
+        load_state(state, model, optimizer)
+        if step_of(out) != first:
+            save(first)
     rows = Rows(world, tokenizer, config)
-    ahead = dict(num_workers=8, multiprocessing_context="fork") if device.type == "cuda" else {}  # a GPU would wait for Python
+    # a GPU would wait for Python
+    ahead = dict(num_workers=8, multiprocessing_context="fork") if device.type == "cuda" else {}
     batches = DataLoader(Subset(rows, range(first, config.n_step)), batch_size=None, **ahead)
     losses, start = [], time.perf_counter()
-    bar = tqdm(batches, initial=first, total=config.n_step, desc="pretrain", mininterval=5)
-    for step, batch in enumerate(bar, start=first):
-        tokens, answer = (t.to(device) for t in batch)
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, config)
-        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
-            logits, target = answer_logits(model, tokens, answer)
-        loss = F.cross_entropy(logits.float(), target)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.detach())
-        if (step + 1) % config.every == 0 or step + 1 == config.n_step:
-            line = dict(step=step + 1, loss=torch.stack(losses).mean().item(), seconds=time.perf_counter() - start)
-            for pool in ("train", "validation"):
-                line[pool] = exact_by_k(model, Rows(world, tokenizer, config, pool))
-            lines.append(json.dumps(line))
-            log.write_text("\n".join(lines) + "\n")
-            bar.set_postfix(loss=f"{line['loss']:.3f}", train=f"{line['train'][world.k]:.2f}", unseen=f"{line['validation'][world.k]:.2f}")
-            losses, start = [], time.perf_counter()
-            save_state(state, model, optimizer, step + 1)
-            save_model(model, out, torch.bfloat16, metadata={"step": str(step + 1), **{k: str(v) for k, v in asdict(config).items()}})
-    plots.pretraining([json.loads(line) for line in lines], out / "curve.png")
+    with tqdm(batches, initial=first, total=config.n_step, desc="pretrain", mininterval=5) as bar:
+        for step, batch in enumerate(bar, start=first):
+            tokens, answer = (t.to(device) for t in batch)
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step, config)
+            with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
+                logits, target = answer_logits(model, tokens, answer)
+            if not len(target):
+                raise ValueError(f"--row {config.row}: no answer fits into rows as short as that.")
+            loss = F.cross_entropy(logits.float(), target)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            need_finite(step, out, loss, norm)
+            optimizer.step()
+            losses.append(loss.detach())
+            if (step + 1) % config.every == 0 or step + 1 == config.n_step:
+                need_finite(step, out, *model.parameters())
+                line = dict(step=step + 1, loss=torch.stack(losses).mean().item(), seconds=time.perf_counter() - start)
+                for pool in ("train", "validation"):
+                    shares = exact_by_k(model, Rows(world, tokenizer, config, pool))
+                    line[pool] = {k: None if math.isnan(share) else share for k, share in shares.items()}
+                lines.append(line)
+                replace_file(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
+                save_state(state, model, optimizer, step + 1, settings)
+                save(step + 1)
+                bar.set_postfix(loss=line["loss"], train=line["train"][world.k], unseen=line["validation"][world.k])
+                losses, start = [], time.perf_counter()
+    if lines:
+        draw(lines, out / "curve.png")
     return model
 
 
+def read_log(path, step):
+    """The lines of a log up to a step: what came behind is done again."""
+    found = read_json_lines(path) if path.exists() else []
+    for where, line in found:
+        if not isinstance(line.get("step"), int):
+            raise ValueError(f"{where} is no line of a training, it has no step: delete it.")
+    return [line for _, line in found if line["step"] <= step]
+
+
+def draw(lines, path):
+    """The curve of a log; what no row was long enough for is a gap."""
+    number = lambda value: math.nan if value is None else value
+    shares = lambda line, pool: {str(k): number(value) for k, value in line[pool].items()}
+    plots.pretraining([line | {pool: shares(line, pool) for pool in ("train", "validation")} for line in lines], path)
+
+
+def need_finite(step, out, *tensors):
+    """ValueError unless all values are finite."""
+    if not torch.stack([t.isfinite().all() for t in tensors]).all():
+        raise ValueError(f"the loss, its gradient or the weights are not finite at step {step + 1}: stopped, and {out} "
+                         "is as it was saved last; take a lower --lr and another --out.")
+
+
 def main():
-    parser = cli.Parser(prog="nanoct.pretrain", description=__doc__.split("\n")[0])
+    parser = cli.Parser(prog="nanoct.pretrain", description=__doc__)
     for f in fields(Config):
         parser.add_argument("--" + f.name.replace("_", "-"), type=f.type, default=f.default)
     parser.add_argument("--world", choices=[*nano.WORLDS, "arc"], default="strings")
-    parser.add_argument("--init", help="folder of a model of the same architecture for a new run to start from; with --world arc a "
-                        "public model")
+    parser.add_argument("--init", help="folder of a model of the same architecture for a new run to start from; with "
+                        "--world arc a public model")
     parser.add_argument("--data", help="folder of ARC-AGI-1, with --world arc")
     parser.add_argument("--out", help="folder of the model, its state and its log; default: results/nano/WORLD")
     parser.add_argument("--device", default=None)

@@ -5,23 +5,23 @@
     python -m nanoct.reproduce --full                   # every held-out task, 3 seeds of demos
     python -m nanoct.reproduce --world lexicon facts    # two of the worlds
     python -m nanoct.reproduce --sweep                  # choose the settings, on validation tasks
-    python -m nanoct.reproduce --ablations              # CT-KV without its parts, from other starts, and with wrong labels
-    python -m nanoct.reproduce --scaling                # accuracy and seconds against k (scaling.py)
+    python -m nanoct.reproduce --ablations              # CT-KV without its parts, and with wrong labels
+    python -m nanoct.reproduce --scaling                # accuracy and seconds against k (studies/scaling.py)
     python -m nanoct.reproduce --pool validation --set ct_kv.lr=3e-3,1e-2 --set ct_kv.n_step=32       # compare your own
     python -m nanoct.reproduce --report weights/nano/results/full.jsonl                               # run nothing
-    python -m nanoct.reproduce --benchmark bbh --model M --data F           # public weights and data: protocol.py, --help there
 
 The table shows each method at the settings in settings.json, which --sweep chose. CT-KV and TTT are run at
 several numbers of steps, each with its own cosine schedule, so that they are compared by curves and not by a
 point. Beside the methods stand the Bayes ceilings (benchmarks/nano/bayes.py). Runs are spread over
 worker processes of one thread each: small matrices run faster so. Finished runs are in the results file, and
-a second start goes on from there.
+a second start goes on from there. Public models and benchmarks: paper.py.
 """
 
+import argparse
 import itertools
 import json
-import sys
 import time
+from collections import ChainMap
 from dataclasses import asdict, fields
 from functools import cache, lru_cache
 from pathlib import Path
@@ -31,28 +31,19 @@ import torch
 from nanoct import cli
 from nanoct.benchmarks.nano import FOLDER, WORLDS, bayes, encode, make_task
 from nanoct.methods import METHODS
+from nanoct.runs.measure import check_finite, measure
 from nanoct.runs.parallel import execute
 from nanoct.runs.report import report, settings
-from nanoct.runs.results import Results, about, clock, n_core, read
+from nanoct.runs.results import Results, about, n_core, read
 from nanoct.score import evaluate
 from nanoct.studies import ablations, scaling
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fingerprint, load_model, pick_device, read_config
 
 N_STEP = {"ct_kv": (4, 16, 64), "ttt": (2, 8, 32)}  # the curves, over like seconds
-SWEEP = {  # as many settings for every method
-    "prompt_tuning": dict(n_step=(16, 64), lr=(3e-3, 1e-2, 3e-2, 1e-1)),
-    "prefix_tuning": dict(n_step=(16, 64), lr=(3e-3, 1e-2, 3e-2, 1e-1)),
-    "lora": dict(n_step=(16, 64), lr=(3e-4, 1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,)),
-    "dora": dict(n_step=(16, 64), lr=(3e-4, 1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,)),
-    "ttt": dict(n_step=(8, 32), lr=(3e-4, 1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,), batch=(4,)),
-    "ct_prompt": dict(n_step=(8, 32), lr=(1e-3, 3e-3, 1e-2, 3e-2), token_dropout=(0.05,)),
-    "ct_kv": dict(n_step=(16, 64), lr=(3e-3, 1e-2, 3e-2, 1e-1), token_dropout=(0.05,)),
-    "ttt_ct_kv": dict(n_step=(4, 16), lr=(1e-2, 3e-2), token_dropout=(0.05,), ttt_n_step=(8,), ttt_lr=(1e-3, 3e-3), rank=(8,),
-                      alpha=(16.0,), batch=(4,)),
-}
 N_TASK = 3  # of the held-out pool of each world
 SWEEP_TASKS = 4  # of the validation pool of each world
+MODULES = ChainMap(METHODS, {ablations.NAME: ablations})
 CEILINGS = {"bayes_training": "training", "bayes_all": "all"}  # row of the table -> prior
 SETTINGS = FOLDER / "settings.json"  # {world: {method: config}}
 
@@ -65,7 +56,7 @@ def configs(method, chosen, overrides, sweep=False):
     if method in N_STEP:
         values["n_step"] = N_STEP[method]
     if sweep:
-        values |= SWEEP.get(method, {})
+        values |= getattr(METHODS[method], "SWEEP", {})
     return cli.configs(method, METHODS[method].Config, values, overrides.get(method, {}))
 
 
@@ -75,7 +66,7 @@ def read_settings():
 
 
 def plan(args, model_ids):
-    """All runs asked for, task by task, so that a job that is stopped has all methods and worlds on the tasks it did."""
+    """All runs asked for, task by task: a job that is stopped has all methods and worlds on the tasks it did."""
     presets = read_settings()
 
     def variants(world):
@@ -88,11 +79,12 @@ def plan(args, model_ids):
 
     of_world = {world: variants(world) for world in args.world}
     in_turn = itertools.zip_longest(*([(world, task) for task in args.tasks[world]] for world in args.world))
-    runs = [dict(model=model_ids[world], world=world, pool=args.pool, k=k, method=method, config=config, task=task, seed=seed,
-                 wrong=wrong)
+    runs = [dict(model=model_ids[world], world=world, pool=args.pool, k=k, method=method, config=config, task=task,
+                 seed=seed, wrong=wrong)
             for worlds in in_turn for world, task in filter(None, worlds) for seed in args.seeds
             for method, config, k, wrong in of_world[world]]
-    return [run for run in runs if fits(args.model, run["world"], run["task"], run["seed"], run["k"])] if args.scaling else runs
+    within = lambda run: fits(args.model, run["world"], run["task"], run["seed"], run["k"])
+    return list(filter(within, runs)) if args.scaling else runs
 
 
 @cache
@@ -104,7 +96,7 @@ def reader(model, world):
 
 @cache
 def fits(model, world, name, seed, k):
-    """Whether a task has so many demos, and they, with the longest of them behind all, are within the model's context."""
+    """Whether a task has so many demos, and they, with the longest of them behind all, fit the model's context."""
     tokenizer, n_position = reader(model, world)
     try:
         task = make_task(world, name, tokenizer, seed, k, n_query=1)
@@ -119,23 +111,25 @@ def folder_of(model, world):
     return Path(model) / world if (Path(model) / world).is_dir() else model
 
 
-def prepare(model_name, device):
-    """In a worker process; what it has loaded once it keeps."""
-    global MODEL_NAME, DEVICE
-    MODEL_NAME, DEVICE = model_name, device
+def prepare(model, device):
+    """In every process that works; what it has loaded once it keeps."""
+    global MODEL, DEVICE
+    MODEL, DEVICE = model, device
+    load.cache_clear()
+    torch.set_num_threads(1)
 
 
 @cache
 def load(world):
     """Model and tokenizer of a world."""
-    folder = folder_of(MODEL_NAME, world)
+    folder = folder_of(MODEL, world)
     return load_model(folder, DEVICE), load_tokenizer(folder)
 
 
 @cache
 def warm_up(world, name):
     """A first run of a method, so that no measured one pays for warming up."""
-    (model, tokenizer), method = load(world), METHODS[name]
+    (model, tokenizer), method = load(world), MODULES[name]
     task = make_task(world, WORLDS[world].pools()["train"][0], tokenizer, seed=0, k=4, n_query=2)
     few = {f.name: 2 for f in fields(method.Config) if f.name in ("n_step", "ttt_n_step")}
     evaluate(method.adapt(model, task, method.Config(**few)), task)
@@ -148,33 +142,34 @@ def ceiling(world, name, seed, k, which):
     return queries, bayes.predictives(WORLDS[world], demos, queries, which)
 
 
-def work(run):
+def work(run, progress=None):
     """One run: adapt, then score; the line for the results file."""
-    world = WORLDS[run["world"]]
-    of_task = run["world"], run["task"], run["seed"], run["k"]
-    if run["method"] in CEILINGS:
+    world, name, method = WORLDS[run["world"]], run["world"], run["method"]
+    of_task = run["task"], run["seed"], run["k"]
+    if method in CEILINGS:
         start = time.perf_counter()
-        queries, predicted = ceiling(*of_task, CEILINGS[run["method"]])
-        score = bayes.evaluate(world, predicted, queries).score
-        return dict(run, score=score, n_query=len(queries), n_trained=0, seconds=round(time.perf_counter() - start, 4), kl=None,
-                    **about(torch.device("cpu")))
-    model, tokenizer = load(run["world"])
-    warm_up(run["world"], run["method"])
-    task, method, losses = make_task(*of_task[:2], tokenizer, *of_task[2:], wrong=run["wrong"]), METHODS[run["method"]], []
+        queries, predicted = ceiling(name, *of_task, CEILINGS[method])
+        return dict(run, score=bayes.evaluate(world, predicted, queries).score, n_query=len(queries), n_trained=0,
+                    seconds=round(time.perf_counter() - start, 4), kl=None, **about(torch.device("cpu")))
+    model, tokenizer = load(name)
+    warm_up(name, method)
+    task = make_task(name, run["task"], tokenizer, run["seed"], run["k"], wrong=run["wrong"])
     if run["config"].get("start") == "others":
         pool = world.pools()[run["pool"]]
-        task.others = make_task(run["world"], pool[pool.index(run["task"]) - 1], tokenizer, *of_task[2:]).demos
-    start = clock(model.device)
-    adapted = method.adapt(model, task, method.Config(**run["config"]), run["seed"], lambda step, loss: losses.append(loss))
-    adapted_at = clock(model.device)
-    result = evaluate(adapted, task)
-    scored_at = clock(model.device)
-    queries, predicted = ceiling(*of_task, "all")
-    pairs = [{y: encode(tokenizer, x, y) for y in p} for (x, _, _), p in zip(queries, predicted)]
-    return dict(run, score=result.score, n_query=len(queries), n_trained=adapted.n_trained,
-                kl=round(bayes.divergence(adapted, predicted, pairs), 4),
-                seconds=round(adapted_at - start, 4), seconds_score=round(scored_at - adapted_at, 4),
-                loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None, **about(model.device))
+        task.others = make_task(name, pool[pool.index(run["task"]) - 1], tokenizer, run["seed"], run["k"]).demos
+    measured, adapted = measure(model, task, method, run["config"], run["seed"], progress, MODULES[method])
+    queries, predicted = ceiling(name, *of_task, "all")
+    kl = bayes.divergence(adapted, predicted, [{y: encode(tokenizer, x, y) for y in p}
+                                               for (x, _, _), p in zip(queries, predicted)])
+    check_finite(method, task, [kl])
+    return dict(run, kl=round(kl, 4), **measured)
+
+
+class Moved(argparse.Action):
+    """An option that has gone to another command."""
+
+    def __call__(self, parser, namespace, value, option):
+        parser.error(f"{option} is now a command of its own: python -m nanoct.paper {option} {value or 'BENCHMARK'} …")
 
 
 def parse():
@@ -183,22 +178,24 @@ def parse():
     p.add_argument("--methods", nargs="+", choices=rows, default=rows, help="default: all, and the ceilings")
     p.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS), help="default: all")
     p.add_argument("--pool", choices=("held_out", "validation", "train"), default="held_out")
-    p.add_argument("--tasks", nargs="+", help=f"how many of each pool, or names of one world's tasks; default: {N_TASK}")
+    p.add_argument("--tasks", nargs="+", help=f"how many of each pool, or names of one world's; default: {N_TASK}")
     p.add_argument("--seeds", nargs="+", type=int, help="of the demos; default: 0")
     p.add_argument("--k", type=int, help="demos a task; default: the world's")
     p.add_argument("--quick", action="store_true", help="1 task of each world")
     p.add_argument("--full", action="store_true", help="every task of the pool, seeds 0 1 2")
-    p.add_argument("--sweep", action="store_true", help=f"the settings to choose from, on {SWEEP_TASKS} validation tasks of each "
-                   "world; writes sweep.jsonl and settings.json")
-    p.add_argument("--ablations", action="store_true", help="CT-KV without its parts, from other starts, with wrong labels; "
-                   "writes ablations.jsonl")
+    p.add_argument("--sweep", action="store_true", help=f"each method's SWEEP on {SWEEP_TASKS} validation tasks of "
+                   "each world; writes sweep.jsonl and settings.json")
+    p.add_argument("--ablations", action="store_true", help="CT-KV without its parts, from other starts, with wrong "
+                   "labels; writes ablations.jsonl")
     p.add_argument("--scaling", action="store_true", help="accuracy and seconds against k; writes scaling.jsonl")
-    p.add_argument("--set", action="append", default=[], metavar="METHOD.FIELD=V1,V2", help="a setting, or several to compare")
-    p.add_argument("--model", default=str(FOLDER), help="folder of a model trained on the worlds, or of a folder for each")
-    p.add_argument("--device", help="cuda, mps or cpu; default: cpu for the embedded models, which are too small for more")
-    p.add_argument("--workers", type=int, help="processes; default: one per core, or 1 on a GPU")
+    p.add_argument("--set", action="append", default=[], metavar="METHOD.FIELD=V1,V2",
+                   help="a setting, or several to compare")
+    p.add_argument("--model", default=str(FOLDER), help="folder of a model trained on the worlds, or of one for each")
+    p.add_argument("--device", help="cuda, mps or cpu; default: cpu, as the embedded models are too small for more")
+    p.add_argument("--workers", type=int, help="processes beside this one; default: one per core, or 0 on a GPU")
     p.add_argument("--out", default="results", help="folder of results.jsonl, table and figures")
     p.add_argument("--report", metavar="FILE", help="redraw table and figures from a results file and run nothing")
+    p.add_argument("--benchmark", nargs="?", action=Moved, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.report:
         return args
@@ -209,15 +206,16 @@ def parse():
         args.methods = [method for method in args.methods if method not in CEILINGS]
     args.device = str(pick_device(args.device or "cpu"))
     if args.workers is None:
-        args.workers = n_core() if args.device == "cpu" else 1
-    if args.k is not None and args.k < 1 or args.workers < 1:
-        raise ValueError(f"--k {args.k} and --workers {args.workers} must both be at least 1.")
+        args.workers = n_core() if args.device == "cpu" else 0
+    cli.at_least_one(args, "k")
+    if args.workers < 0:
+        raise ValueError(f"--workers {args.workers} must be 0 or more.")
     args.seeds = args.seeds or ([0, 1, 2] if args.full else [0])
-    args.methods, args.world, args.seeds = (list(dict.fromkeys(asked)) for asked in (args.methods, args.world, args.seeds))
+    args.methods, args.world, args.seeds = map(list, map(dict.fromkeys, (args.methods, args.world, args.seeds)))
     args.tasks = {world: pick(world, WORLDS[world].pools()[args.pool], args) for world in args.world}
     args.set = cli.overrides(args.set, METHODS)
     if (args.ablations or args.scaling) and (args.set or args.methods != rows):
-        raise ValueError("--ablations and --scaling have methods and settings of their own: leave --methods and --set out.")
+        raise ValueError("--ablations and --scaling have methods and settings of their own: no --methods and no --set.")
     return args
 
 
@@ -237,15 +235,12 @@ def pick(world, pool, args):
 
 def choose(lines):
     """{world: {method: config}} of the settings with the highest mean score in the lines of a sweep."""
-    return {world: {method: max(among, key=lambda s: s.score).config for method, among in methods.items() if method in SWEEP}
+    best = lambda among: max(among, key=lambda s: s.score).config
+    return {world: {method: best(among) for method, among in methods.items() if among[0].config}
             for world, methods in settings(lines).items()}
 
 
 def main():
-    if any(argument.startswith("--benchmark") for argument in sys.argv):
-        from nanoct import paper as protocol  # another job, with options of its own
-
-        return protocol.main()
     args = parse()
     if args.report:
         lines = read(args.report)
@@ -253,10 +248,14 @@ def main():
             raise ValueError(f"--report {args.report}: there is no result in it yet.")
         place = {name: i for i, name in enumerate([*WORLDS, *METHODS, *CEILINGS])}
         # parts of a job may have come in any order
-        lines.sort(key=lambda line: (place.get(line["world"], 0), place.get(line["method"], 0)))
+        lines.sort(key=lambda line: [place.get(line[name], len(place)) for name in ("world", "method")])
         report(lines, read_settings(), Path(args.report).parent)
         return
-    runs = plan(args, {world: fingerprint(load_model(folder_of(args.model, world), "cpu", "float32")) for world in args.world})
+    for method in args.methods if args.sweep else ():
+        if fields(METHODS[method].Config) and not hasattr(METHODS[method], "SWEEP"):
+            print(f"{method} has no SWEEP, the values worth trying: it runs at its defaults.")
+    models = {world: load_model(folder_of(args.model, world), "cpu", "float32") for world in args.world}
+    runs = plan(args, {world: fingerprint(model) for world, model in models.items()})
     job = next((job for job in ("sweep", "ablations", "scaling") if getattr(args, job)), "results")
     results = Results(Path(args.out) / f"{job}.jsonl")
     start = time.perf_counter()
@@ -267,7 +266,8 @@ def main():
     if args.ablations:
         ablations.report(lines, args.out)
     elif args.scaling:
-        scaling.report(lines, scaling.passes(load_model(folder_of(args.model, "strings"), args.device), Path(args.out)), args.out)
+        embedded = load_model(folder_of(args.model, "strings"), args.device)
+        scaling.report(lines, scaling.passes(embedded, Path(args.out)), args.out)
     else:
         report(lines, chosen, args.out)
     print(f"{len(runs)} runs, {time.perf_counter() - start:.0f} seconds; lines in {results.path}")

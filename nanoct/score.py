@@ -1,6 +1,6 @@
 """Prediction and metrics: the same for every method, p_phi(y | theta, x) from an Adapted.
 
-All queries and options of a task are packed into as few rows as memory allows (packing.py): one forward
+All queries and options of a task are packed into as few rows as memory allows (fewshot.py): one forward
 scores dozens of pairs behind one copy of the prefix.
 """
 
@@ -59,7 +59,7 @@ def asked(task, query):
 def score_pairs(adapted, pairs, row_tokens=1024):
     """Teacher forcing of pairs [(x, y)]: mean loss per token of y in nats (n,) float32, and whether every
     token of y, the terminator included, is the most likely one (n,) bool, which is to say that greedy
-    decoding yields exactly y."""
+    decoding yields exactly y. Raises ValueError where a loss is not finite."""
     prefix = adapted.prefix
     start = prefix.next_position if prefix is not None else 0
     losses, exact = [], []
@@ -69,6 +69,7 @@ def score_pairs(adapted, pairs, row_tokens=1024):
         pair, n = row.pair[row.where], len(chunk)
         total = lambda values: torch.zeros(n, device=logits.device).index_add_(0, pair, values)
         loss = F.cross_entropy(logits, row.target, reduction="none")
+        check_finite(loss)
         losses.append(total(loss) / total(torch.ones_like(loss)))
         exact.append(total((logits.argmax(-1) != row.target).float()) == 0)
     return torch.cat(losses).cpu(), torch.cat(exact).cpu()
@@ -96,63 +97,82 @@ def macro_f1(predicted, gold):
 
 
 def text_answers(adapted, task):
-    """(decoded text, wanted text) of every query, both normalised, the terminator cut off."""
-    if task.decode is None:
-        raise ValueError(f"task {task.name!r} is scored by text and has no decode; give the tokenizer's.")
+    """(decoded text, wanted text) of every query, both normalised, what ends an answer cut off."""
+    if task.decode is None or not task.terminator:
+        raise ValueError(f"task {task.name!r} is scored by text, which takes the tokenizer's decode and a terminator.")
     normalise = task.normalise or (lambda text: text)
-    stop = task.queries[0].y[-1]
-    if any(q.y[-1] != stop for q in task.queries):
-        raise ValueError(f"task {task.name!r} is scored by text, so all answers must end with the same terminator.")
     longest = max(len(q.y) for q in task.queries)
-    new = decode(adapted, [asked(task, q) for q in task.queries], longest + ROOM, stop)
-    text = lambda ids: normalise(task.decode(list(ids[:-1] if ids[-1] == stop else ids)))
-    return [(text(ids), text(q.y)) for ids, q in zip(new, task.queries)]
+    prompts = [asked(task, q) for q in task.queries]
+    said = decode(adapted, prompts, longest + ROOM, task.decode, task.terminator, task.ends)
+    wanted = [before(task.terminator, task.decode(list(q.y))) for q in task.queries]
+    return [(normalise(text), normalise(right)) for text, right in zip(said, wanted)]
 
 
-def decode(adapted, prompts, max_new_tokens, stop=None):
-    """New ids of each prompt, by `generate`, in batches of prompts of like length.
+def decode(adapted, prompts, max_new_tokens, to_text, terminator, ends=()):
+    """The text that follows each prompt, up to what ends an answer: the terminator in the text, or a token of `ends`.
 
-    Where the model's context ends they are fewer, prompt by prompt: the longest one's room is not the others'.
+    A tokenizer may merge the terminator with what stands before it, so it is looked for in the text. By `generate`, in
+    batches of prompts of like length, of fewer tokens where the model's context ends.
     """
     start = adapted.prefix.next_position if adapted.prefix is not None else 0
     room = lambda i: max(1, min(max_new_tokens, adapted.model.config.n_position - start - len(prompts[i]) + 1))
-    by_length, new = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [None] * len(prompts)
+    stop = lambda ids: ids[-1] in ends or terminator in to_text(ids)
+    by_length, texts = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [None] * len(prompts)
     for batch in (by_length[i : i + BATCH] for i in range(0, len(prompts), BATCH)):
-        for group in [batch] if room(batch[-1]) == max_new_tokens else [[i] for i in batch]:
+        alike = room(batch[-1]) == max_new_tokens  # or the longest prompt would cut the others short
+        for group in [batch] if alike else [[i] for i in batch]:
             for i, ids in zip(group, generate(adapted, [prompts[i] for i in group], room(group[-1]), stop)):
-                new[i] = ids
-    return new
+                texts[i] = before(terminator, to_text(ids[:-1] if ids[-1] in ends else ids))
+    return texts
+
+
+def before(terminator, text):
+    """What stands before the terminator, all of the text without one."""
+    return text.split(terminator)[0]
 
 
 @torch.no_grad()
 def generate(adapted, prompts, max_new_tokens, stop=None):
-    """Greedy decoding with the KV cache: prompts, B lists of ids -> B lists of new ids.
+    """Greedy decoding with the KV cache: prompts, B lists of ids -> B lists of new ids, at most max_new_tokens each.
 
-    A list ends with `stop` if that came within max_new_tokens. Shorter prompts are padded on the left; the padding is
-    hidden from all others and takes no position. Cost: one forward over the prompts, then one over B tokens per new
-    id, and B copies of the prefix. Raises ValueError on an empty prompt or a context that is too long.
+    stop: an id, or a function of the new ids so far; a list ends with the token that it is true of. Shorter prompts are
+    padded on the left; the padding is hidden from all others and takes no position. Cost: one forward over the prompts,
+    then one over B tokens per new id, and B copies of the prefix. Raises ValueError on an empty prompt, on less than a
+    token, on a context that is too long, or on logits that are not finite.
     """
     model, prefix, B, T = adapted.model, adapted.prefix, len(prompts), max(map(len, prompts))
-    if not all(prompts):
-        raise ValueError("generate takes prompts of at least one id, got an empty one.")
+    if not all(prompts) or max_new_tokens < 1:
+        raise ValueError(f"generate takes prompts of at least one id and makes one or more, got one of "
+                         f"{min(map(len, prompts))} ids and max_new_tokens = {max_new_tokens}.")
     P, start = (prefix.kv[0][0].shape[2], prefix.next_position) if prefix is not None else (0, 0)
     check_fits(model, start + T + max_new_tokens - 1, f"decoding {max_new_tokens} tokens")
-    tokens = torch.tensor([[0] * (T - len(p)) + list(p) for p in prompts], device=model.device)
-    n_pad = torch.tensor([[T - len(p)] for p in prompts], device=model.device)
-    at, keys = torch.arange(T, device=model.device), torch.arange(-P, T, device=model.device)
-    positions = start + (at - n_pad).clamp(min=0)  # (B, T)
-    real = (keys < 0) | (keys >= n_pad)  # (B, P+T): an entry of the prefix, or no padding
-    causal, itself = keys <= at[:, None], keys == at[:, None]  # (T, P+T)
-    mask = real[:, None] & causal | itself if n_pad.any() else None  # (B, T, P+T); padding needs something to see
-    running, new = torch.ones(B, dtype=torch.bool, device=model.device), []
+    is_end = stop if callable(stop) else lambda ids: ids[-1] == stop
+    tokens = torch.tensor([[0] * (T - len(p)) + list(p) for p in prompts], device=model.device)  # (B, T)
+    n_pad = torch.tensor([[T - len(p)] for p in prompts], device=model.device)  # (B, 1)
+    at, key = torch.arange(T, device=model.device), torch.arange(-P, T, device=model.device)  # places in the row
+    positions, mask = start + (at - n_pad).clamp(min=0), None  # (B, T)
+    if n_pad.any():
+        real = (key < 0) | (key >= n_pad)  # (B, P+T): of the prefix or of a prompt
+        causal, itself = key <= at[:, None], key == at[:, None]  # (T, P+T)
+        mask = real[:, None] & causal | itself  # (B, T, P+T): padding sees itself, as it must see something
+    new, running = [[] for _ in prompts], list(range(B))
     for _ in range(max_new_tokens):
         hidden, kv = model(tokens, positions=positions, mask=mask, prefix=prefix, adapter=adapted.adapter)
         prefix, positions = grow(prefix, kv), positions[:, -1:] + 1
         mask = None if mask is None else F.pad(mask[:, -1:], (0, 1), value=True)
-        tokens = model.logits(hidden[:, -1]).argmax(-1, keepdim=True)  # (B, 1)
-        new.append(tokens)
-        running &= tokens[:, 0] != stop
-        if stop is not None and not running.any():
+        logits = model.logits(hidden[:, -1])
+        check_finite(logits[running])
+        tokens = logits.argmax(-1, keepdim=True)  # (B, 1)
+        for i in running:
+            new[i].append(tokens[i].item())
+        running = [i for i in running if not is_end(new[i])]
+        if not running:
             break
-    new = torch.cat(new, dim=1).tolist()
-    return [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in new]
+    return new
+
+
+def check_finite(numbers):
+    """ValueError if a logit or a loss is NaN or infinite: the most likely answer would be the first one there is."""
+    if not numbers.isfinite().all():
+        raise ValueError("the model's outputs are not finite (NaN or infinite), so nothing can be scored: weights or "
+                         "context hold such numbers, or the dtype is too small for them.")

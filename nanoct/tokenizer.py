@@ -11,9 +11,14 @@ tokens), so a table maps ranks to ids. Nothing is fetched or cached.
 import base64
 import json
 import re
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
+import regex
 import tiktoken
+
+from nanoct.files import read_bytes, read_json
 
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
           r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -30,21 +35,29 @@ PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 ALPHABET = PRINTABLE + [byte for byte in range(256) if byte not in PRINTABLE]
 BYTE_OF = {chr(byte if byte in PRINTABLE else 256 + i - len(PRINTABLE)): byte for i, byte in enumerate(ALPHABET)}
 
+LONG_RUN = re.compile(r"(?<!\s)\s{100000}")  # of blanks: tiktoken's regex can go through fewer than a million
+MOST_IDS = 10**7
+
 
 class Tokenizer:
     """One vocabulary: `vocab_size` (highest id + 1), `special` (name -> id), `bos_id` and `eos_id` (int or None).
+
+    adds_bos: whether the model's own tokenizer puts bos_id before a text, so that the model was trained on that.
 
     pattern: regex of the pieces. merges: the tokens that text can become, as bytes, first merge first. ids: all
     ordinary tokens, bytes -> id. special, plain: added tokens, name -> id, found in text if asked and always.
     """
 
-    def __init__(self, source, pattern, merges, ids, special, plain=(), prefix_space=False, bos=None, eos=None):
+    def __init__(self, source, pattern, merges, ids, special, plain=(), prefix_space=False, bos=None, eos=None,
+                 adds_bos=False):
         self.source, self.special, self.plain, self.prefix_space = source, special, dict(plain), prefix_space
         self.bos_id, self.eos_id = special.get(bos), special.get(eos)
+        self.adds_bos, self._pattern = adds_bos and self.bos_id is not None, pattern
         # tiktoken panics at a byte without a rank: bytes that no token covers get the last ranks, and no id
         uncovered = list({bytes([byte]) for byte in range(256)}.difference(merges))
         ranks = {token: rank for rank, token in enumerate(merges + uncovered)}
-        self._encoding = tiktoken.Encoding(str(source), pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        with _no_panic(f"{source} cannot be used"):
+            self._encoding = tiktoken.Encoding(str(source), pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         self._ids = [ids[token] for token in merges] + [None] * len(uncovered)
         self._bytes = {i: token for token, i in ids.items()}
         self._bytes |= {i: name.encode() for name, i in (self.plain | special).items()}
@@ -67,20 +80,36 @@ class Tokenizer:
 
     def _encode_plain(self, text, start):
         space = " " if self.prefix_space and text and text[0] != " " else ""
-        ids = [self._ids[rank] for rank in self._encoding.encode_ordinary(space + text)]
+        ids = [self._ids[rank] for rank in self._ranks(space + text)]
         if None in ids:
             before = b"".join(self._bytes[i] for i in ids[:ids.index(None)]).decode(errors="ignore")
             at = len(before) - len(space)
-            raise ValueError(f"{self.source} has no token for {text[at]!r}, character {start + at} of {text[:60]!r}: use another "
-                             "tokenizer, or other text")
+            raise ValueError(f"{self.source} has no token for {text[at]!r}, character {start + at} of {text[:60]!r}: "
+                             "use another tokenizer, or other text")
         return ids
 
+    def _ranks(self, text):
+        with _no_panic(f"{text[:60]!r} of {len(text):,} characters cannot be cut into pieces"):
+            if not LONG_RUN.search(text):
+                return self._encoding.encode_ordinary(text)
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as tiktoken does
+            ranks = map(self._encoding._encode_single_piece, self._pieces.findall(text))
+            return [rank for of_piece in ranks for rank in of_piece]
+
+    @cached_property
+    def _pieces(self):
+        """The pattern for `regex`, whose stack has no end; its \\s has four control characters more than tiktoken's."""
+        return regex.compile(self._pattern.replace(r"\s", r"\p{White_Space}").replace(r"\S", r"\P{White_Space}"))
+
     def check_belongs(self, vocab_size):
-        """ValueError if a model of that vocabulary lacks tokens of this one, or has many that it lacks (files are padded a little)."""
+        """ValueError if a model of that vocabulary lacks tokens of this one, or has many that it lacks.
+
+        Some are fine: files are padded a little.
+        """
         fits = self.source == "bytes" or self.vocab_size >= 0.9 * vocab_size
         if self.vocab_size > vocab_size or not fits:
-            raise ValueError(f"{self.source} has {self.vocab_size} tokens and the model {vocab_size}: they do not belong together; give the "
-                             "model's own tokenizer.")
+            raise ValueError(f"{self.source} has {self.vocab_size} tokens and the model {vocab_size}: they do not "
+                             "belong together; give the model's own tokenizer.")
 
     def decode(self, ids) -> str:
         """Text of `ids`, special tokens by name, invalid UTF-8 as U+FFFD; ValueError for an id that is no token's."""
@@ -91,45 +120,77 @@ class Tokenizer:
 
 
 def load_tokenizer(folder) -> Tokenizer:
-    """The tokenizer of the model in `folder`; of "bytes", UTF-8 bytes as ids 0 to 255, for models that know no other text.
+    """The tokenizer of the model in `folder`; of "bytes", UTF-8 bytes as ids 0 to 255, for models without one.
 
-    bos and eos are what tokenizer_config.json says, without it Llama-3's, "<s>" and "</s>", or "<|endoftext|>".
+    bos and eos are what tokenizer_config.json says, without it Llama-3's, "<s>" and "</s>", or "<|endoftext|>". bos is
+    put before a text, adds_bos, if add_bos_token there is true; where nothing is said of that, if the post-processor
+    of tokenizer.json puts a token first (Llama-3's does, SmolLM2 and GPT-2 have none), and in the other two files.
     Raises FileNotFoundError without a known file, ValueError for one that is broken or of an unsupported kind.
     """
     if folder == "bytes":
         ids = {bytes([byte]): byte for byte in range(256)}
         return Tokenizer("bytes", r"[\s\S]", list(ids), ids, special={})
     folder = Path(folder)
-    for name, read in [("tokenizer.json", _hugging_face), ("tokenizer.model", _llama3), ("vocab.json", _word_list)]:
-        if (folder / name).is_file():
-            break
-    else:
+    kinds = {"tokenizer.json": _hugging_face, "tokenizer.model": _llama3, "vocab.json": _word_list}
+    file = next((folder / name for name in kinds if (folder / name).is_file()), None)
+    if file is None:
         raise FileNotFoundError(f"no tokenizer.json, tokenizer.model (Llama-3) or vocab.json in {folder}: "
                                 "put the tokenizer file of the model there")
-    fields, path = read(folder / name), folder / "tokenizer_config.json"
-    if not fields["ids"]:
-        raise ValueError(f"{folder / name} has no tokens: fetch it again")
-    config = _json(path, dict) if path.is_file() else {}
-    for key, usual in [("bos", ["<|begin_of_text|>", "<s>"]), ("eos", ["<|end_of_text|>", "</s>", "<|endoftext|>"])]:
-        token = config.get(key + "_token", next((name for name in usual if name in fields["special"]), None))
-        fields[key] = token["content"] if isinstance(token, dict) else token
-        if fields[key] not in [None, *fields["special"]]:
-            raise ValueError(f"{path} has {key}_token {fields[key]!r}, which {folder / name} has no special token for")
-    return Tokenizer(folder / name, **fields)
-
-
-def _json(path, kind):
     try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
-        raise ValueError(f"{path} is not JSON ({error}): fetch it again") from error
-    if not isinstance(data, kind):
-        raise ValueError(f"{path} holds {str(data)[:60]!r}: expected a JSON {'object' if kind is dict else 'list'}")
-    return data
+        first, fields = kinds[file.name](file)
+        _check_ids(file, fields)
+        return Tokenizer(file, **fields, **_ends(folder / "tokenizer_config.json", file, fields["special"], first))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{file} has a token with half of a surrogate pair, {error.object[:60]!a}: fetch it "
+                         "again") from None
+
+
+def _ends(path, file, special, first):
+    """bos, eos and adds_bos as tokenizer_config.json, at `path`, says them, or the tokenizer's file: the token that it
+    puts first, True if that is bos, or None."""
+    config, found = read_json(path, kind=dict) if path.is_file() else {}, {}
+    for key, usual in [("bos", ["<|begin_of_text|>", "<s>"]), ("eos", ["<|end_of_text|>", "</s>", "<|endoftext|>"])]:
+        token = config.get(key + "_token", next((name for name in usual if name in special), None))
+        found[key] = token.get("content", token) if isinstance(token, dict) else token
+        if found[key] not in [None, *special]:
+            raise ValueError(f"{path} has {key}_token {found[key]!r:.60}, which {file} has no special token for")
+    said = config.get("add_bos_token")
+    if said not in (None, True, False):
+        raise ValueError(f"{path} has add_bos_token {said!r:.60}: expected true or false")
+    if said is None and isinstance(first, str):
+        if first not in special:
+            raise ValueError(f"{file} puts {first!r:.60} first, which is no special token of it: fetch it again")
+        found["bos"] = first
+    return found | dict(adds_bos=bool(first if said is None else said))
+
+
+def _check_ids(file, fields):
+    """ValueError unless there are tokens, of ids from 0 to MOST_IDS, each with one of its own."""
+    if not fields["ids"]:
+        raise ValueError(f"{file} has no tokens: fetch it again")
+    names = {}
+    for token, i in [*fields["ids"].items(), *((name.encode(), i) for kind in ("special", "plain")
+                                               for name, i in fields.get(kind, {}).items())]:
+        if type(i) is not int or not 0 <= i < MOST_IDS:
+            raise ValueError(f"{file} has the id {i!r:.60} for {token[:60]!r}: expected a number up to {MOST_IDS:,}")
+        if names.setdefault(i, token) != token:
+            raise ValueError(f"{file} has the id {i} for {names[i][:60]!r} and for {token[:60]!r}: fetch it again")
+
+
+@contextmanager
+def _no_panic(what):
+    """What tiktoken's Rust ends with where it is beaten is no Exception: a ValueError with a sentence instead."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        said = " ".join(str(error).split())
+        raise ValueError(f"{what} (tiktoken: {said:.200}): use shorter text, or another tokenizer") from None
 
 
 def _llama3(path):
-    data, ids = path.read_bytes(), {}
+    data, ids = read_bytes(path), {}
     if b"\0" in data or not data.isascii():
         raise ValueError(f"{path} is binary, as Llama-2's SentencePiece: supported are Llama-3's lines of base64")
     for number, line in enumerate(data.splitlines()):
@@ -141,69 +202,91 @@ def _llama3(path):
         if int(rank) != number or len(ids) != number + 1:
             raise ValueError(f"{path}, line {number + 1}: {line[:60]!r} repeats a token or is out of order")
     special = {name: len(ids) + i for i, name in enumerate(LLAMA3_SPECIAL)}
-    return dict(pattern=LLAMA3, merges=list(ids), ids=ids, special=special)
+    return True, dict(pattern=LLAMA3, merges=list(ids), ids=ids, special=special)
 
 
 def _word_list(path):
     vocab = {}
-    for i, token in enumerate(_json(path, list)):
+    for i, token in enumerate(read_json(path, kind=list)):
         if not isinstance(token, str) or not token or token in vocab:
-            raise ValueError(f"{path} has {token!r} as token {i}: expected strings, none empty, none twice")
+            raise ValueError(f"{path} has {token!r:.60} as token {i}: expected strings, none empty, none twice")
         vocab[token] = i
     special = {token: i for token, i in vocab.items() if re.fullmatch("<.+>", token)}
     words = sorted(vocab.keys() - special, key=len, reverse=True)
     ids = {word.encode(): vocab[word] for word in words}
     pattern = "|".join([*map(re.escape, words), r"[\s\S]"])
-    return dict(pattern=pattern, merges=list(ids), ids=ids, special=special)
+    return True, dict(pattern=pattern, merges=list(ids), ids=ids, special=special)
 
 
 def _hugging_face(path):
     def refuse(found):
-        raise ValueError(f"{path} has {found}: supported is byte-level BPE as Llama-3, SmolLM2 and GPT-2 have it, "
+        raise ValueError(f"{path} has {found:.400}: supported is byte-level BPE as Llama-3, SmolLM2 and GPT-2 have it, "
                          "without a normalizer")
 
-    file = _json(path, dict)
-    model, normalizer = file.get("model") or {}, file.get("normalizer")
+    def need(kind, found, what):
+        return found if isinstance(found, kind) else refuse(f"{what} {found!r:.60}")
+
+    file = read_json(path, kind=dict)
+    model, normalizer = need(dict, file.get("model") or {}, "model"), file.get("normalizer")
     if (kind := model.get("type", "BPE" if "merges" in model else None)) != "BPE":  # old files name no type
         refuse(f"model type {kind!r}")
     if not model.get("vocab") or "merges" not in model:
         refuse("a BPE model without vocab or merges")
+    vocab, merges = need(dict, model["vocab"], "vocab"), need(list, model["merges"], "merges")
     for option in "byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix":
         if model.get(option):
             refuse(f"{option} {model[option]!r}")
     if normalizer and normalizer != {"type": "Sequence", "normalizers": []}:
-        refuse(f"normalizer {normalizer.get('type')!r}")
-    pattern, prefix_space = _pieces(file.get("pre_tokenizer") or {}, refuse)
-    added = {token["content"]: token for token in file.get("added_tokens", [])}
-    for name, token in added.items():
+        refuse(f"normalizer {normalizer.get('type') if isinstance(normalizer, dict) else normalizer!r}")
+    pattern, prefix_space = _pieces(need(dict, file.get("pre_tokenizer") or {}, "pre-tokenizer"), refuse)
+    added = {}
+    for token in need(list, file.get("added_tokens") or [], "added_tokens"):
+        name = need(dict, token, "added token").get("content")
+        if not isinstance(name, str) or not name or "id" not in token:
+            refuse(f"added token {token!r:.100}")
         if option := next((option for option in ("lstrip", "rstrip", "single_word") if token.get(option)), None):
             refuse(f"added token {name!r} with {option}")
+        added[name] = token
     special = {name: token["id"] for name, token in added.items() if token.get("special")}
     plain = {name: token["id"] for name, token in added.items() if name not in special}
 
     def as_bytes(token):
-        if not BYTE_OF.keys() >= set(token):
+        if not token or not BYTE_OF.keys() >= set(token):
             refuse(f"token {token!r}, not spelled in GPT-2's byte alphabet")
         return bytes(map(BYTE_OF.get, token))
 
     made = {}
-    for merge in model["merges"]:
+    for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if len(pair) != 2 or "".join(pair) not in model["vocab"]:
+        if not isinstance(pair, list) or list(map(type, pair)) != [str, str] or "".join(pair) not in vocab:
             refuse(f"merge {merge!r}, which makes no token of its vocabulary")
         made.setdefault("".join(pair))
-    ids = {as_bytes(token): i for token, i in model["vocab"].items() if token in made or token not in added}
+    ids = {as_bytes(token): i for token, i in vocab.items() if token in made or token not in added}
     merges = dict.fromkeys(token for token in ids if len(token) == 1) | dict.fromkeys(map(as_bytes, made))
     # tiktoken looks for a whole piece before it merges, as ignore_merges does. Without that, a token that no merge
     # makes must never be found and gets no rank. (Of a trained vocabulary, merging makes every token.)
     if model.get("ignore_merges"):
         merges |= dict.fromkeys(ids)
-    return dict(pattern=pattern, merges=list(merges), ids=ids, special=special, plain=plain, prefix_space=prefix_space)
+    fields = dict(merges=list(merges), ids=ids, special=special, plain=plain)
+    return _first(file.get("post_processor")), fields | dict(pattern=pattern, prefix_space=prefix_space)
+
+
+def _first(processor):
+    """The token that a tokenizer.json's post-processor puts before a text, or None."""
+    match processor:
+        case {"type": "Sequence", "processors": list(steps)}:
+            return next(filter(None, map(_first, steps)), None)
+        case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": str(name)}}, *_]}:
+            return name
+        case {"type": "BertProcessing" | "RobertaProcessing", "cls": [str(name), *_]}:
+            return name
 
 
 def _pieces(pre_tokenizer, refuse):
     """(regex of the pieces, whether text gets a leading space) of a tokenizer.json's pre-tokenizer."""
-    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
+    steps = pre_tokenizer.get("pretokenizers") if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        refuse(f"pre-tokenizer {json.dumps(pre_tokenizer)[:300]}")
     match [{"use_regex": True, **step} for step in steps]:  # old files do without use_regex
         case [{"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
               {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}] if regex == LLAMA3:

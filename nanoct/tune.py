@@ -22,18 +22,17 @@ import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from nanoct import cli
 from nanoct.benchmarks.nano import BOS, END, EQUALS, FOLDER
 from nanoct.fewshot import Demo, Task, check_fits
-from nanoct.files import replace_file
+from nanoct.files import read_json_lines, replace_file
 from nanoct.methods import METHODS
-from nanoct.runs.contexts import load_adapted, read_about, save_adapted
+from nanoct.runs.contexts import check_savable, load_adapted, read_about, save_adapted
 from nanoct.score import decode, macro_f1, score_pairs
 from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import fetch, load_model
+from nanoct.weights import fetch, load_model, quiet_threads
 
 EMBEDDED, PLAIN = f"{{input}}{EQUALS}{{output}}{END}", "{input}\n{output}\n\n"  # templates
 METRICS = None, "accuracy", "macro_f1", "text"  # None: as a line has options or not
@@ -50,35 +49,25 @@ class Line:
 
 def read_lines(path, need_output=True):
     """The Lines of a file. Raises OSError or ValueError with a sentence that names the line and the field at fault."""
-    try:
-        rows = Path(path).read_bytes().splitlines()
-    except OSError as error:
-        raise OSError(f"cannot read {path} ({error.strerror}): give a file of JSON lines.") from None
+    rows = read_json_lines(path)
     if not rows:
         raise ValueError(f"{path} is empty: give it a line for every example.")
-    return [_read_line(f"{path}, line {n}", row, need_output) for n, row in enumerate(rows, 1)]
+    return [_read_line(where, values, need_output) for where, values in rows]
 
 
-def _read_line(where, row, need_output):
-    if not row.strip():
-        raise ValueError(f"{where} is empty: delete it.")
-    try:
-        values = json.loads(row)
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        shown = row[:60].decode(errors="replace")
-        raise ValueError(f"{where} is no JSON object: {shown!r}; write " '{"input": "abc", "output": "cba"}.')
+def _read_line(where, values, need_output):
     line = Line(where, *(values.get(name) for name in ("input", "output", "options")))
     for name, needed in [("input", True), ("output", need_output)]:
         if not isinstance(values.get(name), str) and (needed or values.get(name) is not None):
             shown = f"is {values[name]!r:.60}" if name in values else "is missing"
             raise ValueError(f"{where}: {name!r} {shown}; it must be a string.")
     if line.options is not None:
-        if not isinstance(line.options, list) or not line.options or not all(isinstance(o, str) for o in line.options):
+        if line.options == []:
+            raise ValueError(f"{where}: 'options' is empty: list what is chosen from, or leave it out.")
+        if not isinstance(line.options, list) or not all(isinstance(o, str) for o in line.options):
             raise ValueError(f"{where}: 'options' is {line.options!r:.60}; it must be a list of strings.")
         if line.output is not None and line.output not in line.options:
-            raise ValueError(f"{where}: the output {line.output!r:.60} is not among the options {line.options!r:.60}.")
+            raise ValueError(f"{where}: the output {cli.not_among(line.output, line.options)}.")
     return line
 
 
@@ -144,13 +133,11 @@ def answer(adapted, tokenizer, lines, template, metric, max_new_tokens):
         if not is_free[i]:
             of_options = {option: next(losses) for option in ys}
             answers[i] = min(of_options, key=of_options.get), of_options
-    after = split(template)[2]
-    end = tokenizer.encode(after)
     free = [i for i, d in enumerate(is_free) if d]
-    # the last of several tokens may stand in an answer too: only the whole terminator ends it
-    stop = end[0] if len(end) == 1 else None
-    for i, ids in zip(free, decode(adapted, [encoded[i][0] for i in free], max_new_tokens, stop)):
-        answers[i] = tokenizer.decode(ids).split(after)[0].strip(), {}
+    ends = set(tokenizer.special.values())
+    prompts = [encoded[i][0] for i in free]
+    for i, text in zip(free, decode(adapted, prompts, max_new_tokens, tokenizer.decode, split(template)[2], ends)):
+        answers[i] = text.strip(), {}
     return answers
 
 
@@ -202,8 +189,7 @@ def load(name, device):
     """Model and tokenizer; small matrices on a CPU run fastest in one thread."""
     folder = fetch(name)
     model, tokenizer = load_model(folder, device), load_tokenizer(folder)
-    if model.device.type == "cpu" and model.config.n_embd < 512:
-        torch.set_num_threads(1)
+    quiet_threads(model)
     return model, tokenizer
 
 
@@ -226,7 +212,9 @@ def tune(args):
     task = Task(Path(args.data).stem, demos, [], instruction)
     steps = [f.name for f in fields(config) if f.name.endswith("n_step")]
     # no step at all: what does not fit is said before the work
-    start = start_of(method.adapt(model, task, replace(config, **dict.fromkeys(steps, 0)), args.seed))
+    untrained = method.adapt(model, task, replace(config, **dict.fromkeys(steps, 0)), args.seed)
+    check_savable(untrained)
+    start = start_of(untrained)
     encoded += [encode(line, model, tokenizer, template, args.metric, start) for line in held_out]
     longest = max(len(y) for _, ys in encoded for y in ys.values())
     how = dict(template=template, metric=args.metric, max_new_tokens=2 * longest + 8)
@@ -241,7 +229,7 @@ def tune(args):
 
         adapted = method.adapt(model, task, config, args.seed, progress)
     seconds = time.perf_counter() - began
-    about = dict(instruction=args.instruction, seed=args.seed, **how)
+    about = dict(name=str(args.model), instruction=args.instruction, seed=args.seed, **how)
     save_adapted(adapted, args.out, args.method, config, len(demos), **about)
     trained = f"loss {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} of {n_step} steps" if losses else "no steps"
     print(f"{args.method}, {len(demos)} demos: {trained}, {seconds:.1f} seconds, {adapted.n_trained:,} trained numbers")
@@ -274,7 +262,7 @@ def predict(args):
     for line, (prediction, losses) in zip(lines, answers):
         given = {} if line.output is None else dict(output=line.output, right=is_right(line, prediction))
         row = dict(input=line.input, prediction=prediction, **given, **(dict(losses=losses) if losses else {}))
-        text += json.dumps(row, ensure_ascii=False) + "\n"
+        text += written(row) + "\n"
     if args.out:
         replace_file(args.out, text.encode())
     else:
@@ -283,8 +271,14 @@ def predict(args):
         print(f"{score(lines, answers, how['metric']):.1%} on {n} lines with an output", file=sys.stderr)
 
 
+def written(row):
+    """A row as JSON, escaped if it holds half a surrogate pair, which is no text."""
+    text = json.dumps(row, ensure_ascii=False)
+    return json.dumps(row) if any("\ud800" <= c <= "\udfff" for c in text) else text
+
+
 def parse():
-    p = cli.Parser(prog="nanoct.tune", description=__doc__.split("\n")[0])
+    p = cli.Parser(prog="nanoct.tune", description=__doc__)
     p.add_argument("--data", required=True, metavar="FILE.jsonl", help='lines {"input", "output", "options"?}: the '
                    "demos; with --predict the questions, whose output may be missing")
     p.add_argument("--out", metavar="FILE", help="the context; with --predict the answers, default: stdout")

@@ -10,7 +10,6 @@ to its device and dtype, so there is one copy of the model in memory.
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from nanoct.files import read_json, replacing
 from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.model import Llama, LlamaConfig
 
@@ -27,12 +27,17 @@ SIZES = dict(vocab_size="vocab_size", n_layer="num_hidden_layers", n_head="num_a
 # What a Llama file may ask for beyond what model.py computes: anything but these values is refused.
 PLAIN = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, sliding_window=None, rope_interleaved=False,
              partial_rotary_factor=1.0, quantization_config=None)
-GPT2_SIZES = dict(vocab_size="vocab_size", n_layer="n_layer", n_head="n_head", n_embd="n_embd", n_position="n_positions")
+GPT2_SIZES = dict(vocab_size="vocab_size", n_layer="n_layer", n_head="n_head", n_embd="n_embd",
+                  n_position="n_positions")
 GPT2_PLAIN = dict(activation_function="gelu_new", scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
                   add_cross_attention=False, quantization_config=None)
 TURNED = "c_attn.weight", "c_proj.weight", "c_fc.weight"  # GPT-2's files have (in, out)
 LLAMA3 = dict(factor=float, low_freq_factor=float, high_freq_factor=float, original_max_position_embeddings=int)
 FLOATS = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16)
+CONSTANTS = "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"  # of older files
+HEAD = "lm_head.weight"
+LARGEST, MOST_LAYERS = {int: 10**9, float: 1e15}, 10**4  # of the numbers of a config.json
+EMBEDDED = Path(__file__).parents[1] / "weights"  # in the repository, and in no installed package
 
 
 def load_model(folder_or_name, device=None, dtype=None) -> Llama | GPT2:
@@ -44,18 +49,23 @@ def load_model(folder_or_name, device=None, dtype=None) -> Llama | GPT2:
     device = pick_device(device)
     dtype = resolve_dtype(dtype, device)
     folder = fetch(folder_or_name)
+    config = read_config(folder)
+    tensors = {name: file.get_slice(name) for file in map(_open, _weight_files(folder)) for name in file.keys()
+               if not name.endswith(CONSTANTS)}
+    if isinstance(config, GPT2Config):  # the first public files name no transformer
+        tensors = {name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": t
+                   for name, t in tensors.items()}
+    seen = {name: (t.get_dtype(), tuple(t.get_shape())) for name, t in tensors.items()}
+    _check_room(folder, config, [shape for _, shape in seen.values()])
     with torch.device("meta"):  # shapes without memory
-        config = read_config(folder)
         model = (GPT2 if isinstance(config, GPT2Config) else Llama)(config).requires_grad_(False).eval()
     shapes = {name: tuple(_as_in_file(name, p).shape) for name, p in model.named_parameters()}
-    tensors = {name: file.get_slice(name) for file in map(_open, _weight_files(folder)) for name in file.keys()
-               if not name.endswith(("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"))}  # constants of older files
-    if isinstance(model, GPT2):  # the first public files name no transformer
-        tensors = {name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": t for name, t in tensors.items()}
-    embedding, head = next(name for name in shapes if name.endswith(("embed_tokens.weight", "wte.weight"))), "lm_head.weight"
-    if model.config.tied and head in tensors:  # some files hold the embedding twice
-        shapes[head] = shapes[embedding]
-    seen = {name: (t.get_dtype(), tuple(t.get_shape())) for name, t in tensors.items()}
+    embedding = next(name for name in shapes if name.endswith(("embed_tokens.weight", "wte.weight")))
+    if config.tied and HEAD in tensors:
+        if embedding not in tensors:  # the head is the embedding, and a file may call it by either name
+            tensors[embedding], seen[embedding] = tensors.pop(HEAD), seen.pop(HEAD)
+        else:  # or by both
+            shapes[HEAD] = shapes[embedding]
     wrong = dict(missing=[name for name in shapes if name not in seen],
                  unexpected=[name for name in seen if name not in shapes],
                  misshapen=[f"{name} is {dtype} {shape}, expected floats {shapes[name]}"
@@ -66,8 +76,9 @@ def load_model(folder_or_name, device=None, dtype=None) -> Llama | GPT2:
                          + "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names) + ".")
     # copy: a view of the mapped file would change, and die, with the file
     state = {name: _as_in_file(name, t[:]).to(device, dtype, copy=True).contiguous() for name, t in tensors.items()}
-    if model.config.tied and not torch.equal(state.pop(head, state[embedding]), state[embedding]):
-        raise ValueError(f"{folder}: tie_word_embeddings is true, but {head} differs from {embedding}; set it to false.")
+    if config.tied and not torch.equal(state.pop(HEAD, state[embedding]), state[embedding]):
+        raise ValueError(f"{folder}: tie_word_embeddings is true, but {HEAD} differs from {embedding}; set it to "
+                         "false.")
     model.load_state_dict(state, assign=True)
     return model
 
@@ -76,32 +87,28 @@ def save_model(model, folder, dtype=None, metadata=None) -> Path:
     """Write config.json and model.safetensors as transformers (4.x and 5.x) reads them; return the folder.
 
     dtype: default the model's. metadata: {str: str} for the header of the safetensors file.
-    Files are replaced whole: an interrupted call leaves no half-written one. Raises ValueError on an unknown dtype.
+    Files are replaced whole: an interrupted call leaves no half-written one. Raises ValueError on an unknown dtype,
+    OSError with a sentence where they cannot be written.
     """
     folder, c = Path(folder), model.config
     dtype = resolve_dtype(dtype or model.dtype, model.device)
-    config = dict(bos_token_id=None, eos_token_id=None, torch_dtype=str(dtype).removeprefix("torch."), tie_word_embeddings=c.tied)
+    config = dict(bos_token_id=None, eos_token_id=None, torch_dtype=str(dtype).removeprefix("torch."),
+                  tie_word_embeddings=c.tied)
     if isinstance(model, GPT2):
-        config |= dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", activation_function="gelu_new", n_inner=c.n_ffn,
-                       layer_norm_epsilon=c.norm_eps, **{theirs: getattr(c, ours) for ours, theirs in GPT2_SIZES.items()})
+        config |= dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", activation_function="gelu_new",
+                       n_inner=c.n_ffn, layer_norm_epsilon=c.norm_eps,
+                       **{theirs: getattr(c, ours) for ours, theirs in GPT2_SIZES.items()})
     else:
-        config |= dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False,
-                       **{theirs: getattr(c, ours) for ours, theirs in SIZES.items()}, num_key_value_heads=c.n_kv_head,
-                       head_dim=c.head_dim, rms_norm_eps=c.norm_eps, rope_theta=c.rope_theta,
+        config |= dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", attention_bias=False,
+                       mlp_bias=False, **{theirs: getattr(c, ours) for ours, theirs in SIZES.items()},
+                       num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
+                       rope_theta=c.rope_theta,
                        rope_scaling=c.rope_scaling and {"rope_type": "llama3", **c.rope_scaling})
     state = {name: _as_in_file(name, p.detach()).to("cpu", dtype).contiguous() for name, p in model.named_parameters()}
-    folder.mkdir(parents=True, exist_ok=True)
-    new = {folder / name: folder / f".{name}.{os.getpid()}" for name in ("model.safetensors", "config.json")}
-    try:
-        weights, text = new.values()
+    with replacing(folder / "config.json") as text, replacing(folder / "model.safetensors") as weights:
         save_file(state, weights, metadata={**(metadata or {}), "format": "pt"})
         text.write_text(json.dumps(config, indent=2) + "\n")
         weights.chmod(text.stat().st_mode)  # safetensors writes for the owner only
-        for file, temporary in new.items():
-            os.replace(temporary, file)
-    finally:
-        for temporary in new.values():
-            temporary.unlink(missing_ok=True)
     return folder
 
 
@@ -126,31 +133,55 @@ def fetch(folder_or_name) -> Path:
     Raises FileNotFoundError or ValueError with a sentence: no such folder, no network, not allowed, not found.
     """
     name, path = str(folder_or_name), Path(folder_or_name).expanduser()
+    gguf = [path] if path.suffix.lower() == ".gguf" else []
+    if path.is_dir():
+        gguf = [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
+    if gguf and gguf[0].exists():
+        raise ValueError(f"{name!r} is a GGUF file, or holds one: `python -m nanoct.gguf {gguf[0]} --out FOLDER` makes "
+                         "of it the folder that can be given here.")
     if path.is_dir():
         return path
     if path.exists():
         raise ValueError(f"{name!r} is a file; give the folder that holds config.json and model.safetensors.")
+    if path.is_relative_to(EMBEDDED) and not EMBEDDED.is_dir():
+        raise FileNotFoundError(f"There is no {path}: the embedded models are in the repository and not in an "
+                                "installed package; clone it and `pip install -e .` there, or name a model with "
+                                "--model.")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise FileNotFoundError(f"There is no folder {name!r}, nor is that a hub name such as 'meta-llama/Llama-3.2-1B'.")
+        raise FileNotFoundError(f"There is no folder {name!r}, nor is that a hub name such as "
+                                "'meta-llama/Llama-3.2-1B'.")
     from huggingface_hub import (  # a folder needs neither the hub nor its import
         errors,
         snapshot_download,
     )
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "tokenizer.model",
-                                                            "original/tokenizer.model"]))
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "tokenizer.model"],
+                                      ignore_patterns=["original/*"]))
     except errors.GatedRepoError:
         raise ValueError(f"{name!r} is gated: accept the licence on https://huggingface.co/{name} and log in "
                          "with `hf auth login`.") from None
     except errors.RepositoryNotFoundError:  # the hub's answer to strangers is the same for private and for absent
         raise FileNotFoundError(f"There is neither a folder nor a public hub model {name!r}; check the name, or log in "
                                 "with `hf auth login` if the model is private.") from None
-    except errors.LocalEntryNotFoundError:
-        raise FileNotFoundError(f"There is no folder {name!r}, and the hub model of that name is not in the cache and "
-                                "the hub cannot be reached; connect, or give the folder of a download.") from None
+    except errors.LocalEntryNotFoundError as error:
+        there = getattr(error, "snapshot_path", None)  # of a cache that lacks some files, perhaps none that is needed
+        lacking = _lacking(Path(there)) if there else ["all of it"]
+        if not lacking:
+            return Path(there)
+        raise FileNotFoundError(f"There is no folder {name!r}, of the hub model of that name {_some(lacking)} is not "
+                                "in the cache, and the hub cannot be reached; connect, or give the folder of a "
+                                "download.") from None
     except Exception as error:  # a download dies in many ways: disk, proxy, time-out
         raise ValueError(f"{name!r} could not be fetched ({_line(error)}); try again, or give the folder of "
                          "a download.") from error
+
+
+def _lacking(folder):
+    """Names of what the folder of a public model lacks to be loaded with its tokenizer."""
+    lacking = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        lacking.append("tokenizer.json")
+    return lacking + [file.name for file in _weight_files(folder) if not file.is_file()]
 
 
 def _as_in_file(name, tensor):
@@ -159,9 +190,12 @@ def _as_in_file(name, tensor):
 
 
 def read_config(folder) -> LlamaConfig | GPT2Config:
-    """config.json as a LlamaConfig or GPT2Config. Raises ValueError with the key and the value that this model does not compute."""
+    """config.json as a LlamaConfig or GPT2Config.
+
+    Raises ValueError with the key and the value that this model does not compute.
+    """
     file = Path(folder) / "config.json"
-    c = _read_json(file)
+    c = _read_object(file)
     gpt2 = c.get("model_type") == "gpt2"
     rope = c.get("rope_scaling") or c.get("rope_parameters") or {}  # as transformers 4 and 5 write it
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else [rope]
@@ -171,22 +205,30 @@ def read_config(folder) -> LlamaConfig | GPT2Config:
     c = {**c, **rope}
     for key, value in (GPT2_PLAIN if gpt2 else PLAIN).items():
         if c.get(key, value) not in (value, None):
-            raise ValueError(f"{file}: {key} is {c[key]!r}; nanoct's {'GPT-2' if gpt2 else 'Llama'} computes {value!r} only.")
+            raise ValueError(f"{file}: {key} is {c[key]!r:.60}; nanoct's {'GPT-2' if gpt2 else 'Llama'} computes "
+                             f"{value!r} only.")
+    if c.get("tie_word_embeddings") not in (None, True, False):
+        raise ValueError(f"{file}: tie_word_embeddings is {c['tie_word_embeddings']!r:.60}; it must be true or false.")
 
     def number(key, kind, default=None):
         value = default if c.get(key) is None else c[key]
         if value is None:
             raise ValueError(f"{file}: {key} is missing; take the config.json that came with the weights.")
-        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < float("inf"):
-            raise ValueError(f"{file}: {key} is {value!r}; it must be a positive {kind.__name__}.")
+        most = MOST_LAYERS if key in (SIZES["n_layer"], GPT2_SIZES["n_layer"]) else LARGEST[kind]
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value <= most:
+            raise ValueError(f"{file}: {key} is {value!r:.60}; it must be a positive {kind.__name__}, at most "
+                             f"{most:,}.")
         return kind(value)
 
     if gpt2:
         sizes = {ours: number(theirs, int) for ours, theirs in GPT2_SIZES.items()}
-        rest = dict(n_ffn=number("n_inner", int, 4 * sizes["n_embd"]), norm_eps=number("layer_norm_epsilon", float, 1e-5),
-                    tied=bool(c.get("tie_word_embeddings", True)))
+        rest = dict(n_ffn=number("n_inner", int, 4 * sizes["n_embd"]),
+                    norm_eps=number("layer_norm_epsilon", float, 1e-5), tied=bool(c.get("tie_word_embeddings", True)))
         return _checked(GPT2Config, file, **sizes, **rest)
     scaling = {key: number(key, type_) for key, type_ in LLAMA3.items()} if kind == "llama3" else None
+    if scaling and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+        raise ValueError(f"{file}: low_freq_factor is {scaling['low_freq_factor']}; it must be less than "
+                         f"high_freq_factor, {scaling['high_freq_factor']}.")
     sizes = {ours: number(theirs, int) for ours, theirs in SIZES.items()}
     sizes.update(n_kv_head=number("num_key_value_heads", int, sizes["n_head"]),
                  head_dim=number("head_dim", int, sizes["n_embd"] // sizes["n_head"]))
@@ -200,6 +242,28 @@ def _checked(Config, file, **fields):
         return Config(**fields)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def _check_room(folder, config, shapes):
+    """ValueError on sizes far above those of the tensors, said before they are built: that may take minutes."""
+    most, names = max((side for shape in shapes for side in shape), default=0), dict(SIZES)
+    sizes = dict(vocab_size=config.vocab_size, n_embd=config.n_embd, n_ffn=config.n_ffn,
+                 n_head=config.n_head * config.head_dim)
+    if isinstance(config, GPT2Config):
+        names, sizes["n_position"] = dict(GPT2_SIZES, n_ffn="n_inner"), config.n_position
+    wrong = [f"{names[size]} asks for a side of {n}, and the longest of any tensor is {most}"
+             for size, n in sizes.items() if n > 10 * most]
+    if config.n_layer > len(shapes):
+        wrong.append(f"{names['n_layer']} is {config.n_layer}, and there are {len(shapes)} tensors")
+    if wrong:
+        raise ValueError(f"{folder}: the weights do not fit config.json: {'; '.join(wrong)}.")
+
+
+def quiet_threads(model):
+    """One thread, if the model is small and on a CPU: its matrices are done before a second thread has begun, and on a
+    busy machine every one of them would wait for that thread."""
+    if model.device.type == "cpu" and model.config.n_embd < 512:
+        torch.set_num_threads(1)
 
 
 def pick_device(device=None) -> torch.device:
@@ -225,16 +289,10 @@ def resolve_dtype(dtype, device) -> torch.dtype:
     return chosen
 
 
-def _read_json(file):
+def _read_object(file):
     if not file.is_file():
         raise FileNotFoundError(f"There is no {file}; the folder of a model holds config.json and model.safetensors.")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({_line(error)}); download it again.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, expected a JSON object; download it again.")
-    return content
+    return read_json(file, kind=dict)
 
 
 def _weight_files(folder):
@@ -242,7 +300,7 @@ def _weight_files(folder):
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.exists() or not index.exists():
         return [whole]
-    shards = _read_json(index).get("weight_map")
+    shards = _read_object(index).get("weight_map")
     if not isinstance(shards, dict) or not shards or any(Path(str(s)).name != s for s in shards.values()):
         raise ValueError(f"{index}: weight_map must map each tensor to a file of this folder; download it again.")
     return [folder / shard for shard in sorted(set(shards.values()))]

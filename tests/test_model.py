@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from conftest import tiny_llama
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from nanoct.model import Llama, LlamaConfig, RMSNorm, rope_frequencies
+from nanoct.model import Llama, LlamaConfig, RMSNorm, alike, rope_frequencies
 from nanoct.weights import load_model
 
 BASE = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -293,3 +294,53 @@ def test_what_does_not_fit_is_refused(pair, arguments, said):
 def test_an_impossible_config_is_refused(pair, change, said):
     with pytest.raises(ValueError, match=said):
         LlamaConfig(**vars(pair[0].config) | change)
+
+
+@pytest.mark.parametrize("n_kv_head", [1, 2, 4])
+def test_repeated_kv_heads_are_what_grouped_attention_reads(monkeypatch, n_kv_head):
+    """What masked calls do on CUDA, forced here: the same hidden states and gradients, and no grouped kernel."""
+    model, tokens = tiny_llama(n_kv_head=n_kv_head), torch.arange(10)[None]
+    mask = torch.rand(1, 10, 10, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask = (mask | torch.eye(10, dtype=torch.bool)).tril()
+    sdpa, calls, results = F.scaled_dot_product_attention, [], []
+
+    def expanded(q, k, v, **options):
+        k, v = alike(k, q.shape[1]), alike(v, q.shape[1])
+        calls.append((k.shape, options["enable_gqa"]))
+        return sdpa(q, k, v, **options | dict(enable_gqa=False))
+
+    for kernel in (sdpa, expanded):
+        monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
+        embeds = model.embed(tokens).requires_grad_()
+        hidden, _ = model(embeds=embeds, mask=mask)
+        results.append((hidden, *torch.autograd.grad(hidden.square().sum(), embeds)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+    assert calls and all(shape[1] == 4 for shape, _ in calls)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_masked_call_needs_the_kernel_that_stores_all_scores(dtype):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    model, tokens = tiny_llama(dtype=dtype, head_dim=16).cuda(), torch.arange(10, device="cuda")[None]
+    mask = torch.ones(1, 10, 10, dtype=torch.bool, device="cuda").tril()
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
+        embeds = model.embed(tokens).requires_grad_()
+        model(embeds=embeds, mask=mask)[0].float().square().sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_a_small_dtype_are_float32_products(monkeypatch, dtype):
+    """To float32's precision, in parts of the vocabulary; the gradient too, for which no copy of the head is kept."""
+    monkeypatch.setattr("nanoct.model.HEAD", 5)  # of 23
+    model = tiny_llama(dtype=dtype)
+    hidden = torch.randn(4, 16, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    exact = hidden.double() @ model.embedding.weight.double().T
+    ours = model.logits(hidden)
+    assert ours.dtype == torch.float32 and ((ours - exact).abs() <= 1e-6 * exact.abs().max()).all()
+    weights = torch.arange(4 * 23).view(4, 23)
+    found, = torch.autograd.grad((ours * weights).sum(), hidden)
+    wanted, = torch.autograd.grad((exact * weights).sum(), hidden)
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)

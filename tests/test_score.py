@@ -1,10 +1,12 @@
 """Scoring: packed against one pair at a time, teacher forcing against decoding, metrics against hand-counted ones."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import V, random_ids, random_task, tiny_llama
 
 from nanoct.adapters import LoRA, attach
@@ -163,9 +165,37 @@ def test_prompts_of_different_lengths_are_decoded_as_alone(model, demos):
 def test_a_long_prompt_does_not_shorten_what_is_decoded_beside_it(model):
     n, g = model.config.n_position, torch.Generator().manual_seed(4)
     prompts = [random_ids(m, g) for m in (n - 4, 2, *range(3, 3 + BATCH))]
-    new = decode(Adapted(model), prompts, 8)
-    assert [len(ids) for ids in new] == [5] + [8] * (BATCH + 1)  # the last id is not read
-    assert new == [generate(Adapted(model), [p], len(ids))[0] for p, ids in zip(prompts, new)]
+    new = decode(Adapted(model), prompts, 8, to_text, "\0")
+    assert [len(text) for text in new] == [5] + [8] * (BATCH + 1)  # the last id is not read
+    assert new == [to_text(generate(Adapted(model), [p], len(text))[0]) for p, text in zip(prompts, new)]
+
+
+def test_text_ends_with_the_terminator_wherever_a_token_holds_it_or_with_a_token_that_ends(model, monkeypatch):
+    """A token may hold the terminator and more: ")\\n\\n" is one token of Llama-3's."""
+    texts = {1: "a", 2: ")\n\n", 3: "\n", 4: "b", 9: "<|eot_id|>"}
+    cases = {(1, 2, 4): "a)", (1, 3, 3, 4): "a", (1, 3, 4, 2): "a\nb)", (1, 9, 4): "a", (9,): "", (1, 4): "ab"}
+    for ids, said in cases.items():
+        left = iter(ids)
+        logits = lambda hidden: F.one_hot(torch.tensor([next(left)]), V).float()
+        monkeypatch.setattr(model, "logits", logits)
+        found = decode(Adapted(model), [[1]], len(ids), lambda ids: "".join(map(texts.get, ids)), "\n\n", {9})
+        assert found == [said]
+        cut = {"a)": 2, "a": len(ids) - 1, "": 1}.get(said, len(ids))
+        assert len(list(left)) == len(ids) - cut  # nothing is decoded behind the end
+
+
+@pytest.mark.parametrize("metric", ["ids", "accuracy", "macro_f1", "text"])
+@pytest.mark.parametrize("broken", ["weight", "infinite weight", "context"])
+def test_what_is_not_finite_gets_no_score(metric, broken):
+    """argmax and argmin of NaN take the first: the right answer, where it is listed first."""
+    model = tiny_llama()
+    adapted, _ = icl(model, task := random_task(options=3, metric=metric, decode=to_text, terminator="\0"))
+    if broken == "context":
+        adapted.prefix.kv[1][1][0, 0, 2, 3] = math.nan
+    else:
+        model.model.layers[0].mlp.up_proj.weight[2, 2] = math.nan if broken == "weight" else math.inf
+    with pytest.raises(ValueError, match="not finite"):
+        evaluate(adapted, task)
 
 
 def to_text(ids):
@@ -175,13 +205,15 @@ def to_text(ids):
 
 def text_task(model):
     """Queries of several lengths whose answers are what the model says up to a common terminator."""
-    task = random_task(decode=to_text, normalise=str.lower, metric="text")
+    task = random_task(decode=to_text, normalise=str.lower, metric="text", terminator="?")
     adapted, context = icl(model, task)
     g = torch.Generator().manual_seed(5)
     prompts = [random_ids(1 + i % 3, g) for i in range(24)]
     said = [slow_greedy(model, context, p, 4) for p in prompts]
     stop = Counter(t for ids in said for t in ids[1:]).most_common(1)[0][0]
-    task.queries = [Query(p, ids[: ids.index(stop) + 1]) for p, ids in zip(prompts, said) if stop in ids[1:] and ids[0] != stop]
+    task.terminator = to_text([stop])
+    ends = [(p, ids) for p, ids in zip(prompts, said) if stop in ids[1:] and ids[0] != stop]
+    task.queries = [Query(p, ids[: ids.index(stop) + 1]) for p, ids in ends]
     assert len(task.queries) > 3
     return adapted, task
 
@@ -207,8 +239,8 @@ def test_text_is_decoded_up_to_the_terminator_and_normalised(model):
     (dict(metric="rouge"), "'rouge'"),
     (dict(metric="accuracy"), "without options"),
     (dict(metric="macro_f1"), "without options"),
-    (dict(metric="text"), "no decode"),
-    (dict(metric="text", decode=to_text, queries=[Query([1], [2, 3]), Query([1], [2, 4])]), "same terminator"),
+    (dict(metric="text", terminator="?"), "decode"),
+    (dict(metric="text", decode=to_text), "terminator"),
 ])
 def test_bad_tasks_are_refused(model, changes, named):
     with pytest.raises(ValueError) as error:
@@ -232,3 +264,5 @@ def test_generate_refuses_what_it_cannot_decode(model):
         generate(Adapted(model), [[1] * (n - 3)], 5)
     with pytest.raises(ValueError, match="at least one id"):
         generate(Adapted(model), [[1], []], 3)
+    with pytest.raises(ValueError, match="max_new_tokens = 0"):
+        generate(Adapted(model), [[1]], 0)

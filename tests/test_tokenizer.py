@@ -1,6 +1,10 @@
 """The tokenizer against its references: Meta's published vectors and the `tokenizers` library."""
 import base64
 import json
+import re
+import time
+from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 from conftest import DATA
@@ -9,6 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Reference
 
+from nanoct import tokenizer
+from nanoct.benchmarks import common
 from nanoct.tokenizer import LLAMA3_SPECIAL, load_tokenizer
 
 LLAMA3_FOLDER = DATA / "llama3_tokenizer"
@@ -16,8 +22,8 @@ LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[
           r"|\s*[\r\n]+|\s+(?!\S)|\s+")  # spelled out once more: the published file must be accepted as it is
 needs_llama3 = pytest.mark.skipif(not LLAMA3_FOLDER.is_dir(), reason=f"no Llama-3 tokenizer in {LLAMA3_FOLDER}")
 
-WORDS = ["the", "and", "they", "we", "there", "then", "can", "zebra", "Sure", "naïve", "größer", "мир", "日本語", "नमस्ते",
-         "x1", "2024", "3.14", "ⅷ", "¾", "return", "don't", "IT'S", "you'll", "it'ſ", "I'Llama", "👩‍👩‍👧", "é", "🙂🙂",
+WORDS = ["the", "and", "they", "we", "there", "then", "can", "zebra", "Sure", "naïve", "größer", "мир", "日本語",
+         "नमस्ते", "x1", "2024", "3.14", "ⅷ", "¾", "return", "don't", "IT'S", "you'll", "it'ſ", "I'Llama", "👩‍👩‍👧", "é", "🙂🙂",
          "<|a|>", "<s>", "hello", ";", "...", "!?", "->", "==", "\u200b", "\ufeff", "\x00", "\x7f", "\u0085",
          "\ufffd", "ﬁ", "ß"]
 SPACES = ["", " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", " \n ", "\u00a0", "\u3000", "\u2028"]
@@ -264,13 +270,107 @@ def test_bos_and_eos(trained, tmp_path, config, bos, eos):
 
 
 def test_invalid_utf8_is_replaced_and_unknown_ids_are_refused(trained):
-    for layout, (_, ours) in trained.items():
+    for _, ours in trained.values():
         euro = ours.encode("€")
         assert len(euro) >= 2 and ours.decode(euro[-1:]) == "\ufffd"
         for i in (-1, ours.vocab_size):
             with pytest.raises(ValueError, match=f"no token has id {i}: .* ids 0 to {ours.vocab_size - 1}") as error:
                 ours.decode([*euro, i])
             one_line(error)
+
+
+# ---- a token of the beginning: has one, and puts one
+
+def ids_of(reference, text):
+    return reference.encode(text, add_special_tokens=True).ids
+
+
+TEMPLATE = {"type": "TemplateProcessing", "pair": [],
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [-1], "tokens": ["<s>"]}}}
+PROCESSED = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+
+
+def with_processor(reference, processor, token="<s>"):
+    """The layout of a reference with a post-processor, whose <s> is another token."""
+    text = json.dumps(processor).replace("[-1]", f"[{reference.token_to_id(token)}]").replace("<s>", token)
+    return layout_of(reference) | {"post_processor": json.loads(text)}
+
+
+@pytest.mark.parametrize("layout", ["llama3", "smollm2"])
+@pytest.mark.parametrize("processor, token", [
+    (None, None), (PROCESSED, None), (TEMPLATE, "<s>"), (TEMPLATE, "<|a|>"),
+    ({"type": "Sequence", "processors": [PROCESSED, TEMPLATE]}, "<s>"),
+    ({"type": "Sequence", "processors": [PROCESSED]}, None), ({**TEMPLATE, "single": TEMPLATE["single"][1:]}, None)])
+def test_a_bos_is_put_where_the_post_processor_puts_one(trained, tmp_path, layout, processor, token):
+    file = with_processor(trained[layout][0], processor, token or "<s>")
+    ours, reference = load_tokenizer(write(tmp_path, file)), Reference.from_str(json.dumps(file))
+    assert ours.adds_bos == (token is not None) and ours.special[token or "<s>"] == ours.bos_id
+    assert common.bos(ours) + ours.encode("then we") == ids_of(reference, "then we")
+
+
+@pytest.mark.parametrize("config, processor, adds", [
+    ({"add_bos_token": False}, TEMPLATE, False), ({"add_bos_token": True}, None, True),
+    ({"add_bos_token": None}, TEMPLATE, True), ({"add_bos_token": True, "bos_token": None}, None, False),
+    ({"bos_token": "<|a|>"}, None, False), ({"bos_token": "<|a|>", "add_bos_token": True}, None, True),
+    ({}, None, False)])
+def test_tokenizer_config_says_whether_a_bos_is_put(trained, tmp_path, config, processor, adds):
+    file = with_processor(trained["smollm2"][0], processor)
+    ours = load_tokenizer(write(tmp_path, file, tokenizer_config=config))
+    assert ours.adds_bos is adds and common.bos(ours) == ([ours.bos_id] if adds else [])
+
+
+def test_a_bos_of_the_other_kinds_of_files(trained, tmp_path):
+    """Meta's own code puts one before every prompt, and the embedded worlds begin with theirs."""
+    ranks = load_tokenizer(write_ranks(tmp_path, trained["llama3"][0]))
+    assert common.bos(ranks) == [ranks.special["<|begin_of_text|>"]]
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+    assert common.bos(load_tokenizer(tmp_path)) == [] and load_tokenizer(tmp_path).bos_id == ranks.bos_id
+    for vocab, bos in [(["a", "<s>"], [1]), (["a", "b"], [])]:
+        (tmp_path / "words").mkdir(exist_ok=True)
+        (tmp_path / "words" / "vocab.json").write_text(json.dumps(vocab))
+        assert common.bos(load_tokenizer(tmp_path / "words")) == bos
+    assert common.bos(load_tokenizer("bytes")) == []
+
+
+# ---- long runs
+
+@LAYOUTS
+def test_the_way_of_long_runs_gives_the_same_ids(trained, monkeypatch, layout):
+    """On every text here, as if each of them had a run that tiktoken cannot go through."""
+    reference, ours = trained[layout]
+    monkeypatch.setattr(tokenizer, "LONG_RUN", re.compile(""))
+    for text in [*TEXTS, "a\x1c\x1d \x1eb", "a\x85 \xa0b", " \x0b\x0c1"]:
+        check(ours, reference, text)
+    assert ours.encode("a\ud800b") == ours.encode("a\ufffdb")
+
+
+@pytest.mark.parametrize("layout, text", [
+    ("llama3", " " * 10**6 + "x"), ("smollm2", "! \n" + "\t\n" * 500_000 + " 'll"), ("gpt2", "1" + " " * 10**6)])
+def test_a_million_blanks(trained, layout, text):
+    reference, ours = trained[layout]
+    assert ours.encode(text) == reference.encode(text, add_special_tokens=False).ids
+
+
+def test_looking_for_long_runs_is_quick(trained):
+    start = time.perf_counter()
+    trained["gpt2"][1].encode((" " * 90_000 + "x") * 5)
+    assert time.perf_counter() - start < 5  # each run is gone through once, not once from each of its blanks
+
+
+def test_what_beats_tiktoken_is_a_sentence(trained, monkeypatch):
+    class PanicException(BaseException):  # as pyo3 has it
+        pass
+
+    def beaten(text):
+        raise PanicException("called `Result::unwrap()` on an `Err` value:\nRuntimeError(StackOverflow)")
+
+    ours = trained["gpt2"][1]
+    monkeypatch.setattr(ours, "_encoding", SimpleNamespace(encode_ordinary=beaten))
+    found = "'aa.*' of 100 characters cannot be cut .*StackOverflow.*: use shorter text"
+    with pytest.raises(ValueError, match=found) as error:
+        ours.encode("a" * 100)
+    one_line(error)
 
 
 # ---- vocab.json
@@ -372,7 +472,6 @@ def steps(*pre_tokenizers):
     return {"type": "Sequence", "pretokenizers": list(pre_tokenizers)}
 
 
-
 @pytest.mark.parametrize("change, found", [
     ({"model": {"type": "Unigram", "vocab": []}}, "model type 'Unigram'"),
     ({"model": {"type": "WordPiece", "vocab": {}}}, "model type 'WordPiece'"),
@@ -406,6 +505,89 @@ def test_another_kind_of_json_is_refused(trained, tmp_path, change, found):
 def test_an_empty_normalizer_is_none(trained, tmp_path):
     file = layout_of(trained["gpt2"][0]) | {"normalizer": {"type": "Sequence", "normalizers": []}}
     assert load_tokenizer(write(tmp_path, file)).encode("a") == trained["gpt2"][1].encode("a")
+
+
+@pytest.mark.parametrize("config, found", [
+    ({"bos_token": {"x": 1}}, "bos_token {'x': 1}"), ({"bos_token": {"content": 3}}, "bos_token 3"),
+    ({"eos_token": ["<s>"]}, "eos_token ['<s>']"), ({"bos_token": 0}, "bos_token 0"),
+    ({"add_bos_token": "false"}, "add_bos_token 'false': expected true or false")])
+def test_a_tokenizer_config_of_another_shape_is_refused(trained, tmp_path, config, found):
+    refused(write(tmp_path, layout_of(trained["gpt2"][0]), tokenizer_config=config), "tokenizer_config.json", found)
+
+
+SMALL = {"added_tokens": [{"id": 3, "content": "<s>", "special": True, "lstrip": False}, {"id": 4, "content": "ab c"}],
+         "normalizer": None, "pre_tokenizer": steps({"type": "Digits", "individual_digits": True},
+                                                    {**BYTE_LEVEL, "use_regex": True}),
+         "post_processor": {"type": "Sequence", "processors": [TEMPLATE]},
+         "model": {"type": "BPE", "dropout": None, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}
+JUNK = None, True, 3, -1, 10**30, 1.5, float("nan"), "x", "", "\ud800", [], {}, [[]], [None], {"x": 1}, {"type": []}
+
+
+def places(value, path=()):
+    """Every place in a value, as the keys that lead to it."""
+    if path:
+        yield path
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(part, (*path, key))
+
+
+def test_whatever_stands_in_a_file_it_is_read_or_refused_in_a_sentence(tmp_path):
+    """Every value of a small file is in turn replaced by junk, and left out."""
+    assert load_tokenizer(write(tmp_path, SMALL)).encode("abab c") == [2, 4]
+    n_refused = 0
+    for path in places(SMALL):
+        for junk in (*JUNK, KeyError):
+            file = deepcopy(SMALL)
+            place = file
+            for key in path[:-1]:
+                place = place[key]
+            if junk is KeyError:
+                del place[path[-1]]
+            else:
+                place[path[-1]] = junk
+            write(tmp_path, file)
+            try:
+                ours = load_tokenizer(tmp_path)
+                ours.decode(ours.encode("ab", special=True))
+            except ValueError as error:
+                n_refused += 1
+                said = str(error)
+                assert "\n" not in said and len(said) < 800 and "tokenizer.json" in said, (path, junk, said)
+    assert n_refused > 300
+
+
+@pytest.mark.parametrize("change, found", [
+    ({"added_tokens": [{"content": "<s>", "special": True}]}, "added token {'content': '<s>'"),
+    ({"added_tokens": [{"id": "3", "content": "<s>", "special": True}]}, "the id '3' for b'<s>'"),
+    ({"added_tokens": [{"id": 2, "content": "<s>", "special": True}]}, "the id 2 for b'ab' and for b'<s>'"),
+    ({"added_tokens": "<s>"}, "added_tokens '<s>'"), ({"model.merges": None}, "merges None"),
+    ({"model.merges": [[1, 2]]}, "merge [1, 2]"), ({"model.merges": [3]}, "merge 3"),
+    ({"model.vocab": ["a"]}, "vocab ['a']"), ({"model.vocab": {"a": "0", "b": 1, "ab": 2}}, "the id '0' for b'a'"),
+    ({"model.vocab": {"a": -1, "b": 1, "ab": 2}}, "the id -1 for b'a'"),
+    ({"model.vocab": {"a": 10**9, "b": 1, "ab": 2}}, "the id 1000000000 for b'a'"),
+    ({"model.vocab": {"a": 1, "b": 1, "ab": 2}}, "the id 1 for b'a' and for b'b'"),
+    ({"model": [1]}, "model [1]"), ({"pre_tokenizer": [1]}, "pre-tokenizer [1]"), ({"normalizer": 3}, "normalizer 3"),
+    ({"pre_tokenizer": {"type": "Sequence"}}, "pre-tokenizer"), ({"pre_tokenizer": steps(3)}, "pre-tokenizer"),
+    ({"post_processor": TEMPLATE, "added_tokens": []}, "puts '<s>' first, which is no special token")])
+def test_a_file_of_another_shape_is_refused(tmp_path, change, found):
+    file = deepcopy(SMALL)
+    for key, value in change.items():
+        place = file["model"] if key.startswith("model.") else file
+        place[key.removeprefix("model.")] = value
+    refused(write(tmp_path, file), "tokenizer.json", found)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "tokenizer_config.json"])
+def test_nesting_is_refused(tmp_path, name):
+    (tmp_path / "vocab.json").write_text('["a"]')
+    for text in ('{"model": ' + "[" * 10**5, '{"a":' * 10**5 + "1" + "}" * 10**5):
+        (tmp_path / name).write_text(text)
+        refused(tmp_path, name)
+
+
+def test_half_a_surrogate_in_a_vocabulary(tmp_path):
+    (tmp_path / "vocab.json").write_text('["a", "\\ud800"]')
+    refused(tmp_path, "vocab.json", "half of a surrogate pair, '\\ud800'")
 
 
 def test_a_bos_that_is_no_special_token_is_refused(trained, tmp_path):

@@ -8,16 +8,19 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import errors
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from test_model import LAYOUTS, LLAMA3, assert_logits, ids, read, write
 
 from nanoct import weights
+from nanoct.benchmarks.nano import FOLDER
+from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.weights import (
     fetch,
     fingerprint,
     load_model,
     pick_device,
+    quiet_threads,
     read_config,
     save_model,
 )
@@ -220,10 +223,51 @@ def test_tensors_that_do_not_fit_are_named(folder, edit, said):
 
 
 def test_very_many_missing_tensors_are_counted(folder):
-    edit_config(folder, num_hidden_layers=102)
+    edit_config(folder, num_hidden_layers=20)
     message = sentence(ValueError, load_model, folder, device="cpu")
     assert "model.layers.2.input_layernorm.weight" in message or "model.layers.2.self_attn.q_proj.weight" in message
-    assert "and 895 more" in message and len(message) < 600
+    assert "and 157 more" in message and len(message) < 600
+
+
+@pytest.mark.parametrize("values, said", [
+    (dict(num_hidden_layers=9000), "num_hidden_layers is 9000, and there are 20 tensors"),
+    (dict(vocab_size=10**9), "vocab_size asks for a side of 1000000000, and the longest of any tensor is 61"),
+    (dict(hidden_size=10**8, vocab_size=10**9), "hidden_size asks for a side of 100000000"),
+    (dict(intermediate_size=10**6), "intermediate_size asks for a side of 1000000"),
+    (dict(num_attention_heads=10**6, num_key_value_heads=1), "num_attention_heads asks for a side of 8000000"),
+    (dict(head_dim=10**8), "num_attention_heads asks for a side of 400000000"),
+])
+def test_absurd_sizes_are_said_before_anything_is_built(folder, monkeypatch, values, said):
+    edit_config(folder, **values)
+    monkeypatch.setattr(weights, "Llama", None)
+    assert said in sentence(ValueError, load_model, folder, device="cpu")
+
+
+def test_absurd_sizes_of_a_gpt2(tmp_path):
+    config = GPT2Config(vocab_size=61, n_layer=2, n_head=4, n_embd=32, n_ffn=128, n_position=50)
+    save_model(GPT2(config).init_weights(torch.Generator().manual_seed(0)), tmp_path)
+    assert load_model(tmp_path, "cpu").config == config
+    for key, value in dict(n_positions=10**9, n_layer=9999, n_inner=10**8, vocab_size=10**9).items():
+        edit_config(tmp_path, **{key: value})
+        assert f"{key} " in sentence(ValueError, load_model, tmp_path, device="cpu")
+        edit_config(tmp_path, n_positions=50, n_layer=2, n_inner=128, vocab_size=61)
+
+
+def test_a_tied_file_may_call_its_embedding_the_head(folder):
+    """As transformers reads it; an untied one needs both."""
+    before = load_model(folder, device="cpu")
+    edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": tensors.pop(EMBEDDING)}))
+    assert same_bits(load_model(folder, device="cpu"), before)
+    tokens = ids(1, 20)
+    assert_logits(before, read(folder), tokens)
+    edit_config(folder, tie_word_embeddings=False)
+    assert f"missing: {EMBEDDING}." in sentence(ValueError, load_model, folder, device="cpu")
+
+
+def test_a_head_alone_of_another_shape(folder):
+    edit_tensors(folder, lambda t: (t.pop(EMBEDDING), t.update({"lm_head.weight": torch.ones(60, 32)})))
+    message = sentence(ValueError, load_model, folder, device="cpu")
+    assert f"misshapen: {EMBEDDING}" in message and "(60, 32)" in message
 
 
 def test_an_untied_config_wants_a_head(folder):
@@ -248,6 +292,15 @@ def test_an_untied_config_wants_a_head(folder):
     (dict(hidden_size="64"), "hidden_size is '64'"),
     (dict(num_hidden_layers=True), "num_hidden_layers is True"),
     (dict(num_hidden_layers=0), "num_hidden_layers is 0"),
+    (dict(num_hidden_layers=3_000_000), "num_hidden_layers is 3000000"),
+    (dict(max_position_embeddings=10**30), "max_position_embeddings is 10000"),
+    (dict(rope_parameters=dict(rope_theta=10**400)), "rope_theta is 10000"),
+    (dict(rope_parameters=dict(rope_theta=float("inf"))), "rope_theta is inf"),
+    (dict(rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
+    (dict(hidden_size=[64]), "hidden_size is [64]"),
+    (dict(rope_scaling=LLAMA3 | dict(low_freq_factor=4.0)), "low_freq_factor is 4.0; it must be less"),
+    (dict(tie_word_embeddings="false"), "tie_word_embeddings is 'false'"),
+    (dict(model_type={"a": 1}), "{'a': 1}"),
     (dict(vocab_size=1.5), "vocab_size is 1.5"),
     (dict(rms_norm_eps=-1.0), "rms_norm_eps is -1.0"),
     (dict(num_key_value_heads=3), "n_kv_head = 3"),
@@ -272,8 +325,9 @@ def test_broken_json_is_named(folder, content):
     assert "config.json" in sentence(ValueError, load_model, folder, device="cpu")
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b[:50], lambda b: b"", lambda b: b + b"x",
-                                    lambda b: b"version https://git-lfs.github.com/spec/v1\n", lambda b: b"\x80\x02" + b[2:]])
+@pytest.mark.parametrize("damage", [
+    lambda b: b[:-100], lambda b: b[:50], lambda b: b"", lambda b: b + b"x",
+    lambda b: b"version https://git-lfs.github.com/spec/v1\n", lambda b: b"\x80\x02" + b[2:]])
 def test_a_damaged_file_is_named(folder, damage):
     file = folder / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
@@ -295,7 +349,8 @@ def test_missing_and_foreign_shards_are_named(tmp_path):
     assert str(shard) in sentence(FileNotFoundError, load_model, tmp_path, device="cpu")
     shard.write_bytes(content[:-1])
     assert str(shard) in sentence(ValueError, load_model, tmp_path, device="cpu")
-    for broken in ("{", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../a.safetensors"}}', '{"weight_map": {"a": 1}}'):
+    maps = '{"weight_map": {}}', '{"weight_map": {"a": "../a.safetensors"}}', '{"weight_map": {"a": 1}}'
+    for broken in ("{", "{}", *maps, '{"weight_map": ' + "[" * 10**5, '{"weight_map": [1]}'):
         index.write_text(broken)
         assert str(index) in sentence(ValueError, load_model, tmp_path, device="cpu")
 
@@ -336,13 +391,17 @@ def test_a_hub_name_is_fetched(folder, monkeypatch):
     calls = answer(monkeypatch, folder)
     assert fetch("meta-llama/Llama-3.2-1B") == folder and load_model("org/name.v1", device="cpu").config.n_layer == 2
     assert [name for name, _ in calls] == ["meta-llama/Llama-3.2-1B", "org/name.v1"]
-    assert set(calls[0][1]["allow_patterns"]) == {"*.safetensors", "*.json", "tokenizer.model", "original/tokenizer.model"}
+    assert set(calls[0][1]["allow_patterns"]) == {"*.safetensors", "*.json", "tokenizer.model"}
+    assert calls[0][1]["ignore_patterns"] == ["original/*"]
 
 
 @pytest.mark.parametrize("reply, error, said", [
-    (http(errors.GatedRepoError), ValueError, ["accept the licence", "https://huggingface.co/org/name", "`hf auth login`"]),
-    (http(errors.RepositoryNotFoundError), FileNotFoundError, ["neither a folder nor a public hub model", "`hf auth login`"]),
-    (errors.LocalEntryNotFoundError("Got: ConnectError\nTry again."), FileNotFoundError, ["no folder", "cannot be reached"]),
+    (http(errors.GatedRepoError), ValueError,
+     ["accept the licence", "https://huggingface.co/org/name", "`hf auth login`"]),
+    (http(errors.RepositoryNotFoundError), FileNotFoundError,
+     ["neither a folder nor a public hub model", "`hf auth login`"]),
+    (errors.LocalEntryNotFoundError("Got: ConnectError\nTry again."), FileNotFoundError,
+     ["no folder", "cannot be reached"]),
     (OSError(28, "No space\nleft on device"), ValueError, ["No space left on device"]),
     (TimeoutError(), ValueError, ["TimeoutError"]),
 ])
@@ -353,9 +412,39 @@ def test_a_hub_that_does_not_deliver(monkeypatch, reply, error, said):
 
 
 def test_no_network(monkeypatch, tmp_path):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # its own switch: no request leaves the machine
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # its own switch: no request is made
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert "cannot be reached" in sentence(FileNotFoundError, fetch, "org/name")
+
+
+@pytest.mark.parametrize("lost, lacking", [
+    ((), []), (("special_tokens_map.json", "generation_config.json"), []), (("config.json",), ["config.json"]),
+    (("tokenizer.json",), ["tokenizer.json"]), (("tokenizer_config.json",), ["tokenizer_config.json"]),
+    (("model.safetensors",), ["model.safetensors"]),
+    (("config.json", "tokenizer.json"), ["config.json", "tokenizer.json"]),
+])
+def test_a_cache_that_lacks_some_files(folder, monkeypatch, lost, lacking):
+    """Offline, what is needed is enough; what is lacking of it is named."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (folder / name).write_text("{}")
+    for name in lost:
+        (folder / name).unlink(missing_ok=True)
+    answer(monkeypatch, errors.IncompleteSnapshotError("3 file(s) are missing (original/params.json).", str(folder)))
+    if not lacking:
+        assert fetch("org/name") == folder
+    else:
+        assert f"{', '.join(lacking)} is not in the cache" in sentence(FileNotFoundError, fetch, "org/name")
+
+
+def test_a_cache_that_lacks_a_shard(tmp_path, monkeypatch):
+    write(tmp_path, max_shard_size="20KB")
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text("{}")
+    answer(monkeypatch, errors.IncompleteSnapshotError("incomplete", str(tmp_path)))
+    assert fetch("org/name") == tmp_path
+    shard.unlink()
+    assert f"{shard.name} is not in the cache" in sentence(FileNotFoundError, fetch, "org/name")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "./nowhere", "../a", "a/b/c"])
@@ -373,3 +462,50 @@ def test_a_home_folder(folder, monkeypatch):
 
 def test_a_file_in_place_of_a_folder(folder):
     assert "model.safetensors'" in sentence(ValueError, load_model, folder / "model.safetensors", device="cpu")
+
+
+def test_a_gguf_file_by_mistake(folder):
+    """Alone, or in a folder that is no model's."""
+    file = folder / "x.GGUF"
+    file.write_bytes(b"GGUF")
+    assert f"`python -m nanoct.gguf {file} --out FOLDER`" in sentence(ValueError, fetch, file)
+    assert fetch(folder) == folder
+    file.rename(file := folder / "x.gguf")
+    (folder / "config.json").unlink()
+    assert f"`python -m nanoct.gguf {file} --out FOLDER`" in sentence(ValueError, load_model, folder)
+    assert "no folder" in sentence(FileNotFoundError, fetch, folder / "other.gguf")
+
+
+def test_the_embedded_models_are_in_no_installed_package(monkeypatch, tmp_path):
+    monkeypatch.setattr(weights, "EMBEDDED", tmp_path / "site-packages" / "weights")
+    message = sentence(FileNotFoundError, load_model, weights.EMBEDDED / "nano" / "strings")
+    assert "not in an installed package" in message and "`pip install -e .`" in message and "--model" in message
+    assert weights.EMBEDDED != FOLDER.parent and FOLDER.is_dir()
+
+
+# --- threads ---
+
+
+@pytest.mark.parametrize("n_embd, device, n_thread", [(128, "cpu", 1), (511, "cpu", 1), (512, "cpu", 7),
+                                                      (128, "cuda", 7)])
+def test_small_models_on_a_cpu_run_in_one_thread(monkeypatch, n_embd, device, n_thread):
+    threads = [7]
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    quiet_threads(SimpleNamespace(device=torch.device(device), config=SimpleNamespace(n_embd=n_embd)))
+    assert threads[-1] == n_thread
+
+
+# --- a full disk ---
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_the_older_files(folder, monkeypatch):
+    model, before = load_model(folder, device="cpu"), (folder / "model.safetensors").read_bytes()
+
+    def full(tensors, file, metadata):
+        file.write_bytes(b"ha")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    message = sentence(OSError, save_model, model, folder)
+    assert "model.safetensors (Error while serializing: I/O error: No space" in message
+    assert (folder / "model.safetensors").read_bytes() == before and not list(folder.glob(".*"))

@@ -2,12 +2,12 @@
 
     python -m nanoct.benchmarks.arc --data F --show 1
 
-A grid is text: its shape, "3 4", then its rows of digits, a line each, encoded cell by cell, so that every cell is a token
-of its own in any tokenizer that has the digits (text as a whole would merge digits, up to three in Llama-3's). x is
-"input " and the grid, y "output ", the other grid and a line break more; `text_to_grid` reads it back. All demos are given and
-every test grid is a query, decided by teacher forcing of all of y, which is greedy decoding. A task that does not fit 8,192
-tokens is dropped, query by query. Files: F/evaluation/<id>.json (F/training for fine-tuning) of {"train": [{"input",
-"output"}, …], "test": […]}.
+A grid is text: its shape, "3 4", then its rows of digits, a line each, encoded cell by cell, so that every cell is a
+token of its own in any tokenizer that has the digits (text as a whole would merge digits, up to three in Llama-3's). x
+is "input " and the grid, y "output ", the other grid and a line break more; `text_to_grid` reads it back. All demos are
+given and every test grid is a query, decided by teacher forcing of all of y, which is greedy decoding. A task that does
+not fit 8,192 tokens is dropped, query by query. Files: F/evaluation/<id>.json (F/training for fine-tuning) of
+{"train": [{"input", "output"}, …], "test": […]}.
 """
 
 import sys
@@ -16,6 +16,7 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.benchmarks import common
 from nanoct.fewshot import Demo, Query, Task
+from nanoct.files import read_json
 
 K, LENGTH = None, 8192  # all demos
 SEEDS = (0,)  # nothing is drawn; the seed is the method's
@@ -35,7 +36,8 @@ def make_task(folder, name, tokenizer, seed=0, k=K, length=LENGTH, limit_queries
         raise ValueError(f"{file} has {len(given)} demos: use --k {len(given)} or less.")
     demos = [Demo(*encode(tokenizer, *pair)) for pair in given[:k]]
     task = Task(name, demos, [], common.bos(tokenizer), decode=tokenizer.decode)
-    return common.fill(task, (Query(*encode(tokenizer, *pair)) for pair in asked), common.Counts(), length, limit_queries)
+    queries = (Query(*encode(tokenizer, *pair)) for pair in asked)
+    return common.fill(task, queries, common.Counts(), length, limit_queries)
 
 
 def encode(tokenizer, x, y):
@@ -51,15 +53,16 @@ def encode_grid(tokenizer, name, grid):
 
 
 class Training:
-    """The training tasks as a world for nanoct.pretrain: an episode is all pairs of a task, test pairs included, in random
-    order, turned and mirrored in one of eight ways, colours 1 to 9 permuted (0 is the background). Every tenth task is kept
-    for validation."""
+    """The training tasks as a world for nanoct.pretrain: an episode is all pairs of a task, test pairs included, in
+    random order, turned and mirrored in one of eight ways, colours 1 to 9 permuted (0 is the background). Every tenth
+    task is kept for validation."""
 
     k, encode = 2, staticmethod(encode)
 
     def __init__(self, folder):
         names = tasks(folder, "training")
-        self.tasks = {name: [pair for part in read(Path(folder) / "training" / f"{name}.json") for pair in part] for name in names}
+        parts = {name: read(Path(folder) / "training" / f"{name}.json") for name in names}
+        self.tasks = {name: [*demos, *tests] for name, (demos, tests) in parts.items()}
         self.pools = dict(train=[n for i, n in enumerate(names) if i % 10 or len(names) < 10], validation=names[::10])
 
     def episode(self, rng, pool):
@@ -88,7 +91,7 @@ def text_to_grid(text):
 
 def read(file):
     """The demos and the tests of a file, pairs of grids."""
-    data = common.read_json(common.read(file), file)
+    data = read_json(common.there(file))
     pairs = []
     for part in "train", "test":
         if not isinstance(data, dict) or not isinstance(data.get(part), list) or not data[part]:
@@ -96,8 +99,8 @@ def read(file):
         for n, pair in enumerate(data[part]):
             for side in "input", "output":
                 if not is_grid(pair.get(side) if isinstance(pair, dict) else None):
-                    raise ValueError(f"{file}: the {side} of {part} pair {n} is no grid, 1 to {SIDE} rows of one length of colours "
-                                     "0 to 9: fetch it again.")
+                    raise ValueError(f"{file}: the {side} of {part} pair {n} is no grid, 1 to {SIDE} rows of one "
+                                     "length of colours 0 to 9: fetch it again.")
         pairs.append([(pair["input"], pair["output"]) for pair in data[part]])
     return pairs
 

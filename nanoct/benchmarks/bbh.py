@@ -3,58 +3,96 @@
     python -m nanoct.benchmarks.bbh --data F --show 2
 
 A context is the instruction, then "\\n\\nQ: …\\nA: …" for every demo; the instruction is the line after the dashes in
-cot-prompts/<task>.txt. An answer ends with the two line breaks before the next question, tokenised apart, so that all
-answers end alike; trimmed and in lower case it must be the target. 10 demos are drawn by seed, all others are queries. A
-query is dropped if context and row exceed 2,048 tokens (ours: NLP-LR's rule). Files: F/bbh/<task>.json with examples[] of {"input", "target"}.
+cot-prompts/<task>.txt, and behind it a sentence on the form of the answer, such as "Answer with Yes or No and nothing
+else.": without it, a model that has no demos in context answers in sentences, which are all wrong. The paper's numbers
+come from prompts with such a sentence; the words are ours, made from the kind of all targets (`form_of`). form=False
+leaves it out. An answer ends with the two line breaks before the next question, tokenised apart, so that all demos
+end alike; a decoded one ends where its text holds them, or with a special token. Trimmed and in lower case it must be
+the target. 10 demos are drawn by seed, all others are queries. A query is dropped if context and row exceed 2,048
+tokens (ours: NLP-LR's rule). Files: F/bbh/<task>.json with examples[] of {"input", "target"}.
 """
 
+import re
 import sys
 from pathlib import Path
 
 from nanoct import cli
 from nanoct.benchmarks import common
 from nanoct.fewshot import Demo, Query, Task
+from nanoct.files import read_json
 
 K, LENGTH = 10, 2048
 SEEDS = (42, 43, 44, 45, 46)
 DASHES, END = "-----", "\n\n"
+FORMS = {  # what targets look like -> how to say it
+    r"\([A-Z]\)": "the letter of the right option in brackets, such as (A),",
+    r"-?\d+(\.\d+)?": "a number",
+    r"[()\[\]{}<>]( [()\[\]{}<>])*": "the missing brackets, separated by spaces,",
+    r"\S+": "a word",
+    r"[^\s,]+( [^\s,]+)*": "the words, separated by spaces,",
+    r"(?s:.*)": "a few words",
+}
 
 
 def tasks(folder):
     """Names of the tasks in a folder. Raises FileNotFoundError if there is none."""
-    return [file.stem for file in common.folders(folder, "bbh/*.json", "BBH, with bbh/<task>.json and cot-prompts/<task>.txt")]
+    what = "BBH, with bbh/<task>.json and cot-prompts/<task>.txt"
+    return [file.stem for file in common.folders(folder, "bbh/*.json", what)]
 
 
-def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=None):
-    """A Task and its Counts. Raises FileNotFoundError or ValueError with a sentence on files that are not as above."""
+def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=None, form=True):
+    """A Task and its Counts; form: whether the instruction says how to answer.
+
+    Raises FileNotFoundError or ValueError with a sentence on files that are not as above.
+    """
     file, end = Path(folder) / "bbh" / f"{name}.json", tokenizer.encode(END)
-    given, asked = common.draw(read(file), k, seed, file)
+    examples = read(file)
+    given, asked = common.draw(examples, k, seed, file)
     instruction = read_instruction(Path(folder) / "cot-prompts" / f"{name}.txt")
+    if form:
+        instruction += f" {form_of([target for _, target in examples])}"
     x = lambda text: tokenizer.encode(f"Q: {text}\nA:")
     y = lambda text: tokenizer.encode(f" {text}") + end
-    task = Task(name, [Demo(x(i), y(t)) for i, t in given], [], common.bos(tokenizer) + tokenizer.encode(instruction) + end,
-                "text", tokenizer.decode, lambda text: text.strip().lower())
+    head = common.bos(tokenizer) + tokenizer.encode(instruction) + end
+    task = Task(name, [Demo(x(i), y(t)) for i, t in given], [], head, "text", tokenizer.decode,
+                lambda text: text.strip().lower(), terminator=END, ends=set(tokenizer.special.values()))
     return common.fill(task, (Query(x(i), y(t)) for i, t in asked), common.Counts(), length, limit_queries)
+
+
+def form_of(targets):
+    """A sentence on how to answer, from the kind of the targets; one in ten may be of another.
+
+    Two to four words that come again and again are all named, as Yes and No; the others go by FORMS.
+    """
+    kinds = sorted(set(targets), reverse=True)
+    are_words = all(re.fullmatch("[A-Za-z]+", kind) for kind in kinds)
+    if are_words and 2 <= len(kinds) <= 4 and 5 * len(kinds) <= len(targets):
+        what = " or ".join(kinds)
+    else:
+        fits = lambda pattern: sum(bool(re.fullmatch(pattern, target)) for target in targets)
+        what = next(words for pattern, words in FORMS.items() if 10 * fits(pattern) >= 9 * len(targets))
+    return f"Answer with {what} and nothing else."
 
 
 def read(file):
     """The (input, target) of all examples of a file."""
-    data = common.read_json(common.read(file), file)
+    data = read_json(common.there(file))
     examples = data.get("examples") if isinstance(data, dict) else None
     if not isinstance(examples, list) or not examples:
         raise ValueError(f"{file} has no examples, a list of {{'input', 'target'}}: fetch it again.")
     for n, example in enumerate(examples):
-        if not isinstance(example, dict) or not all(isinstance(example.get(f), str) and example[f] for f in ("input", "target")):
+        parts = [example.get(part) for part in ("input", "target")] if isinstance(example, dict) else [None]
+        if not all(isinstance(part, str) and part.strip() for part in parts):
             raise ValueError(f"{file}: example {n} is {example!r:.60}, expected an input and a target: fetch it again.")
         if END in example["target"]:
-            raise ValueError(f"{file}: the target of example {n} holds an empty line, which ends an answer: leave the task out of "
-                             "--tasks.")
+            raise ValueError(f"{file}: the target of example {n} holds an empty line, which ends an answer: leave the "
+                             "task out of --tasks.")
     return [(example["input"], example["target"]) for example in examples]
 
 
 def read_instruction(file):
     """The line after the dashes."""
-    lines = common.read(file).splitlines()
+    lines = [line.rstrip("\r") for line in common.read(file).split("\n")]
     if DASHES not in lines[:-1] or not lines[lines.index(DASHES) + 1].strip():
         raise ValueError(f"{file} has no line of dashes with the instruction behind it: fetch it again.")
     return lines[lines.index(DASHES) + 1]

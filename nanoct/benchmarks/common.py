@@ -6,12 +6,12 @@ A benchmark is a module with K demos a task, SEEDS, LENGTH (tokens of context an
     make_task(folder, name, tokenizer, seed, k, length, limit_queries)     a Task and the Counts of what was left out
 """
 
-import json
 import random
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from nanoct import cli
+from nanoct.files import as_text, read_bytes
 from nanoct.tokenizer import load_tokenizer
 
 
@@ -38,25 +38,21 @@ def folders(folder, pattern, what):
     return files
 
 
-def read(file):
-    """The text of a file. Raises FileNotFoundError or ValueError if it is not there, empty, or not UTF-8."""
+def there(file):
+    """The file itself. Raises FileNotFoundError or ValueError if it is not there, or empty."""
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}: fetch the data again, or take other --tasks or --seeds.")
-    try:
-        text = file.read_text(encoding="utf-8-sig")  # without the mark that some editors put first
-    except UnicodeDecodeError:
-        raise ValueError(f"{file} is not UTF-8 text: fetch it again.") from None
+    if not file.stat().st_size:
+        raise ValueError(f"{file} is empty: fetch it again.")
+    return file
+
+
+def read(file):
+    """The text of a file. Raises FileNotFoundError or ValueError if it is not there, empty, or not UTF-8."""
+    text = as_text(read_bytes(there(file)), file)
     if not text.strip():
         raise ValueError(f"{file} is empty: fetch it again.")
     return text
-
-
-def read_json(text, where):
-    """JSON of a text. ValueError with where it stands if it is none."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise ValueError(f"{where} is not JSON, perhaps truncated: {text[:60]!r}; fetch it again.") from None
 
 
 def draw(items, k, seed, where):
@@ -68,8 +64,8 @@ def draw(items, k, seed, where):
 
 
 def bos(tokenizer):
-    """The beginning-of-sequence token, part of the instruction, where the tokenizer has one."""
-    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    """The beginning-of-sequence token, part of the instruction, where the model's own tokenizer puts one."""
+    return [tokenizer.bos_id] if tokenizer.adds_bos else []
 
 
 def fill(task, queries, counts, length, limit=None, patience=None):
@@ -77,7 +73,8 @@ def fill(task, queries, counts, length, limit=None, patience=None):
 
     limit: how many to keep. patience: how many in a row may be too long before the rest is given up.
     """
-    context = len(task.instruction) + sum(len(d.x) + len(d.y) for d in task.demos) + len(task.separator) * (len(task.demos) - 1)
+    between = len(task.separator) * (len(task.demos) - 1)
+    context = len(task.instruction) + sum(len(d.x) + len(d.y) for d in task.demos) + between
     counts.demos, in_row = len(task.demos), 0
     for query in queries:
         if len(task.queries) == limit:
@@ -100,34 +97,38 @@ def show(task, tokenizer, n):
     """Print a task as the model will see it: instruction, demos and n queries, x and y apart, line breaks as such."""
     text = lambda ids: repr(tokenizer.decode(ids))
     print(f"\n{task.name}: {len(task.demos)} demos, {len(task.queries)} queries, metric {task.metric}")
-    print(f"  instruction {text(task.instruction)}   before every pair but the first of the context {text(task.separator)}")
+    print(f"  instruction {text(task.instruction)}   before every pair but the first of the context "
+          f"{text(task.separator)}")
     for mark, pair in [(" ", demo) for demo in task.demos] + [("?", query) for query in task.queries[:n]]:
         options = getattr(pair, "options", None)
-        print(f"{mark} x {text(pair.x)}\n  y {text(pair.y)}" + (f"   of {', '.join(map(text, options))}" if options else ""))
+        among = f"   of {', '.join(map(text, options))}" if options else ""
+        print(f"{mark} x {text(pair.x)}\n  y {text(pair.y)}{among}")
 
 
 def main(benchmark):
     """The command line of a benchmark's module."""
     name = benchmark.__spec__.name if benchmark.__spec__ else benchmark.__name__
-    p = cli.Parser(prog=name, description=benchmark.__doc__.split("\n")[0])
+    p = cli.Parser(prog=name, description=benchmark.__doc__)
     p.add_argument("--data", required=True, help="folder of the public files")
     p.add_argument("--model", help="folder or hub name whose tokenizer is used; default: UTF-8 bytes as tokens")
     p.add_argument("--tasks", nargs="+", help="names; default: all in the folder")
     p.add_argument("--seed", type=int, default=benchmark.SEEDS[0], help="of the demos")
     p.add_argument("--k", type=int, default=benchmark.K, help="demos a task; default: the paper's")
-    p.add_argument("--length", type=int, default=benchmark.LENGTH, help="tokens of context and row; default: the paper's")
-    p.add_argument("--show", type=int, metavar="N", help="print N tasks as the model will see them, with 2 queries each")
+    p.add_argument("--length", type=int, default=benchmark.LENGTH,
+                   help="tokens of context and row; default: the paper's")
+    p.add_argument("--show", type=int, metavar="N", help="print N tasks as the model will see them, 2 queries each")
     args = p.parse_args()
     cli.at_least_one(args, "k", "length", "show")
     if args.model:
         from nanoct.weights import fetch  # only here
 
         args.model = fetch(args.model)
-    tokenizer, there = load_tokenizer(args.model or "bytes"), benchmark.tasks(args.data)
-    names, total = args.tasks or there, Counts()
+    there = benchmark.tasks(args.data)
+    tokenizer = load_tokenizer(args.model or "bytes")
+    names, total = list(dict.fromkeys(args.tasks or there)), Counts()
+    check_names(names, there, args.data)
     if args.show is not None:
         names = names[: args.show]
-    check_names(names, there, args.data)
     for name in names:
         task, counts = benchmark.make_task(args.data, name, tokenizer, args.seed, args.k, args.length)
         if args.show is not None:

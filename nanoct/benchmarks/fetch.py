@@ -2,13 +2,15 @@
 
     python -m nanoct.benchmarks.fetch bbh mmlu arc nlp_lr --out data
 
-An interrupted download goes on where it stopped. SHA256SUMS holds the sums of half of the files, those that nanoct's own
-counts were made on; one that differs is refused. The others must be complete archives, and every reader checks its rows.
+An interrupted download goes on where it stopped. SHA256SUMS holds the sums of half of the files, those that nanoct's
+own counts were made on; one that differs is refused. The others must be complete archives, and every reader checks its
+rows. What is broken is set aside, and the same command fetches it anew.
 """
 
 import hashlib
 import re
 import shutil
+import stat
 import tarfile
 import zipfile
 from dataclasses import dataclass
@@ -21,11 +23,13 @@ from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
 from nanoct import cli
+from nanoct.files import read_bytes, replace_file
 
+LARGEST, LARGEST_IN_ALL = 2**26, 2**30  # bytes of a file in an archive; public ones have less than a tenth of that
 SUMS = Path(__file__).with_name("SHA256SUMS")
 NLP_LR = """ai2_arc climate_fever codah commonsense_qa dream ethos-national_origin ethos-race ethos-religion
-    financial_phrasebank glue-mrpc glue-rte glue-wnli hate_speech18 medical_questions_pairs openbookqa poem_sentiment qasc
-    quarel quartz-no_knowledge quartz-with_knowledge sick superglue-cb superglue-copa tweet_eval-hate
+    financial_phrasebank glue-mrpc glue-rte glue-wnli hate_speech18 medical_questions_pairs openbookqa poem_sentiment
+    qasc quarel quartz-no_knowledge quartz-with_knowledge sick superglue-cb superglue-copa tweet_eval-hate
     tweet_eval-stance_atheism tweet_eval-stance_feminist""".split()
 
 
@@ -40,7 +44,7 @@ class Archive:
 
 @dataclass
 class Hub:
-    """A dataset of the Hugging Face hub, which checks sizes and sums of its own; `inside` is what to leave out of the paths."""
+    """A dataset of the Hugging Face hub, which has sums of its own; `inside` is what its paths have in front of ours."""
 
     name: str
     revision: str
@@ -60,46 +64,88 @@ SOURCES = {
 
 
 def download(url, file):
-    """Bytes of a url into a file, going on behind what file.part has. Raises OSError with a sentence where that fails."""
+    """Bytes of a url into a file, going on behind what file.part has. OSError with a sentence where that fails."""
     if file.exists():
         return
     part = file.with_name(file.name + ".part")
     have = part.stat().st_size if part.exists() else 0
     try:
         with urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=60) as answer:
-            goes_on = answer.status == 206
-            total = int(answer.headers.get("Content-Length") or 0) + have * goes_on
-            bar = tqdm(total=total or None, initial=have * goes_on, unit="B", unit_scale=True, desc=file.name)
-            with open(part, "ab" if goes_on else "wb") as f, bar:
+            start, total = place(answer, have)
+            bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=file.name)
+            with open(part, "r+b" if start else "wb") as f, bar:
+                f.truncate(start)
+                f.seek(start)
                 while block := answer.read(2**20):
                     f.write(block)
                     bar.update(len(block))
     except (OSError, HTTPException) as error:
-        if isinstance(error, HTTPError) and error.code == 416:  # nothing behind what is there: it was complete, or is of another file
+        if isinstance(error, HTTPError) and error.code == 416:  # nothing is behind it: it is whole, or another file
             part.unlink()
-        raise OSError(f"{url} could not be fetched ({error}); the same command goes on where it stopped. Without a network: "
-                      f"fetch it elsewhere and put it at {file}.") from None
-    if total and part.stat().st_size != total:
+        raise OSError(f"{url} could not be fetched ({error}); the same command goes on where it stopped. Without a "
+                      f"network: fetch it elsewhere and put it at {file}.") from None
+    if total is not None and part.stat().st_size != total:
         raise OSError(f"{url} ended after {part.stat().st_size} of {total} bytes; the same command goes on from there.")
     part.replace(file)
 
 
-def unpack(archive, file, folder):
-    """The members of an archive's file that are kept, written below a folder. Raises ValueError if it is broken or lacks some."""
+def place(answer, have):
+    """Where the bytes of an answer begin, and how many bytes there are in all, None if it does not say."""
+    length = answer.headers.get("Content-Length", "")
+    if answer.status != 206:
+        return 0, int(length) if length.isdigit() else None
+    said = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "").strip())
+    start = int(said[1]) if said else have
+    if start > have:
+        raise OSError(f"it answered from byte {start} when asked for {have}")
+    if said and said[2] != "*":
+        return start, int(said[2])
+    return start, start + int(length) if length.isdigit() else None
+
+
+def contents(file, keep):
+    """(path, bytes) of every file in a zip or tar whose name fits `keep`. ValueError with the reason on a broken one."""
     try:
-        with zipfile.ZipFile(file) if zipfile.is_zipfile(file) else tarfile.open(file) as packed:
-            names = packed.namelist() if isinstance(packed, zipfile.ZipFile) else packed.getnames()
-            kept = {name: match[1] for name in names if (match := re.fullmatch(archive.keep, name))}
-            for name, path in tqdm(kept.items(), desc=str(folder)):
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                with packed.open(name) if isinstance(packed, zipfile.ZipFile) else packed.extractfile(name) as source:
-                    with open(folder / path, "wb") as target:
-                        shutil.copyfileobj(source, target)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{file} is broken ({error}): delete it and run the same command again.") from None
-    if len(kept) < archive.n_file:
-        raise ValueError(f"{file} holds {len(kept)} of the {archive.n_file} files of {folder.name}: delete it and run the same command "
-                         "again.")
+        is_zip, in_all = zipfile.is_zipfile(file), 0
+        with zipfile.ZipFile(file) if is_zip else tarfile.open(file) as packed:
+            for member in packed.infolist() if is_zip else packed:
+                name = member.filename if is_zip else member.name
+                if not (match := re.fullmatch(keep, name)):
+                    continue
+                is_link = is_zip and stat.S_ISLNK(member.external_attr >> 16)
+                if is_link or not (is_zip or member.isfile()):
+                    raise ValueError(f"{name} in it is no plain file")
+                with packed.open(member) if is_zip else packed.extractfile(member) as source:
+                    content = source.read(LARGEST + 1)
+                in_all += len(content)
+                if len(content) > LARGEST or in_all > LARGEST_IN_ALL:
+                    raise ValueError(f"{name} in it is far larger than a public file")
+                yield match[1], content
+    except Exception as error:  # there are many ways in which an archive is broken, and as many errors
+        raise ValueError(f"{file} is broken ({' '.join(str(error).split()) or type(error).__name__:.200})") from None
+
+
+def unpack(archive, file, folder):
+    """Write the files of an archive that are kept below a folder. ValueError if it is broken or lacks some: it is set
+    aside then, so that it is fetched anew."""
+    kept = set()
+    try:
+        for path, content in tqdm(contents(file, archive.keep), desc=str(folder), total=archive.n_file):
+            replace_file(folder / path, content)
+            kept.add(path)
+        if len(kept) < archive.n_file:
+            raise ValueError(f"{file} holds {len(kept)} of the {archive.n_file} files of {folder.name}")
+    except ValueError as error:
+        raise ValueError(f"{error}; {set_aside(file)}.") from None
+
+
+def set_aside(file):
+    """Rename a file that is not what it should be; the words that say so."""
+    aside = file.with_name(file.name + ".broken")
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    file.replace(aside)
+    return f"it is now {aside}, and the same command fetches it anew"
 
 
 def check(folder):
@@ -108,45 +154,58 @@ def check(folder):
     files = [(digest, folder.parent / path) for digest, path in known if path.startswith(f"{folder.name}/")]
     there = [(digest, file) for digest, file in files if file.exists()]
     for digest, file in there:
-        if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-            raise ValueError(f"{file} is not the public file of that name (its SHA-256 is another): delete it and run the same "
-                             "command again.")
+        if hashlib.sha256(read_bytes(file)).hexdigest() != digest:
+            raise ValueError(f"{file} is not the public file of that name (its SHA-256 is another)")
     return len(there)
 
 
 def fetch(name, out):
-    """The folder of a benchmark below `out`, complete. Raises OSError or ValueError with a sentence where that fails."""
+    """The folder of a benchmark below `out`, complete. Raises OSError or ValueError with a sentence if that fails."""
     source, folder = SOURCES[name], out / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot write {folder} ({error.strerror}): give another folder with --out.") from None
     if isinstance(source, Archive):
-        file = out / (name + Path(source.url).suffix)
-        download(source.url, file)
-        unpack(source, file, folder)
+        whole = out / (name + Path(source.url).suffix)
+        download(source.url, whole)
+        unpack(source, whole, folder)
     else:
-        try:
-            snapshot_download(source.name, repo_type="dataset", revision=source.revision, allow_patterns=source.patterns,
-                              local_dir=folder)
-        except Exception as error:  # the library has many, and all mean the same here
-            said = (str(error).splitlines() or [type(error).__name__])[0]
-            raise OSError(f"the dataset {source.name} could not be fetched ({said:.100}); the same command goes on where it stopped. "
-                          f"Without a network: put {source.inside}/<task> of https://huggingface.co/datasets/{source.name} at "
-                          f"{folder}/<task>.") from None
-        for path in (folder / source.inside).iterdir():
-            shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-    print(f"{folder}: {sum(file.is_file() for file in folder.rglob('*'))} files, {check(folder)} of them with a known SHA-256; "
+        whole = folder / source.inside
+        from_hub(source, folder)
+        files = [file for file in whole.rglob("*") if file.is_file()]
+        if not files:
+            raise ValueError(f"the dataset {source.name} has no files in {source.inside}: look at its page on the hub.")
+        for file in files:
+            replace_file(folder / file.relative_to(whole), read_bytes(file))
+    try:
+        n_known = check(folder)
+    except ValueError as error:
+        raise ValueError(f"{error}; what it is from is broken: {set_aside(whole)}.") from None
+    n_file = sum(file.is_file() for file in folder.rglob("*"))
+    print(f"{folder}: {n_file} files, {n_known} of them with a known SHA-256; "
           f"python -m nanoct.benchmarks.{name} --data {folder} --show 1")
 
 
+def from_hub(source, folder):
+    """The files of a dataset of the hub, below a folder. Raises OSError with a sentence where that fails."""
+    try:
+        snapshot_download(source.name, repo_type="dataset", revision=source.revision, allow_patterns=source.patterns,
+                          local_dir=folder)
+    except Exception as error:  # the library has many, and all mean the same here
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        there = f"{source.inside}/<task> of https://huggingface.co/datasets/{source.name}"
+        raise OSError(f"the dataset {source.name} could not be fetched ({said:.100}); the same command goes on where "
+                      f"it stopped. Without a network: put {there} at {folder}/<task>.") from None
+
+
 def main():
-    p = cli.Parser(prog="nanoct.benchmarks.fetch", description=__doc__.split("\n")[0])
+    p = cli.Parser(prog="nanoct.benchmarks.fetch", description=__doc__)
     p.add_argument("names", nargs="+", choices=list(SOURCES), metavar="NAME", help=", ".join(SOURCES))
-    p.add_argument("--out", type=Path, default=Path("data"))
+    p.add_argument("--out", default="data", help="folder of a folder for each; default: data")
     args = p.parse_args()
     for name in args.names:
-        fetch(name, args.out)
+        fetch(name, Path(args.out))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python -m nanoct.benchmarks.mmlu --data F --show 2
 
-A context is x₁ \\n y₁ \\n x₂ \\n y₂ …, x the question and y the text of the right answer; a row that is asked begins with
-the line break too, so that the loss is of an option's text alone: the option of the lowest mean token loss is the answer.
-16 demos are drawn by seed from the test file itself, all others are queries. A query is dropped if context and row,
-with any option, exceed 4,096 tokens (ours: NLP-LR's rule). Files: F/test/<subject>_test.csv without a header: question, A, B, C, D,
-letter of the answer.
+A context is x₁ \\n y₁ \\n x₂ \\n y₂ …, x the question and y the text of the right answer; a row that is asked begins
+with the line break too, so that the loss is of an option's text alone: the option of the lowest mean token loss is the
+answer. 16 demos are drawn by seed from the test file itself, all others are queries. A query is dropped if context and
+row, with any option, exceed 4,096 tokens (ours: NLP-LR's rule). Files: F/test/<subject>_test.csv without a header:
+question, A, B, C, D, letter of the answer.
 """
 
 import csv
@@ -42,16 +42,18 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
 
 
 def read(file):
-    """The rows of a file: question, four options, letter."""
+    """The rows of a file: question, four options, letter. Empty lines at the end are passed over."""
     try:
         rows = list(csv.reader(io.StringIO(common.read(file))))
     except csv.Error as error:
         raise ValueError(f"{file} is no CSV ({error}): fetch it again.") from None
+    while rows and not any(cell.strip() for cell in rows[-1]):
+        rows.pop()
     for n, row in enumerate(rows, 1):
         if len(row) != 6 or row[5] not in tuple("ABCD") or not all(row):
             shown = ", ".join(row)
-            raise ValueError(f"{file}, row {n}: {shown[:60]!r} is not question, A, B, C, D, letter, as MMLU's files have it "
-                             "without a header: fetch it again.")
+            raise ValueError(f"{file}, row {n}: {shown[:60]!r} is not question, A, B, C, D, letter, as MMLU's files "
+                             "have it without a header: fetch it again.")
     return rows
 
 

@@ -3,11 +3,17 @@
     python -m nanoct.benchmarks.nlp_lr --data F --show 2
 
 A context is x₁ ␣ y₁ ␣ x₂ ␣ y₂ …, input and output tokenised apart, with one space token between all parts; every
-row that is trained or asked begins with the space too. No beginning-of-sequence token, no terminator. An input keeps its
-first 256 - n tokens, n being those of its output, in a query of its longest option. Demos are never dropped; a query is, as soon
-as the context and it, with any of its options, exceed 1,024 tokens, and after 100 such queries in a row the task is
-given up (what was kept counts). The option of the lowest mean token loss is the answer. Files:
-F/<task>/<task>_16_<seed>_{train,test}.jsonl, lines of {"task", "input", "output", "options"}.
+row that is trained or asked begins with the space too. No beginning-of-sequence token, no terminator. An input keeps
+its first 256 - n tokens, n being those of its output, in a query of its longest option; none if that is longer. Demos
+are never dropped from the context; a query is, as soon as the context and it, with any of its options, exceed 1,024
+tokens, and after 100 such queries in a row the task is given up (what was kept counts). The option of the lowest mean
+token loss is the answer.
+
+Two things are not as in the release: its queries are shuffled before 100 in a row are counted, ours go in the order of
+the file; and it also trains on no pair that exceeds 1,024 tokens behind the context, ours on none that exceeds the
+model's context, which is the same for GPT-2.
+
+Files: F/<task>/<task>_16_<seed>_{train,test}.jsonl, lines of {"task", "input", "output", "options"}.
 """
 
 import sys
@@ -16,6 +22,7 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.benchmarks import common
 from nanoct.fewshot import Demo, Query, Task
+from nanoct.files import read_json_lines
 
 K, LENGTH, LONGEST, PATIENCE = 16, 1024, 256, 100
 SEEDS = (13, 21, 42, 87, 100)
@@ -38,9 +45,9 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
         raise ValueError(f"{name}, seed {seed}, has {len(rows['train'])} demos: use --k {len(rows['train'])} or less.")
 
     def x(text, n):
-        ids = tokenizer.encode(text)
-        counts.cut += len(ids) > LONGEST - n
-        return ids[: LONGEST - n] + space
+        ids, room = tokenizer.encode(text), max(0, LONGEST - n)
+        counts.cut += len(ids) > room
+        return ids[:room] + space
 
     demos = [Demo(x(row["input"], len(y)), y) for row in rows["train"][:k] for y in [tokenizer.encode(row["output"])]]
     task = Task(name, demos, [], separator=space, metric="macro_f1" if name in CLASSIFICATION else "accuracy")
@@ -55,19 +62,20 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
 
 def read(file):
     """The rows of a file."""
-    rows = []
-    for n, text in enumerate(common.read(file).splitlines(), 1):
-        where = f"{file}, line {n}"
-        row = common.read_json(text, where)
+    found, test = read_json_lines(common.there(file)), file.stem.endswith("test")
+    if not found:
+        raise ValueError(f"{file} is empty: fetch it again.")
+    for where, row in found:
         fields = {"input": str, "output": str, "options": list}
-        if wrong := [field for field, kind in fields.items() if not isinstance(row, dict) or not isinstance(row.get(field), kind)]:
+        if wrong := [field for field, kind in fields.items() if not isinstance(row.get(field), kind)]:
             raise ValueError(f"{where}, has no {' or '.join(wrong)} as MetaICL's files have them: fetch it again.")
         if not row["input"] or not row["output"] or not all(isinstance(o, str) and o for o in row["options"]):
             raise ValueError(f"{where}, has an empty input, output or option: fetch it again.")
-        if row["output"] not in row["options"] and file.stem.endswith("test"):
-            raise ValueError(f"{where}: the output {row['output']!r:.60} is not among the options: fetch it again.")
-        rows.append(row)
-    return rows
+        if not row["options"] and test:
+            raise ValueError(f"{where}, has an empty list of options, which an answer is chosen from: fetch it again.")
+        if row["output"] not in row["options"] and test:
+            raise ValueError(f"{where}: the output {cli.not_among(row['output'], row['options'])}: fetch it again.")
+    return [row for _, row in found]
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ SETTINGS = {
         "ttt": dict(rank=128, alpha=16.0, lr=1e-4, n_step=200, batch=4),
         "ct_prompt": dict(n_step=150, lr=1e-3, token_dropout=0.1, leave_one_out=False),  # leave_one_out: as CT-KV's
         "ct_kv": dict(n_step=200, lr=3e-3, token_dropout=0.1, leave_one_out=False),
-        "ttt_ct_kv": dict(rank=128, alpha=16.0, ttt_n_step=200, ttt_lr=1e-4, batch=4, n_step=25, lr=3e-3, token_dropout=0.1,
-                          leave_one_out=False),
+        "ttt_ct_kv": dict(rank=128, alpha=16.0, ttt_n_step=200, ttt_lr=1e-4, batch=4, n_step=25, lr=3e-3,
+                          token_dropout=0.1, leave_one_out=False),
     },
 }
 

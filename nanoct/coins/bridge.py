@@ -40,6 +40,7 @@ from nanoct.packing import answer_logits, pack
 from nanoct.runs.parallel import execute
 from nanoct.runs.report import standard_error, table
 from nanoct.runs.results import Results, about, n_core
+from nanoct.studies import ablations
 from nanoct.weights import load_model, save_model
 
 START = 2  # the third token
@@ -59,6 +60,7 @@ SWEEP = {  # {demos: {method: values}}: few demos want small steps, many bear la
                ct_kv=dict(n_step=(16, 64), lr=(1e-2, 3e-2, 1e-1), token_dropout=(0.05,), start=("others",)),
                lora=LORA | dict(lr=(1e-3, 3e-3, 1e-2))),
 }
+MODULES = METHODS | {"ct_kv": ablations}  # CT-KV that can start from another context
 SETTINGS = FOLDER / "bridge.json"  # {target: {demos of the sweep: {method: config}}}
 KEY = "target", "pool", "method", "config", "k", "seed"
 
@@ -99,7 +101,9 @@ def queries(source, seed):
 def make_task(source, k, seed):
     """A Task of k demos; with MANY, 8 others whose cache CT-KV starts from."""
     demos = [Demo([START], x.tolist()) for x in sessions(source, k, T_DEMO, seed)[0]]
-    return Task("coins", demos, [], others=make_task(source, max(SEVERAL), 500 + seed).demos if k == MANY else ())
+    task = Task("coins", demos, [])
+    task.others = make_task(source, max(SEVERAL), 500 + seed).demos if k == MANY else ()
+    return task
 
 
 @torch.no_grad()
@@ -143,7 +147,7 @@ def plan(sweep, n_seed):
     """All runs, seed by seed. ValueError before the first sweep."""
     if sweep:
         settings = [(method, config, k) for k, methods in SWEEP.items() for method, values in methods.items()
-                    for config in cli.configs(method, METHODS[method].Config, values, {})]
+                    for config in cli.configs(method, MODULES[method].Config, values, {})]
         return [dict(zip(KEY, (target, "others", *setting, seed)))
                 for seed, target in product((100, 101, 102), TARGETS) for setting in settings]
     if not SETTINGS.exists():
@@ -172,7 +176,7 @@ def model():
 
 def work(run):
     """Adapt, score; the line of a run."""
-    source, method = (TARGETS if run["pool"] == "targets" else OTHERS)[run["target"]], METHODS[run["method"]]
+    source, method = (TARGETS if run["pool"] == "targets" else OTHERS)[run["target"]], MODULES[run["method"]]
     start = time.perf_counter()
     task = make_task(source, run["k"], run["seed"])
     adapted = method.adapt(model(), task, method.Config(**run["config"]), run["seed"])

@@ -223,7 +223,8 @@ def bridge(curves, exact, path):
     figure, panels = grid(1, len(curves), 3.6)
     for target, axes in zip(curves, panels.flat):
         for method, of in curves[target].items():
-            axes.plot(range(1, 1 + len(of)), of, color=plots.COLOURS[method], linewidth=1.5, label=plots.NAMES[method])
+            name, colour = plots.style(method)
+            axes.plot(range(1, 1 + len(of)), of, color=colour, linewidth=1.5, label=name)
         for (name, of), style in zip(exact[target].items(), ("--", "-.", (0, (1, 1, 4, 1)), ":")):
             axes.plot(range(1, 1 + len(of)), of, color="black", linestyle=style, linewidth=1, label=name)
         axes.set_title(target, fontsize=9)

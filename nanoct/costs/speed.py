@@ -51,9 +51,9 @@ from nanoct.costs.task import SPREAD, random_task
 from nanoct.fewshot import encode_context
 from nanoct.methods import METHODS, ct_kv, ttt
 from nanoct.model import Llama, LlamaConfig
-from nanoct.runs.measure import peak
+from nanoct.runs.measure import clock, peak
 from nanoct.runs.report import table
-from nanoct.runs.results import clock, machine
+from nanoct.runs.results import machine
 from nanoct.weights import fetch, load_model, pick_device, read_config, resolve_dtype
 
 SIZES = {  # by the weights of the body: all but the embedding, which is the head as well
@@ -216,7 +216,8 @@ def estimate(model, method, config, task):
     """memory.py's Estimate, or None of a method that does not say what it stores and computes."""
     lengths = memory.Lengths(0, [(len(d.x), len(d.y)) for d in task.demos], 1)
     try:
-        return memory.estimate(model.config, method, asdict(config), lengths, model.dtype, model.checkpoint)
+        return memory.estimate(model.config, method, asdict(config), lengths, model.dtype, model.checkpoint,
+                               model.device.type == "cuda")
     except ValueError as error:
         warn(str(error))
         return None

@@ -21,8 +21,12 @@ import torch
 import torch.nn.functional as F
 
 from nanoct.fewshot import Adapted, Prefix, concatenate
+from nanoct.footprint import Footprint, Pass
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, can_leave_one_out, pack_demos, visible
+
+LABEL, COLOUR = "CT-Prompt", "#a23b72"  # in tables and figures
+SWEEP = dict(n_step=(8, 32), lr=(1e-3, 3e-3, 1e-2, 3e-2), token_dropout=(0.05,))  # values worth trying
 
 
 @dataclass
@@ -49,7 +53,7 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
 
     def loss():
         seen = visible(owner, len(demos), leave_one_out, config.token_dropout, generator)  # (k, P)
-        prefix, seen = read(model, embeds, seen, config.one_pass)
+        prefix, seen = read(model, embeds, owner, seen, config.one_pass)
         return F.cross_entropy(answer_logits(model, row, prefix, mask=row.mask(seen)), row.target)
 
     optimise(loss, [embeds], config, progress)
@@ -58,15 +62,32 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     return Adapted(model, prefix=Prefix(kv, owner, len(owner)), n_trained=embeds.numel())
 
 
-def read(model, embeds, seen, one_pass=False):
-    """The KV of the prompt (1 or k, P, C) as k pairs see it, seen (k, P) bool: one prompt each, side by side, or one for all.
+def read(model, embeds, owner, seen, one_pass=False):
+    """Run the prompt (1 or k, P, C) as each of k pairs may see it, seen (k, P) bool; the k prompts lie side by side.
 
-    Returns a prefix of k·P (or P) entries, and which of them each pair may see, (k, k·P) or (k, P).
+    Returns a prefix of k·P entries, and which of them each pair may see (k, k·P): of three pairs with leave-one-out,
+
+                    prompt of pair 1   prompt of pair 2   prompt of pair 3
+        owner           1  2  3            1  2  3            1  2  3
+        pair 1 sees     .  x  x            .  .  .            .  .  .
+        pair 2 sees     .  .  .            x  .  x            .  .  .
+        pair 3 sees     .  .  .            .  .  .            x  x  .
+
+    In prompt i itself the tokens hidden from pair i are hidden from all others. With one_pass there is one prompt of P
+    entries, in which nothing is hidden; the pairs see it by `seen`.
     """
     k, P = seen.shape
     if one_pass:
-        return Prefix(model(embeds=embeds)[1], None, P), seen
-    one = lambda n: torch.eye(n, dtype=torch.bool, device=seen.device)
-    _, kv = model(embeds=embeds.expand(k, -1, -1), mask=(seen[:, None] | one(P)).tril())  # what is hidden sees itself alone
+        return Prefix(model(embeds=embeds)[1], owner, P), seen
+    itself = torch.eye(P, dtype=torch.bool, device=seen.device)
+    _, kv = model(embeds=embeds.expand(k, -1, -1), mask=(seen[:, None] | itself).tril())  # a hidden token sees itself
     kv = [tuple(part.transpose(0, 1).flatten(1, 2)[None] for part in layer) for layer in kv]  # (1, K, k·P, D)
-    return Prefix(kv, None, P), (one(k)[:, :, None] & seen).flatten(1)  # pair i and prompt i
+    own_prompt = torch.eye(k, dtype=torch.bool, device=seen.device)
+    return Prefix(kv, owner.repeat(k), P), (own_prompt[:, :, None] & seen).flatten(1)
+
+
+def footprint(config, lengths, settings):
+    """P embeddings are trained; a step runs one prompt a pair (or one for all), then the row of pairs behind them."""
+    P, T, k = lengths.context, lengths.row, 1 if settings.one_pass else len(lengths.demos)
+    passes = [Pass(k, P, P, masked=k > 1, kv_only=True), Pass(1, T, k * P + T, lengths.targets)]
+    return Footprint(settings.n_step, passes, trained=P * config.n_embd, read=P, prefix=P)

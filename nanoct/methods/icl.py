@@ -10,6 +10,9 @@ Trains nothing; costs one forward over the P context tokens, 2·N·P FLOPs. CT-K
 from dataclasses import dataclass
 
 from nanoct.fewshot import Adapted, encode_context
+from nanoct.footprint import Footprint
+
+LABEL, COLOUR = "ICL", "#4d4d4d"  # in tables and figures
 
 
 @dataclass
@@ -19,4 +22,10 @@ class Config:
 
 def adapt(model, task, config=Config(), seed=0, progress=None):
     """theta = KV cache of instruction and demos. Raises ValueError without demos, or if they do not fit."""
-    return Adapted(model, prefix=encode_context(model, task.instruction, task.need_demos("ICL"), separator=task.separator))
+    demos = task.need_demos("ICL")
+    return Adapted(model, prefix=encode_context(model, task.instruction, demos, separator=task.separator))
+
+
+def footprint(config, lengths, settings):
+    """The context is read."""
+    return Footprint(read=lengths.context, prefix=lengths.context)

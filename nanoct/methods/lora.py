@@ -19,8 +19,12 @@ import torch.nn.functional as F
 
 from nanoct import adapters
 from nanoct.fewshot import Adapted, encode_context
+from nanoct.footprint import Footprint, LowRank, Pass
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos
+
+LABEL, COLOUR = "LoRA", "#7fb3d5"  # in tables and figures
+SWEEP = dict(n_step=(16, 64), lr=(3e-4, 1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,))  # values worth trying
 
 
 @dataclass
@@ -33,9 +37,10 @@ class Config:
 
 
 def adapt(model, task, config=Config(), seed=0, progress=None, kind=adapters.LoRA):
-    """Train an adapter on task.demos; returns (model, adapter, KV of the instruction). progress(step, loss): every step.
+    """Train an adapter on task.demos; returns (model, adapter, KV of the instruction).
 
-    kind: what dora.py has in place of LoRA. Raises ValueError without demos, if they do not fit, or on a rank below 1.
+    progress(step, loss) is called every step. kind: what dora.py has in place of LoRA. Raises ValueError without
+    demos, if they do not fit, or on a rank below 1.
     """
     task.need_demos(kind.__name__)
     generator = torch.Generator(model.device).manual_seed(seed)
@@ -48,3 +53,10 @@ def adapt(model, task, config=Config(), seed=0, progress=None, kind=adapters.LoR
     optimise(loss, leaves := adapters.leaves(adapter), config, progress)
     theta = encode_context(model, task.instruction, adapter=adapters.trained(adapter))
     return Adapted(model, adapter, theta, n_trained=sum(leaf.numel() for leaf in leaves))
+
+
+def footprint(config, lengths, settings, kind=adapters.LoRA):
+    """Low-rank weights are trained; a step is the row of all pairs, the instruction at the head of each."""
+    T = lengths.headed_row
+    low_rank = LowRank(kind, settings.rank, settings.dropout)
+    return Footprint(settings.n_step, [Pass(1, T, T, lengths.targets)], low_rank=low_rank)

@@ -1,6 +1,7 @@
 """Prompt tuning: optimise input embeddings that stand for no text (Lester et al., arXiv 2104.08691).
 
-    theta* = KV(e*),    e* = argmin  - 1/n · sum_i log p_phi(y_i | KV(e), x_i),    e_0 = embeddings of tokens 0, 1, … m-1, or noise
+    theta* = KV(e*),    e* = argmin  - 1/n · sum_i log p_phi(y_i | KV(e), x_i)
+    e_0    = embeddings of tokens 0, 1, … m-1, or noise
 
 phi is frozen; m embeddings are trained, m·C numbers, float32. They run through the model at every step, and once
 more when they are tuned, to become a prefix. New tokens stand at positions m, m+1, …; the instruction, if there
@@ -18,8 +19,12 @@ import torch
 import torch.nn.functional as F
 
 from nanoct.fewshot import Adapted, Prefix, first_tokens, read_on
+from nanoct.footprint import Footprint, Pass
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos
+
+LABEL, COLOUR = "prompt tuning", "#e09f8f"  # in tables and figures
+SWEEP = dict(n_step=(16, 64), lr=(3e-3, 1e-2, 3e-2, 1e-1))  # values worth trying
 
 
 @dataclass
@@ -60,3 +65,10 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     with torch.no_grad():
         tuned = theta()
     return Adapted(model, prefix=read_on(model, tuned, task.instruction), n_trained=embeds.numel())
+
+
+def footprint(config, lengths, settings):
+    """m embeddings are trained; a step runs them, then the row of all pairs behind them."""
+    m, T = settings.n_prefix, lengths.headed_row
+    passes = [Pass(1, m, m, masked=False), Pass(1, T, m + T, lengths.targets)]
+    return Footprint(settings.n_step, passes, trained=m * config.n_embd, prefix=m)

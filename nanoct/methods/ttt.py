@@ -11,7 +11,7 @@ Cost. A step runs batch·P tokens, 4·N·batch·P FLOPs for N weights (forward a
 the adapters add a share of about 2·rank/width). In one order only the last demo sees k-1 others, so a pass
 in which every demo is a target once with all the others before it is k orders: O(k²).
 
-    python -m nanoct.reproduce --methods icl ttt        # with --full, facts: 66.7% in 3.9 s a task, ICL 28.4%
+    python -m nanoct.reproduce --methods icl ttt
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,11 @@ import torch.nn.functional as F
 
 from nanoct import adapters
 from nanoct.fewshot import Adapted, concatenate, encode_context
+from nanoct.footprint import Footprint, LowRank, Pass
 from nanoct.optimise import optimise
+
+LABEL, COLOUR = "TTT", "#2a6fbb"  # in tables and figures
+SWEEP = dict(n_step=(8, 32), lr=(3e-4, 1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,), batch=(4,))  # values worth trying
 
 
 @dataclass
@@ -59,12 +63,23 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
 
 
 def sequences(model, instruction, orders, separator=()):
-    """Orders of the same demos, each behind the instruction, the separator between demos: tokens (B, P) and which of them are answers (B, P) bool.
+    """Orders of the same demos, each behind the instruction, the separator between demos.
 
-    All orders have one length, so there is no padding.
+    Returns tokens (B, P), and which of them are answers (B, P) bool. All orders have one length: there is no padding.
     """
     tokens = torch.cat([concatenate(model, instruction, demos, separator)[0] for demos in orders])
-    inputs = lambda demos: [len(demo.x) + len(separator) * (i > 0) for i, demo in enumerate(demos)]
-    answer = [[False] * len(instruction) + [a for demo, n in zip(demos, inputs(demos)) for a in [False] * n + [True] * len(demo.y)]
-              for demos in orders]
-    return tokens, torch.tensor(answer, device=model.device)
+    is_answer = []
+    for demos in orders:
+        row = [False] * len(instruction)
+        for i, demo in enumerate(demos):
+            row += [False] * (len(separator) * (i > 0) + len(demo.x)) + [True] * len(demo.y)
+        is_answer.append(row)
+    return tokens, torch.tensor(is_answer, device=model.device)
+
+
+def footprint(config, lengths, settings):
+    """Low-rank weights are trained; a step runs `batch` orders of all demos, whose cache is read in the end."""
+    P, n = lengths.context, lengths.targets * settings.batch
+    low_rank = LowRank(adapters.LoRA, settings.rank, settings.dropout)
+    passes = [Pass(settings.batch, P - 1, P - 1, n, masked=False)]
+    return Footprint(settings.n_step, passes, read=P, prefix=P, low_rank=low_rank)

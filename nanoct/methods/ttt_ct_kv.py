@@ -1,6 +1,7 @@
 """TTT+CT-KV: fine-tune weights on the demonstrations, then optimise the KV cache they have under the new weights.
 
-    phi*   = TTT (ttt.py),    theta* = CT-KV from KV(x_1 y_1 … x_k y_k) under phi* (ct_kv.py; arXiv 2507.04221, section 5)
+    phi*   = TTT (ttt.py)
+    theta* = CT-KV (ct_kv.py) from KV(x_1 y_1 … x_k y_k) under phi*        (arXiv 2507.04221, section 5)
 
 Both are trained, one after the other: TTT's adapters, then 2·L·K·D·P keys and values; CT-KV's steps are fewer
 than it takes alone. Cost: the sum of both; CT-KV's steps pay for the adapter too, a share of about 2·rank/width.
@@ -8,9 +9,16 @@ than it takes alone. Cost: the sum of both; CT-KV's steps pay for the adapter to
     python -m nanoct.reproduce --methods icl ttt ct_kv ttt_ct_kv
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
+from nanoct.fewshot import concatenate
 from nanoct.methods import ct_kv, ttt
+from nanoct.optimise import check
+from nanoct.packing import pack_demos
+
+LABEL, COLOUR = "TTT+CT-KV", "#6a3d9a"  # in tables and figures
+SWEEP = dict(n_step=(4, 16), lr=(1e-2, 3e-2), token_dropout=(0.05,), ttt_n_step=(8,), ttt_lr=(1e-3, 3e-3),
+             rank=(8,), alpha=(16.0,), batch=(4,))
 
 
 @dataclass
@@ -28,13 +36,31 @@ class Config:
 
 
 def adapt(model, task, config=Config(), seed=0, progress=None):
-    """TTT, then CT-KV; returns (model, adapter, tuned prefix). progress(step, loss) is called every step, steps of both
-    counted through. Raises what they raise."""
-    both = asdict(config)
-    first = ttt.Config(both.pop("ttt_n_step"), lr=both.pop("ttt_lr"), **{f: both.pop(f) for f in ("batch", "rank", "alpha", "dropout")})
-    second = ct_kv.Config(**both)
-    ct_kv.adapt(model, task, replace(second, n_step=min(second.n_step, 0), leave_one_out=False), seed)  # what it refuses, before TTT has trained
+    """TTT, then CT-KV; returns (model, adapter, theta).
+
+    progress(step, loss) is called every step, steps of both counted through. Raises what they raise; what CT-KV would
+    refuse is refused before TTT has trained.
+    """
+    first, second = parts(config)
+    check(second)
+    _, owner = concatenate(model, task.instruction, task.need_demos("TTT+CT-KV"), task.separator)
+    pack_demos(task, model, start=len(owner))
     tuned = ttt.adapt(model, task, first, seed, progress)
     later = progress and (lambda step, loss: progress(first.n_step + step, loss))
     adapted = ct_kv.adapt(model, task, second, seed, later, tuned.adapter)
     return replace(adapted, n_trained=tuned.n_trained + adapted.n_trained)
+
+
+def parts(config):
+    """The Configs of TTT and of CT-KV in a Config of both."""
+    c = config
+    return (ttt.Config(c.ttt_n_step, c.batch, c.ttt_lr, c.rank, c.alpha, c.dropout),
+            ct_kv.Config(c.n_step, c.lr, c.token_dropout, c.leave_one_out))
+
+
+def footprint(config, lengths, settings):
+    """TTT's, then CT-KV's on weights that TTT's adapter goes with."""
+    first, second = parts(settings)
+    first = ttt.footprint(config, lengths, first)
+    low_rank = replace(first.low_rank, trained=False)
+    return replace(ct_kv.footprint(config, lengths, second), first=first, low_rank=low_rank)

@@ -11,6 +11,9 @@ forward over the instruction.
 from dataclasses import dataclass
 
 from nanoct.fewshot import Adapted, encode_context
+from nanoct.footprint import Footprint
+
+LABEL, COLOUR = "zero-shot", "#9a9a9a"  # in tables and figures
 
 
 @dataclass
@@ -21,3 +24,8 @@ class Config:
 def adapt(model, task, config=Config(), seed=0, progress=None):
     """theta = KV of the instruction (None without one): the same as the instruction at the head of every row."""
     return Adapted(model, prefix=encode_context(model, task.instruction))
+
+
+def footprint(config, lengths, settings):
+    """The instruction is read."""
+    return Footprint(read=lengths.instruction)

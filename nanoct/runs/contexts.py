@@ -7,16 +7,18 @@ One safetensors file, so nothing in it is ever executed. Its tensors have the dt
 
     prefix.keys, prefix.values    (L, 1, K, P, D), keys after RoPE
     prefix.owner                  (P,) int64
-    adapter.NAME.a, .b            (rank, in), (out, rank) of the linear NAME; DoRA's .magnitude (out,) too
+    adapter.NAME.LEAF             the state of what stands in for the linear NAME (adapters.py): LoRA's a (rank, in) and
+                                  b (out, rank), DoRA's magnitude (out,) too
 
 and its metadata one JSON object, `about`: version, model (the fingerprint of the base model), method, config, k,
-n_trained, next_position (null: no prefix), adapter ("LoRA", "DoRA" or null), scale ({NAME: number}), and whatever
-else the writer gave. The same context gives the same bytes.
+n_trained, next_position (null: no prefix), adapter (its kind, such as "LoRA", or null), scale ({NAME: number}), and
+whatever else the writer gave. The same context gives the same bytes.
 
 Dimensions: L layers, K KV heads, P prefix entries, D head_dim.
 """
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from types import NoneType
@@ -24,16 +26,16 @@ from types import NoneType
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from nanoct.adapters import DoRA, LoRA
+from nanoct import adapters
 from nanoct.fewshot import Adapted, Prefix
-from nanoct.files import replace_file
+from nanoct.files import read_json, replace_file
+from nanoct.methods import METHODS
 from nanoct.weights import FLOATS, fingerprint
 
 VERSION = 1
 ENTRY = "nanoct_context"  # of the metadata; the only one, as safetensors does not keep an order
 ABOUT = dict(model=str, method=str, config=dict, k=int, n_trained=int, next_position=(int, NoneType),
              adapter=(str, NoneType), scale=dict)
-KINDS = {"LoRA": (LoRA, ("a", "b")), "DoRA": (DoRA, ("a", "b", "magnitude"))}
 
 
 def save_adapted(adapted, path, method, config, k, **extra) -> Path:
@@ -42,23 +44,39 @@ def save_adapted(adapted, path, method, config, k, **extra) -> Path:
     method: its name; config: its Config or a dict; k: how many demos; extra: anything JSON holds, for `about`.
     Raises ValueError on what load_adapted would refuse, OSError with a sentence where the file cannot be written.
     """
-    adapter, prefix, tensors = adapted.adapter or {}, adapted.prefix, {}
-    kinds = sorted({type(part).__name__ for part in adapter.values()})
-    if len(kinds) > 1 or not KINDS.keys() >= set(kinds):
-        raise ValueError(f"the adapter holds {', '.join(kinds)}; a context holds one kind of {', '.join(KINDS)}.")
+    adapter, prefix, tensors, kind = adapted.adapter or {}, adapted.prefix, {}, check_savable(adapted)
     if prefix is not None:
         keys, values = prefix.stack()
         tensors = {"prefix.keys": keys, "prefix.values": values, "prefix.owner": prefix.owner}
     for name, part in adapter.items():
-        tensors |= {f"adapter.{name}.{leaf}": getattr(part, leaf) for leaf in KINDS[kinds[0]][1]}
+        tensors |= {f"adapter.{name}.{leaf}": tensor for leaf, tensor in part.state().items()}
     about = dict(version=VERSION, model=fingerprint(adapted.model), method=method,
                  config=config if isinstance(config, dict) else asdict(config), k=k, n_trained=adapted.n_trained,
-                 next_position=None if prefix is None else prefix.next_position, adapter=kinds[0] if kinds else None,
-                 scale={name: part.scale for name, part in adapter.items()}, **extra)
+                 next_position=None if prefix is None else prefix.next_position, adapter=kind,
+                 scale={name: float(part.scale) for name, part in adapter.items()}, **extra)
     _check_fits(path, about, adapted.model,
                 {name: ("floats" if t.is_floating_point() else "I64", *t.shape) for name, t in tensors.items()})
+    _check_finite(path, tensors)
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     return replace_file(path, save(tensors, {ENTRY: json.dumps(about)}))
+
+
+def kinds():
+    """{name: kind} of adapters that can be saved: those of adapters.py and of the methods' own files."""
+    found = {}
+    for module in (adapters, *METHODS.values()):
+        found |= {name: kind for name, kind in vars(module).items() if hasattr(kind, "restore")}
+    return found
+
+
+def check_savable(adapted):
+    """The name of its adapter's kind, None without one. ValueError where a file could not hold it."""
+    there = {type(part).__name__: type(part) for part in (adapted.adapter or {}).values()}
+    if len(there) > 1 or any(kinds().get(name) is not kind for name, kind in there.items()):
+        raise ValueError(f"the adapter holds {', '.join(sorted(there))}, and a file holds one kind of "
+                         f"{', '.join(kinds())}: it cannot be saved until its class has state, shapes and restore "
+                         "(nanoct/adapters.py).")
+    return next(iter(there), None)
 
 
 def load_adapted(path, model):
@@ -69,29 +87,36 @@ def load_adapted(path, model):
     """
     about = read_about(path)
     if about["model"] != (mark := fingerprint(model)):
-        raise ValueError(f"{path} was tuned on the model {about['model']} and this one is {mark}: give the model that "
-                         "it belongs to.")
+        name = f"{about['name']} ({about['model']})" if "name" in about else about["model"]
+        raise ValueError(f"{path} was tuned on the model {name} and this one is {mark}: give the model that it belongs "
+                         "to with --model.")
     with safe_open(path, "pt") as file:
         headers = {name: file.get_slice(name) for name in file.keys()}
         _check_fits(path, about, model, {name: ("floats" if h.get_dtype() in FLOATS else h.get_dtype(), *h.get_shape())
                                          for name, h in headers.items()})
         # copy: a view of the mapped file would change, and die, with the file
         tensors = {name: file.get_tensor(name).to(model.device, copy=True) for name in headers}
+    _check_finite(path, tensors)
     prefix = None
     if about["next_position"] is not None:
         layers = zip(tensors["prefix.keys"].unbind(), tensors["prefix.values"].unbind())
         prefix = Prefix(list(layers), tensors["prefix.owner"], about["next_position"])
-    adapter = {name: _adapter(about["adapter"], tensors, name, scale) for name, scale in about["scale"].items()}
+    adapter = {}
+    for name, scale in about["scale"].items():
+        state = {leaf: tensors[key] for leaf, key in _leaves(tensors, name).items()}
+        adapter[name] = kinds()[about["adapter"]].restore(state, scale)
     return Adapted(model, adapter or None, prefix, about["n_trained"]), about
 
 
-def _adapter(kind, tensors, name, scale):
-    kind, leaves = KINDS[kind]
-    part = kind.__new__(kind)  # its __init__ would draw random numbers
-    vars(part).update({leaf: tensors[f"adapter.{name}.{leaf}"] for leaf in leaves})
-    part.leaves = [getattr(part, leaf) for leaf in leaves]
-    part.scale, part.dropout, part.generator = scale, 0.0, None
-    return part
+def _check_finite(path, tensors):
+    if wrong := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{path}: {wrong[0]} holds numbers that are not finite: tune it again, at a smaller rate.")
+
+
+def _leaves(tensors, name):
+    """{leaf: its key in the file} of the linear `name`."""
+    start = f"adapter.{name}."
+    return {key.removeprefix(start): key for key in tensors if key.startswith(start)}
 
 
 def read_about(path):
@@ -104,13 +129,15 @@ def read_about(path):
         raise FileNotFoundError(f"there is no context {path}: give a file that nanoct.tune wrote.")
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})[ENTRY])
-        version = about["version"]
+            entry = (file.metadata() or {}).get(ENTRY)
     except SafetensorError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is truncated or no safetensors file ({reason}): tune or copy it again.") from None
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} is a safetensors file but no context (no {ENTRY} in its metadata): give a file that "
+    try:
+        about = read_json((entry or "").encode(), f"{ENTRY} of its metadata", dict)
+        version = about["version"]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is a safetensors file but no context ({str(error).partition(':')[0]}): give a file that "
                          "nanoct.tune wrote.") from None
     if version != VERSION:
         raise ValueError(f"{path} has version {version!r} of the format and this nanoct reads {VERSION}: update it, or "
@@ -118,6 +145,9 @@ def read_about(path):
     if wrong := [name for name, kind in ABOUT.items() if name not in about or not isinstance(about[name], kind)]:
         found = about.get(wrong[0], "missing")
         raise ValueError(f"{path}: {wrong[0]} is {found!r} in its metadata: tune or copy it again.")
+    if about["next_position"] is not None and about["next_position"] < 1:
+        raise ValueError(f"{path}: next_position is {about['next_position']} in its metadata and must be at least 1: "
+                         "tune or copy it again.")
     return about
 
 
@@ -127,17 +157,20 @@ def _check_fits(path, about, model, seen):
     size = lambda name, dim: seen.get(name, ())[1 + dim : 2 + dim] or (0,)
     if about["next_position"] is not None:
         P = size("prefix.keys", 3)
+        if "prefix.keys" in seen and not 0 < P[0] <= about["next_position"]:
+            raise ValueError(f"{path} has {P[0]} entries and next_position = {about['next_position']}: it takes one "
+                             "or more, and a position behind all of them; tune or copy it again.")
         theta = ("floats", c.n_layer, 1, c.n_kv_head, *P, c.head_dim)
         expected = {"prefix.keys": theta, "prefix.values": theta, "prefix.owner": ("I64", *P)}
-    if about["scale"] and about["adapter"] not in KINDS:
-        raise ValueError(f"{path} has an adapter of kind {about['adapter']!r}; known are {', '.join(KINDS)}.")
+    if about["scale"] and about["adapter"] not in kinds():
+        raise ValueError(f"{path} has an adapter of kind {about['adapter']!r}; known are {', '.join(kinds())}.")
     for name, scale in about["scale"].items():
-        if name not in model.linears or not isinstance(scale, float):
+        if name not in model.linears or not isinstance(scale, float) or not math.isfinite(scale):
             raise ValueError(f"{path} has an adapter of scale {scale!r} for {name!r}; names look like "
                              f"{next(iter(model.linears))!r}, and scales are numbers.")
-        (n_out, n_in), rank = model.linears[name].weight.shape, size(f"adapter.{name}.a", 0)
-        shapes = dict(a=(*rank, n_in), b=(n_out, *rank), magnitude=(n_out,))
-        expected |= {f"adapter.{name}.{leaf}": ("floats", *shapes[leaf]) for leaf in KINDS[about["adapter"]][1]}
+        weight, there = tuple(model.linears[name].weight.shape), _leaves(seen, name)
+        shapes = kinds()[about["adapter"]].shapes(weight, {leaf: seen[key][1:] for leaf, key in there.items()})
+        expected |= {f"adapter.{name}.{leaf}": ("floats", *shape) for leaf, shape in shapes.items()}
     if wrong := [name for name in sorted(expected.keys() | seen.keys()) if seen.get(name) != expected.get(name)]:
         show = lambda there, name: f"{there[name][0]} {there[name][1:]}" if name in there else "missing"
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""

@@ -1,15 +1,60 @@
-"""One run of a method on a task, measured: the peak of memory."""
+"""One run of a method on a task, measured: its score, seconds, and the peak of memory."""
 
 import ctypes
 import gc
+import math
 import os
 import platform
 import resource
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+
+from nanoct.methods import METHODS
+from nanoct.runs.results import about
+from nanoct.score import evaluate
+
+
+def measure(model, task, method, config, seed, progress=None, module=None):
+    """Adapt by a method (its name) with config {field: value}, then score: fields of a results line, and the Adapted.
+
+    progress(step, loss) is called every step. module: the method's, where METHODS does not have it. Raises what the
+    method raises, and ValueError on a loss or score that is not finite.
+    """
+    module, losses = module or METHODS[method], []
+
+    def note(step, loss):
+        losses.append(loss)
+        if progress:
+            progress(step, loss)
+
+    with peak(model.device) as used:
+        start = clock(model.device)
+        adapted = module.adapt(model, task, module.Config(**config), seed, note)
+        adapted_at = clock(model.device)
+        score = evaluate(adapted, task).score
+        scored_at = clock(model.device)
+    check_finite(method, task, [*losses, score])
+    return dict(score=score, n_query=len(task.queries), n_trained=adapted.n_trained, peak_bytes=used.bytes,
+                seconds=round(adapted_at - start, 4), seconds_score=round(scored_at - adapted_at, 4),
+                loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None, **about(model.device)), adapted
+
+
+def check_finite(method, task, values):
+    """ValueError, naming method and task, if one of these losses and scores is no number."""
+    if wrong := [value for value in values if not math.isfinite(value)]:
+        raise ValueError(f"{method} on {task.name} comes to {wrong[0]}, which is no result: try a smaller lr, and see "
+                         "whether the model's weights are all finite.")
+
+
+def clock(device):
+    """Seconds, after all work on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @contextmanager

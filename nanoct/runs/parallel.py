@@ -1,41 +1,61 @@
-"""Runs spread over worker processes, each line saved as it comes: what jobs on small models share.
+"""The runs that a file of results lacks, each line saved as it comes: what all jobs share.
 
-Small matrices run faster in several processes of one thread than in one of several.
+In worker processes, for small models, as small matrices run faster in several processes of one thread than in one of
+several; or in this process, for a large one, and in those that torchrun has started beside it.
 """
 
 import os
 import signal
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from datetime import timedelta
 from multiprocessing import get_context, parent_process
 from threading import Thread
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
-from nanoct.runs.results import n_core
+from nanoct.runs.results import Results
 
 
-def execute(runs, results, work, n_worker, prepare=None, *arguments):
-    """Do the runs that the results do not have yet, line = work(run) each, in n_worker processes; returns the lines of all.
+def execute(runs, results, work, n_worker=0, prepare=None, *arguments):
+    """Do the runs that the results do not have yet; returns the lines of all that are done, in their order.
 
-    prepare(*arguments) is called first in every process. Raises ValueError with a sentence if one of them dies.
+    The line of a run is work(run), in n_worker processes of one thread, or, with 0, work(run, progress) in this one;
+    None is that of a run which is left out. prepare(*arguments) is called first in every process that works. Where
+    processes have joined, a task belongs to one of them, and only the first gets lines, the others None.
+    Raises ValueError with a sentence if a process dies.
     """
-    todo = [run for run in runs if results.key(run) not in results.keys]
-    if len(todo) < len(runs):
-        print(f"{len(runs) - len(todo)} of {len(runs)} runs are in {results.path} already; going on from there.")
+    runs = list({results.key(run): run for run in runs}.values())
+    mine = runs if n_worker else share(runs)
+    todo = [run for run in mine if results.key(run) not in results.keys]
+    n_done = len(mine) - len(todo)
+    if n_done:
+        print(f"{n_done} of {len(mine)} runs are in {results.path} already; going on from there.")
     if todo:
-        _execute(todo, len(runs) - len(todo), results, work, n_worker, (max(1, n_core() // n_worker), prepare, arguments))
-    return results.of(runs)
+        with tqdm(total=len(mine), initial=n_done, desc="runs", smoothing=0, miniters=0, disable=rank() > 0) as bar:
+
+            def done(line):
+                if line is not None:
+                    results.append(line)
+                bar.update()
+
+            if n_worker:
+                in_workers(todo, work, done, n_worker, (prepare, arguments))
+            else:
+                _prepare(prepare, arguments)
+                for run in todo:
+                    done(work(run, shows(bar, run)))
+    return results.of(runs) if n_worker or leave(results) else None
 
 
-def _execute(todo, n_done, results, work, n_worker, start):
-    with (ProcessPoolExecutor(n_worker, get_context("spawn"), _start_worker, start) as pool,
-          tqdm(total=n_done + len(todo), initial=n_done, desc="runs", smoothing=0) as bar):
+def in_workers(todo, work, done, n_worker, start):
+    """done(work(run)) of all runs, work in n_worker processes, done in this one."""
+    with ProcessPoolExecutor(n_worker, get_context("spawn"), _start_worker, start) as pool:
         futures = [pool.submit(work, run) for run in todo]
         try:
             for future in as_completed(futures):
-                results.append(future.result())
-                bar.update()
+                done(future.result())
         except BrokenExecutor:
             raise ValueError("a worker process died, perhaps for want of memory: use fewer --workers; the same command "
                              "goes on from what is saved.") from None
@@ -43,9 +63,64 @@ def _execute(todo, n_done, results, work, n_worker, start):
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start_worker(n_thread, prepare, arguments):
+def _start_worker(*start):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()  # it dies: no orphan stays behind
-    torch.set_num_threads(n_thread)
+    # if it dies, no orphan stays behind
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    torch.set_num_threads(1)
+    _prepare(*start)
+
+
+def _prepare(prepare, arguments):
     if prepare:
         prepare(*arguments)
+
+
+def shows(bar, run):
+    """progress(step, loss) of a run, which the bar shows."""
+    name = f"{run['method']} on {run['task']}"
+    bar.set_postfix_str(name)
+
+    def progress(step, loss):
+        bar.set_postfix_str(f"{name}, step {step + 1}, loss {loss:.3f}", refresh=False)
+        bar.update(0)  # as often as tqdm thinks fit
+
+    return progress
+
+
+def rank():
+    """Which of the processes that have joined this is; 0 of one alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def join(path):
+    """Join the processes that torchrun has started, if it has; the Results in a file that all of them append to."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("gloo", timeout=timedelta(days=30))
+    results = None if rank() else Results(path)  # alone, as that may repair the file
+    if dist.is_initialized():
+        dist.barrier()
+    return results or Results(path)
+
+
+def share(runs):
+    """The runs of this process: all runs of a task and a seed are of one, in turn."""
+    n = dist.get_world_size() if dist.is_initialized() else 1
+    place = {at: i for i, at in enumerate(dict.fromkeys((run["task"], run["seed"]) for run in runs))}
+    return [run for run in runs if place[run["task"], run["seed"]] % n == rank()]
+
+
+def leave(results):
+    """Wait for all that have joined; whether this is the first, whose results then have the lines of all."""
+    if not dist.is_initialized():
+        return True
+    try:
+        dist.barrier()
+    except RuntimeError:
+        raise ValueError("another process stopped, for the reason that it gives; the results so far are kept, and the "
+                         "same command goes on from there.") from None
+    is_first = rank() == 0
+    dist.destroy_process_group()
+    if is_first:
+        results.refresh()
+    return is_first

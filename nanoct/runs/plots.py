@@ -1,4 +1,9 @@
-"""Figures: one function each, one colour per method everywhere, labels at the curves."""
+"""Figures: one function each, one colour per method everywhere, labels at the curves.
+
+A method's label and colour are LABEL and COLOUR of its module; where it names none, its name and a colour of MORE.
+"""
+
+from itertools import chain
 
 import matplotlib
 
@@ -7,13 +12,26 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import ListedColormap
 
 from nanoct.benchmarks.nano.grids import PALETTE
+from nanoct.methods import METHODS
 
-COLOURS = {"zero_shot": "#9a9a9a", "icl": "#4d4d4d", "prompt_tuning": "#e09f8f", "prefix_tuning": "#e07a3f", "lora": "#7fb3d5",
-           "dora": "#4fa3a5", "ttt": "#2a6fbb", "ct_prompt": "#a23b72", "ct_kv": "#d1495b", "ttt_ct_kv": "#6a3d9a",
-           "bayes_training": "#c9a227", "bayes_all": "#3c8d5a"}
-NAMES = {"zero_shot": "zero-shot", "icl": "ICL", "prompt_tuning": "prompt tuning", "prefix_tuning": "prefix tuning",
-         "lora": "LoRA", "dora": "DoRA", "ttt": "TTT", "ct_prompt": "CT-Prompt", "ct_kv": "CT-KV", "ttt_ct_kv": "TTT+CT-KV",
-         "bayes_training": "Bayes, training prior", "bayes_all": "Bayes, all tasks in the prior"}
+CEILINGS = {"bayes_training": ("Bayes, training prior", "#c9a227"),
+            "bayes_all": ("Bayes, all tasks in the prior", "#3c8d5a")}
+MORE = "#8c564b", "#17becf", "#bcbd22", "#e377c2", "#1b7837", "#b15928"
+
+
+def style(method):
+    """Label and colour of a method."""
+    if method in CEILINGS:
+        return CEILINGS[method]
+    module, without = METHODS.get(method), [name for name in METHODS if not hasattr(METHODS[name], "COLOUR")]
+    colour = MORE[without.index(method) % len(MORE)] if method in without else "black"
+    return getattr(module, "LABEL", method.replace("_", " ")), getattr(module, "COLOUR", colour)
+
+
+def _save(figure, path):
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
 
 
 def accuracy_vs_seconds(groups, path):
@@ -28,7 +46,8 @@ def accuracy_vs_seconds(groups, path):
 
 def kl_vs_steps(groups, path):
     """KL divergence from the exact Bayes predictive to a method's answers against optimiser steps, panels as above."""
-    _curves(groups, path, lambda s: (s.config.get("n_step", 0), s.kl, 0), "optimiser steps", "KL to Bayes, nats a query, {pool}")
+    steps = lambda s: (s.config.get("n_step", 0), s.kl, 0)
+    _curves(groups, path, steps, "optimiser steps", "KL to Bayes, nats a query, {pool}")
 
 
 def _curves(groups, path, point, x_label, y_label):
@@ -38,19 +57,21 @@ def _curves(groups, path, point, x_label, y_label):
     for axes, (world, methods) in zip(panels.flat, groups.items()):
         lines = [line for among in methods.values() for s in among for line in s.lines]
         for method, among in methods.items():
-            colour, name = COLOURS.get(method, "black"), NAMES.get(method, method)
+            name, colour = style(method)
             points = sorted((*point(s), s.config.get("n_step", "")) for s in among if point(s)[1] is not None)
             if len(points) == 1 and not points[0][3]:  # not tuned
                 axes.axhline(points[0][1], color=colour, linewidth=1, linestyle="--")
                 left = not method.startswith("bayes")  # two sides, as lines may lie close together
-                axes.annotate(name, (0.01 if left else 0.99, points[0][1]), xycoords=("axes fraction", "data"), xytext=(0, 2),
-                              textcoords="offset points", ha="left" if left else "right", color=colour, fontsize=8)
+                axes.annotate(name, (0.01 if left else 0.99, points[0][1]), xycoords=("axes fraction", "data"),
+                              xytext=(0, 2), textcoords="offset points", ha="left" if left else "right", color=colour,
+                              fontsize=8)
             elif points:
                 x, y, error, labels = zip(*points)
                 axes.plot(x, y, color=colour, marker="o", markersize=4, linewidth=2)
                 axes.errorbar(x, y, yerr=error, color=colour, linestyle="", elinewidth=1, alpha=0.35)
                 for at, height, label in zip(x, y, labels):
-                    axes.annotate(label, (at, height), xytext=(4, -9), textcoords="offset points", color=colour, fontsize=7)
+                    axes.annotate(label, (at, height), xytext=(4, -9), textcoords="offset points", color=colour,
+                                  fontsize=7)
                 left = method in ("prefix_tuning", "lora")  # whose twins are close by
                 axes.annotate(name, (x[-1], y[-1]), xytext=(-6 if left else 6, 4), textcoords="offset points",
                               ha="right" if left else "left", color=colour, fontsize=9, fontweight="bold")
@@ -64,36 +85,35 @@ def _curves(groups, path, point, x_label, y_label):
         axes.set_visible(False)
     figure.supxlabel(x_label, fontsize=9)
     figure.supylabel(y_label.format(pool=lines[0]["pool"].replace("_", "-")), fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def ablations(groups, path):
-    """Bars of CT-KV's ablations with s.e., and score against the share of wrong labels, a column per world. 200 px a world.
+    """Bars of CT-KV's ablations with s.e., and score against the share of wrong labels; 200 px a world.
 
     groups: {world: ({row: Setting}, {method: {share: Setting}})} of ablations.py.
     """
-    figure, panels = plt.subplots(2, len(groups), figsize=(max(4, 2.4 * len(groups) + 1.4), 5.4), dpi=100, squeeze=False)
+    size = max(4, 2.4 * len(groups) + 1.4), 5.4
+    figure, panels = plt.subplots(2, len(groups), figsize=size, dpi=100, squeeze=False)
     for column, (bars, wrong), world in zip(panels.T, groups.values(), groups):
         rows = list(bars)[::-1]
-        colours = [COLOURS["ct_kv"] if row == "CT-KV" else COLOURS["zero_shot"] for row in rows]
-        column[0].barh(rows, [bars[row].score for row in rows], xerr=[bars[row].error for row in rows], color=colours, ecolor="#444444")
+        colours = [style("ct_kv" if row == "CT-KV" else "zero_shot")[1] for row in rows]
+        column[0].barh(rows, [bars[row].score for row in rows], xerr=[bars[row].error for row in rows], color=colours,
+                       ecolor="#444444")
         column[0].set_title(world, fontsize=10)
         column[0].set_xlabel("score, %", fontsize=8)
         for method, shares in wrong.items():
             x, y, e = zip(*((100 * share, s.score, s.error) for share, s in shares.items()))
-            column[1].errorbar(x, y, yerr=e, color=COLOURS[method], marker="o", markersize=4)
-            column[1].annotate(NAMES[method], (x[0], y[0]), xytext=(4, 4), textcoords="offset points", color=COLOURS[method], fontsize=8)
+            name, own = style(method)
+            column[1].errorbar(x, y, yerr=e, color=own, marker="o", markersize=4)
+            column[1].annotate(name, (x[0], y[0]), xytext=(4, 4), textcoords="offset points", color=own, fontsize=8)
         column[1].set_xlabel("wrong labels among the demos, %", fontsize=8)
         for axes in column:
             axes.tick_params(labelsize=7)
             axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[0, 1:]:
         axes.set_yticks([])
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def scaling(by_k, timed, path):
@@ -101,20 +121,22 @@ def scaling(by_k, timed, path):
 
     by_k: {k: {world: {method: [Setting]}}}; timed: lines of scaling.passes.
     """
-    worlds, models = list(dict.fromkeys(w for groups in by_k.values() for w in groups)), list(dict.fromkeys(l["model"] for l in timed))
+    worlds, models = dict.fromkeys(chain(*by_k.values())), dict.fromkeys(line["model"] for line in timed)
     n_row = (len(worlds) + len(models) + 1) // 2
     figure, panels = plt.subplots(n_row, 2, figsize=(8, 0.4 + 2.8 * n_row), dpi=100, squeeze=False)
-    curves = {f"{world}: score, %": {} for world in worlds} | {f"seconds of a pass, {model}": {} for model in models}
+    passes = "seconds of a pass, {}".format
+    curves = {f"{world}: score, %": {} for world in worlds} | {passes(model): {} for model in models}
     for k, groups in by_k.items():
         for world, methods in groups.items():
             for method, (setting, *_) in methods.items():
                 curves[f"{world}: score, %"].setdefault(method, []).append((k, setting.score))
     for line in timed:
-        curves[f"seconds of a pass, {line['model']}"].setdefault(line["method"], []).append((line["k"], line["seconds"]))
+        curves[passes(line["model"])].setdefault(line["method"], []).append((line["k"], line["seconds"]))
     for axes, (title, of_method) in zip(panels.flat, curves.items()):
         for method, points in of_method.items():
-            axes.plot(*zip(*points), color=COLOURS[method], marker="o", markersize=4)
-            axes.annotate(NAMES[method], points[-1], xytext=(5, 0), textcoords="offset points", color=COLOURS[method], fontsize=8)
+            name, colour = style(method)
+            axes.plot(*zip(*points), color=colour, marker="o", markersize=4)
+            axes.annotate(name, points[-1], xytext=(5, 0), textcoords="offset points", color=colour, fontsize=8)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log" if title.startswith("seconds") else "linear")
         axes.xaxis.set_major_formatter("{x:g}")
@@ -125,32 +147,28 @@ def scaling(by_k, timed, path):
     for axes in panels.flat[len(curves) :]:
         axes.set_visible(False)
     figure.supxlabel("k, demos", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def pretraining(lines, path):
-    """Exact-match accuracy at the world's k and loss over the steps of pretraining; lines as in log.jsonl. 800 x 400 px."""
+    """Exact-match accuracy at the world's k, and loss, over the steps of pretraining; lines as in log.jsonl. 800 px."""
     figure, axes = plt.subplots(figsize=(8, 4), dpi=100)
     step, k = [line["step"] for line in lines], max(lines[0]["train"], key=int)
-    for pool, colour in (("train", COLOURS["ttt"]), ("validation", COLOURS["ct_kv"])):
-        share = [100 * line[pool][k] for line in lines]
+    for pool, of in (("train", "ttt"), ("validation", "ct_kv")):
+        share, colour = [100 * line[pool][k] for line in lines], style(of)[1]
         axes.plot(step, share, color=colour, linewidth=2)
         axes.annotate(f"{pool} pool, k = {k}", (step[-1], share[-1]), xytext=(0, 8), textcoords="offset points",
                       ha="right", color=colour, fontweight="bold")
     loss = axes.twinx()
-    loss.plot(step, [line["loss"] for line in lines], color=COLOURS["zero_shot"], linewidth=1)
-    loss.set_ylabel("loss, nats per answer token", color=COLOURS["zero_shot"])
+    loss.plot(step, [line["loss"] for line in lines], color=style("zero_shot")[1], linewidth=1)
+    loss.set_ylabel("loss, nats per answer token", color=style("zero_shot")[1])
     loss.set_ylim(bottom=0)
     axes.set_xlabel("step")
     axes.set_ylabel("answers right in every letter, %")
     axes.set_ylim(0, 100)
     axes.spines["top"].set_visible(False)
     loss.spines["top"].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def grids(tasks, path):
@@ -163,7 +181,8 @@ def grids(tasks, path):
     cell = 8 / n / (2 * size + 2.4)  # inches
     figure, axes = plt.subplots(len(tasks), n, figsize=(8, len(tasks) * (size * cell + 0.55)), dpi=100, squeeze=False)
     for row, (name, pairs) in zip(axes, tasks.items()):
-        row[0].annotate(name, (0, 1), xycoords="axes fraction", xytext=(4, 18), textcoords="offset points", fontweight="bold")
+        row[0].annotate(name, (0, 1), xycoords="axes fraction", xytext=(4, 18), textcoords="offset points",
+                        fontweight="bold")
         for i, (panel, (x, y)) in enumerate(zip(row, pairs)):
             for left, g in ((0, x), (len(x[0]) + 1.6, y)):
                 top = (size - len(g)) / 2

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist, mean, median, stdev
 
-PAIRS = [("ct_kv", "ttt"), ("ct_kv", "prefix_tuning"), ("ct_prompt", "prompt_tuning"), ("dora", "lora"), ("ttt", "lora"),
-         ("ttt_ct_kv", "ttt"), ("ttt_ct_kv", "ct_kv")]  # shown as paired differences
+PAIRS = [("ct_kv", "ttt"), ("ct_kv", "prefix_tuning"), ("ct_prompt", "prompt_tuning"), ("dora", "lora"),
+         ("ttt", "lora"), ("ttt_ct_kv", "ttt"), ("ttt_ct_kv", "ct_kv")]  # shown as paired differences
 
 
 @dataclass
@@ -40,7 +40,8 @@ class Setting:
 
     @property
     def kl(self):
-        return mean(line["kl"] for line in self.lines) if all(line.get("kl") is not None for line in self.lines) else None
+        found = [line.get("kl") for line in self.lines]
+        return None if None in found else mean(found)
 
     @property
     def seconds(self):
@@ -57,7 +58,7 @@ def standard_error(values):
 
 
 def interval(values, level=0.95):
-    """Mean and half width of its confidence interval by Student's t (Cornish-Fisher expansion, good for 6 values or more)."""
+    """Mean and half width of its confidence interval, Student's t (Cornish-Fisher expansion, good from 6 values on)."""
     n, z = len(values) - 1, NormalDist().inv_cdf((1 + level) / 2)
     t = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2) if n else math.nan
     return mean(values), t * standard_error(values)
@@ -87,7 +88,8 @@ def chosen(among, preset):
 def table(rows, header):
     """Rows of strings as a Markdown table, first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    line = lambda row: "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) + " |"
+    place = lambda i, cell: cell.rjust(widths[i]) if i else cell.ljust(widths[i])
+    line = lambda row: "| " + " | ".join(place(i, cell) for i, cell in enumerate(row)) + " |"
     rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
     return "\n".join([line(header), rule, *map(line, rows)])
 
@@ -104,26 +106,28 @@ def text(lines, presets):
     groups, first = settings(lines), lines[0]
     main = {world: {method: chosen(among, presets.get(world, {}).get(method, {})) for method, among in methods.items()}
             for world, methods in groups.items()}
-    rows = sorted(dict.fromkeys(line["method"] for line in lines), key=lambda method: method.startswith("bayes"))  # ceilings last
-    count = lambda world, field: len({line[field] for line in lines if line["world"] == world})
-    worlds = [f"{world}: {count(world, 'task')} tasks, k = {next(l['k'] for l in lines if l['world'] == world)}" for world in groups]
+    is_ceiling = lambda method: method.startswith("bayes")
+    rows = sorted(dict.fromkeys(line["method"] for line in lines), key=is_ceiling)  # ceilings last
+    here = lambda world, field: [line[field] for line in lines if line["world"] == world]
+    worlds = "; ".join(f"{w}: {len(set(here(w, 'task')))} tasks, k = {here(w, 'k')[0]}" for w in groups)
     n_seed = len({line["seed"] for line in lines})
-    parts = [f"{first['pool'].replace('_', '-')} pool; {'; '.join(worlds)}; {n_seed} seed{'s' * (n_seed > 1)} of demos; "
+    parts = [f"{first['pool'].replace('_', '-')} pool; {worlds}; {n_seed} seed{'s' * (n_seed > 1)} of demos; "
              "score % ± s.e. over tasks, in brackets seconds a task"]
     cell = lambda s: f"{s.score:.1f} ± {s.error:.1f}" + (f" ({s.seconds:.2f})" if s.config else "")
-    fill = lambda value, method: [value(world, method) if method in main[world] else "" for world in main]
-    parts.append(table([[method, *fill(lambda w, m: cell(main[w][m]), method)] for method in rows], ["method", *groups]))
+    cells = lambda method: [cell(of[method]) if method in of else "" for of in main.values()]
+    parts.append(table([[method, *cells(method)] for method in rows], ["method", *groups]))
+    minus = lambda a, b: ["{:+.1f} ± {:.1f}".format(*of[a].minus(of[b])) if {a, b} <= of.keys() else ""
+                          for of in main.values()]
     others = [method for method in rows if method != "icl"]
     if "icl" in rows and others:
-        minus = lambda w, m: "{:+.1f} ± {:.1f}".format(*main[w][m].minus(main[w]["icl"])) if "icl" in main[w] else ""
-        parts.append(table([[method, *fill(minus, method)] for method in others], ["minus ICL, 95%", *groups]))
+        parts.append(table([[method, *minus(method, "icl")] for method in others], ["minus ICL, 95%", *groups]))
     if differences := [(a, b) for a, b in PAIRS if {a, b} <= set(rows)]:
-        between = lambda w, a, b: "{:+.1f} ± {:.1f}".format(*main[w][a].minus(main[w][b])) if {a, b} <= main[w].keys() else ""
-        parts.append(table([[f"{a} - {b}", *(between(w, a, b) for w in main)] for a, b in differences], ["difference, 95%", *groups]))
+        parts.append(table([[f"{a} - {b}", *minus(a, b)] for a, b in differences], ["difference, 95%", *groups]))
     details = [[world, method, words(varied(s, among)), f"{s.score:.1f} ± {s.error:.1f}", f"{s.seconds:.2f}",
                 "" if s.kl is None else f"{s.kl:.3f}", f"{mean(line['n_trained'] for line in s.lines):,.0f}"]
                for world, methods in groups.items() for method, among in methods.items() for s in among]
-    parts.append(table(details, ["world", "method", "setting", "score % ± s.e.", "s per task", "KL to Bayes", "trained"]))
+    header = ["world", "method", "setting", "score % ± s.e.", "s per task", "KL to Bayes", "trained"]
+    parts.append(table(details, header))
     parts += [f"{world}. {race(main[world]['ct_kv'], methods['ct_kv'], methods['ttt'])}"
               for world, methods in groups.items() if {"ct_kv", "ttt"} <= methods.keys()]
     return "\n\n".join(parts) + "\n"
@@ -134,7 +138,8 @@ def race(main, ours, theirs):
     best = max(theirs, key=lambda s: s.score)
     seconds = min((s.seconds for s in ours if s.score >= best.score), default=None)
     said = f"TTT's best is {best.score:.1f}% in {best.seconds:.2f} s. CT-KV as in the first table is "
-    said += "{:+.1f} ± {:.1f} points from it, in {:.2f} times the seconds; ".format(*main.minus(best), main.seconds / best.seconds)
+    times = main.seconds / best.seconds
+    said += "{:+.1f} ± {:.1f} points from it, in {:.2f} times the seconds; ".format(*main.minus(best), times)
     if seconds is None:
         return said + "no setting of CT-KV here reaches it."
     return said + f"CT-KV first reaches it in {seconds:.2f} s, {seconds / best.seconds:.2f} times the seconds."
@@ -147,7 +152,7 @@ def report(lines, presets, folder):
     print(f"\n{written}")
     (folder / "table.md").write_text(written)
     groups = settings(lines)
-    if any(varied(s, among).keys() - {"n_step"} for methods in groups.values() for among in methods.values() for s in among):
+    if any(varied(s, of).keys() - {"n_step"} for methods in groups.values() for of in methods.values() for s in of):
         print(f"wrote table.md in {folder}")
         return  # a sweep over more than steps is no curve
     from nanoct.runs import plots  # matplotlib is slow to import

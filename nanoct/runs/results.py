@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata, util
 from pathlib import Path
 from warnings import warn
@@ -22,7 +22,8 @@ NEEDS = ("score", "seconds")  # what is reported of it
 
 def key(line):
     """Identity of a run, hashable."""
-    return json.dumps([*(line[name] for name in KEY), {name: line[name] for name in MORE if name in line}], sort_keys=True)
+    more = {name: line[name] for name in MORE if name in line}
+    return json.dumps([*(line[name] for name in KEY), more], sort_keys=True)
 
 
 def about(device):
@@ -39,14 +40,7 @@ def machine(device):
     theirs = {name: metadata.version(name) if util.find_spec(name) else None for name in ("transformers", "peft")}
     return dict(device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
                 threads=torch.get_num_threads(), torch=torch.__version__, **theirs,
-                date=datetime.now(timezone.utc).isoformat(timespec="seconds"))
-
-
-def clock(device):
-    """Seconds, after all work on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+                date=datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def n_core():
@@ -61,7 +55,7 @@ class Results:
         """key(line): a run's identity; needs: what else a line has.
 
         Raises ValueError on a line that is not a result, OSError with a sentence where it cannot be written."""
-        self.path, self.key = Path(path), key
+        self.path, self.key, self.needs = Path(path), key, needs
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.open("a").close()
@@ -74,8 +68,12 @@ class Results:
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text(text)
             temporary.replace(self.path)
-        self.lines = read(self.path, key, needs)
-        self.keys = {key(line) for line in self.lines}
+        self.refresh()
+
+    def refresh(self):
+        """Read the file anew: other processes may have appended."""
+        self.lines = read(self.path, self.key, self.needs)
+        self.keys = set(map(self.key, self.lines))
 
     def append(self, line):
         with self.path.open("ab", buffering=0) as f:  # one write: several processes may share the file

@@ -1,12 +1,20 @@
 """What each part of CT-KV is worth: the paper's ablation, other starts of theta, and demos with wrong labels.
 
     python -m nanoct.reproduce --ablations
+
+The module has the shape of a method: Config and adapt are CT-KV's, with another start or with fixed keys.
 """
 
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import torch
+
+from nanoct.fewshot import encode_context, noise_like
+from nanoct.methods import ct_kv
 from nanoct.runs.report import Setting, table
 
+NAME = "ct_kv_variant"  # of the method in lines of results
 ABLATIONS = {  # row of the table -> what differs from CT-KV at its settings
     "CT-KV": {},
     "no leave-one-out": dict(leave_one_out=False),
@@ -20,10 +28,37 @@ ABLATIONS = {  # row of the table -> what differs from CT-KV at its settings
 WRONG = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of demos with a wrong label
 
 
+@dataclass
+class Config(ct_kv.Config):
+    start: str = "demos"  # theta_0; "noise": random entries; "others": the KV of task.others, another task's demos
+    values_only: bool = False  # CT-V: the keys stay as they are
+
+
+def adapt(model, task, config=Config(), seed=0, progress=None):
+    """ct_kv.adapt from another start, or of the values alone. Entries of no demo of the task are never left out.
+
+    Raises ValueError on an unknown start, and what ct_kv.adapt raises.
+    """
+    others = getattr(task, "others", ())
+    if config.start not in ("demos", "noise", "others") or config.start == "others" and not others:
+        raise ValueError(f'start = {config.start!r} must be "demos", "noise", or, if the task has others, "others".')
+    same = ct_kv.Config(**{f.name: getattr(config, f.name) for f in fields(ct_kv.Config)})
+    context = None
+    if config.start != "demos":
+        demos = others if config.start == "others" else task.demos
+        context = encode_context(model, task.instruction, demos, separator=task.separator)
+        same = replace(same, leave_one_out=False)
+    if config.start == "noise":
+        context = noise_like(context, torch.Generator().manual_seed(seed + 1))  # not the draws of token dropout
+    return ct_kv.adapt(model, task, same, seed, progress, context=context, values_only=config.values_only)
+
+
 def variants(k, base):
     """(method, config, k, share of wrong labels) of every run on a task; base(method): its config in this world."""
-    parts = [("ct_kv", base("ct_kv") | change, k, 0.0) for change in ABLATIONS.values()]
-    return parts + [(method, base(method), k, wrong) for method in ("icl", "ct_kv") for wrong in WRONG if wrong or method == "icl"]
+    full = asdict(Config(**base("ct_kv")))
+    runs = [(NAME, full | change, k, 0.0) for change in ABLATIONS.values()]
+    runs += [("icl", {}, k, wrong) for wrong in WRONG]
+    return runs + [(NAME, full, k, wrong) for wrong in WRONG if wrong]
 
 
 def groups(lines):
@@ -31,12 +66,12 @@ def groups(lines):
     found = {}
     for world in dict.fromkeys(line["world"] for line in lines):
         here = [line for line in lines if line["world"] == world]
-        full = next(line["config"] for line in here if line["method"] == "ct_kv")  # the first variant
+        full = next(line["config"] for line in here if line["method"] == NAME)  # the first variant
         at = lambda method, config, wrong: Setting(method, config, [
             line for line in here if (line["method"], line["config"], line["wrong"]) == (method, config, wrong)])
-        configs = dict(icl={}, ct_kv=full)
-        found[world] = ({row: at("ct_kv", full | change, 0.0) for row, change in ABLATIONS.items()},
-                        {method: {wrong: at(method, config, wrong) for wrong in WRONG} for method, config in configs.items()})
+        by_share = lambda method, config: {wrong: at(method, config, wrong) for wrong in WRONG}
+        found[world] = ({row: at(NAME, full | change, 0.0) for row, change in ABLATIONS.items()},
+                        dict(icl=by_share("icl", {}), ct_kv=by_share(NAME, full)))
     return found
 
 
@@ -46,12 +81,13 @@ def report(lines, folder):
     n = {len({(line["task"]) for line in lines if line["world"] == world}) for world in found}
     cell = lambda s: f"{s.score:.1f} ± {s.error:.1f}"
     minus = lambda s, full: "" if s is full else " ({:+.1f} ± {:.1f})".format(*s.minus(full))
-    parts = [f"{lines[0]['pool'].replace('_', '-')} pool, {' or '.join(map(str, sorted(n)))} tasks a world; score % ± s.e. over tasks, "
-             "in brackets minus CT-KV, paired, 95%"]
-    parts.append(table([[row, *(cell(rows[row]) + minus(rows[row], rows["CT-KV"]) for rows, _ in found.values())] for row in ABLATIONS],
-                       ["", *found]))
-    parts.append(table([[f"{method}, {wrong:.0%} wrong", *(cell(by_method[method][wrong]) for _, by_method in found.values())]
-                        for method in ("icl", "ct_kv") for wrong in WRONG], ["labels of demos", *found]))
+    parts = [f"{lines[0]['pool'].replace('_', '-')} pool, {' or '.join(map(str, sorted(n)))} tasks a world; "
+             "score % ± s.e. over tasks, in brackets minus CT-KV, paired, 95%"]
+    cells = lambda row: [cell(rows[row]) + minus(rows[row], rows["CT-KV"]) for rows, _ in found.values()]
+    parts.append(table([[row, *cells(row)] for row in ABLATIONS], ["", *found]))
+    cells = lambda method, wrong: [cell(by_method[method][wrong]) for _, by_method in found.values()]
+    rows = [[f"{method}, {wrong:.0%} wrong", *cells(method, wrong)] for method in ("icl", "ct_kv") for wrong in WRONG]
+    parts.append(table(rows, ["labels of demos", *found]))
     written = "\n\n".join(parts) + "\n"
     print(f"\n{written}")
     (folder / "ablations.md").write_text(written)

@@ -47,7 +47,7 @@ def retrieved(model, task, in_prompt, from_pair, config=CONFIG):
 
     def logits():
         prompts = torch.where(own[..., None], embeds, start)  # (k, P, C): only its own demo is trained by a pair
-        prefix, seen = ct_prompt.read(model, prompts, ~own | (not in_prompt))
+        prefix, seen = ct_prompt.read(model, prompts, owner, ~own | (not in_prompt))
         return answer_logits(model, row, prefix, mask=row.mask(seen & ~(own & from_pair).repeat(1, k)))
 
     @torch.no_grad()

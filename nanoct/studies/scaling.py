@@ -25,7 +25,8 @@ K = (2, 4, 8, 16, 32)
 TUNED = ("ct_kv", "ct_prompt", "ttt")
 N_TOKEN = 12  # of a demo, in the passes
 N_PASS = 3  # timed passes, after one that warms up
-RANDOM = LlamaConfig(vocab_size=4096, n_layer=8, n_head=8, n_kv_head=4, n_embd=512, head_dim=64, n_ffn=1408, n_position=1024)
+RANDOM = LlamaConfig(vocab_size=4096, n_layer=8, n_head=8, n_kv_head=4, n_embd=512, head_dim=64, n_ffn=1408,
+                     n_position=1024)
 
 
 def variants(k, base):
@@ -38,7 +39,7 @@ def pass_seconds(model, method, k):
     generator = torch.Generator().manual_seed(k)
     ids = torch.randint(model.config.vocab_size, (k, N_TOKEN), generator=generator).tolist()
     task = Task("timing", [Demo(row[:-2], row[-2:]) for row in ids], queries=[])
-    options = dict(n_step=N_PASS + 1) | (dict(batch=k) if method == "ttt" else {})
+    options = dict(n_step=N_PASS + 1) | (dict(batch=k) if hasattr(METHODS[method].Config, "batch") else {})
     ends = []
 
     def progress(step, loss):
@@ -58,8 +59,9 @@ def passes(embedded, folder):
         for k in K:
             for method in TUNED:  # side by side, as machines are noisy
                 seconds = pass_seconds(model, method, k)
-                lines.append(dict(model=name, method=method, k=k, seconds=seconds, n_token=N_TOKEN, n_thread=torch.get_num_threads(),
-                                  device=str(model.device), torch=torch.__version__, date=time.strftime("%Y-%m-%d")))
+                lines.append(dict(model=name, method=method, k=k, seconds=seconds, n_token=N_TOKEN,
+                                  n_thread=torch.get_num_threads(), device=str(model.device), torch=torch.__version__,
+                                  date=time.strftime("%Y-%m-%d")))
                 print(f"a pass of {method} over {k} demos, {name}: {seconds:.3f} s")
     (folder / "passes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return lines
@@ -79,14 +81,16 @@ def report(lines, timed, folder):
     worlds = list(dict.fromkeys(line["world"] for line in lines))
     cell = lambda method, world, k: next((f"{s.score:.1f} ± {s.error:.1f}" + (f" ({s.seconds:.2f})" if s.config else "")
                                           for s in by_k[k].get(world, {}).get(method, [])), "")
-    parts.append(f"{lines[0]['pool'].replace('_', '-')} pool, {' or '.join(map(str, n))} tasks a world; score % ± s.e., in brackets "
-                 "seconds a task at the settings of the world's own k; empty: the context is too short")
-    parts.append(table([[world, method, *(cell(method, world, k) for k in K)] for world in worlds for method in ("icl", *TUNED)],
-                       ["world", "method", *(f"k = {k}" for k in K)]))
+    pool = lines[0]["pool"].replace("_", "-")
+    parts.append(f"{pool} pool, {' or '.join(map(str, n))} tasks a world; score % ± s.e., in brackets seconds a task "
+                 "at the settings of the world's own k; empty: the context is too short")
+    rows = [[world, method, *(cell(method, world, k) for k in K)] for world in worlds for method in ("icl", *TUNED)]
+    parts.append(table(rows, ["world", "method", *(f"k = {k}" for k in K)]))
     rows = []
     for model in dict.fromkeys(line["model"] for line in timed):
         for method in TUNED:
-            seconds = {line["k"]: line["seconds"] for line in timed if (line["model"], line["method"]) == (model, method)}
+            of = [line for line in timed if (line["model"], line["method"]) == (model, method)]
+            seconds = {line["k"]: line["seconds"] for line in of}
             a, b = fit(list(seconds), list(seconds.values()))
             rows.append([model, method, *(f"{1e3 * seconds[k]:.0f}" for k in K), f"{1e3 * a:.2f}", f"{1e3 * b:.3f}",
                          f"{b * max(K) / (a + b * max(K)):.0%}"])

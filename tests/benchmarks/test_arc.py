@@ -60,7 +60,7 @@ def test_text_that_is_no_grid_is_refused(text):
 
 
 def test_a_beginning_of_sequence_token_is_the_instruction(tmp_path):
-    tokenizer = SimpleNamespace(bos_id=7, encode=BYTES.encode, decode=BYTES.decode)
+    tokenizer = SimpleNamespace(adds_bos=True, bos_id=7, encode=BYTES.encode, decode=BYTES.decode)
     task, _ = arc.make_task(write(tmp_path), "0a", tokenizer)
     assert task.instruction == [7] and not make(tmp_path)[0].instruction
 

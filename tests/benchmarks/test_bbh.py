@@ -1,6 +1,7 @@
-"""BBH: the format and the drawing of demos on small files, the score of what is decoded, and files that are not as they should be."""
+"""BBH: the format and the drawing of demos on small files, the score of what is decoded, and files that are not right."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from conftest import DATA, tiny_llama
@@ -20,12 +21,13 @@ EXAMPLES = [dict(input=f"what is {i} and {i}", target=f"({'ABCD'[i % 4]})") for 
 class WithBOS:
     """The byte tokenizer with a beginning-of-sequence token, which no text contains."""
 
-    bos_id, vocab_size, encode, decode = 7, 256, BYTES.encode, BYTES.decode
+    bos_id, adds_bos, special, vocab_size = 7, True, {"<s>": 7}, 256
+    encode, decode = BYTES.encode, BYTES.decode
 
 
 def write(folder, examples=EXAMPLES, prompt="canary line\n-----\nAdd the numbers.\n\nQ: x\nA: y\n"):
-    for name, file, text in (("bbh", "sums.json", examples if isinstance(examples, str) else json.dumps(dict(examples=examples))),
-                             ("cot-prompts", "sums.txt", prompt)):
+    examples = examples if isinstance(examples, str) else json.dumps(dict(examples=examples))
+    for name, file, text in (("bbh", "sums.json", examples), ("cot-prompts", "sums.txt", prompt)):
         (folder / name).mkdir(exist_ok=True)
         (folder / name / file).write_text(text)
     return folder
@@ -36,7 +38,7 @@ def make(folder, k=2, seed=42, tokenizer=BYTES, **options):
 
 
 def test_a_context_reads_as_the_papers_format(tmp_path):
-    task, counts = make(write(tmp_path), tokenizer=WithBOS())
+    task, counts = make(write(tmp_path), tokenizer=WithBOS(), form=False)
     model = tiny_llama(vocab_size=256, n_position=2048)
     tokens, owner = concatenate(model, task.instruction, task.demos, task.separator)
     given = [next(e for e in EXAMPLES if e["input"].encode() in bytes(d.x)) for d in task.demos]
@@ -51,10 +53,37 @@ def test_a_context_reads_as_the_papers_format(tmp_path):
 
 def test_single_pairs_are_headed_by_the_instruction(tmp_path):
     """Methods without demos in context train on instruction + pair, and are asked instruction + question."""
-    task, _ = make(write(tmp_path))
+    task, _ = make(write(tmp_path), form=False)
     model = tiny_llama(vocab_size=256)
     adapted = lora.adapt(model, task, lora.Config(n_step=1))
     assert adapted.prefix.next_position == len(b"Add the numbers.\n\n") and (adapted.prefix.owner == -1).all()
+
+
+def instruction(task):
+    return bytes(task.instruction).decode()
+
+
+def test_the_instruction_says_how_to_answer(tmp_path):
+    """In the sentence behind it, before the line breaks, and in no other place; by default."""
+    task, counts = make(write(tmp_path))
+    letter = "Answer with the letter of the right option in brackets, such as (A), and nothing else."
+    assert instruction(task) == f"Add the numbers. {letter}\n\n"
+    without, same = make(tmp_path, form=False)
+    assert instruction(without) == "Add the numbers.\n\n" and counts == same
+    assert (task.demos, task.queries) == (without.demos, without.queries)
+
+
+@pytest.mark.parametrize("targets, what", [
+    (["(A)", "(B)"] * 9, "the letter of the right option in brackets, such as (A),"),
+    (["(A)", "(R)"] * 9 + ["Monsters, Inc"], "the letter of the right option in brackets, such as (A),"),
+    (["False", "True"] * 9, "True or False"), (["No", "Yes"] * 9, "Yes or No"), (["no", "yes"] * 9, "yes or no"),
+    (["invalid", "valid"] * 9, "valid or invalid"), (["18", "-3", "0", "2.5"] * 9, "a number"), (["7"] * 9, "a number"),
+    ([") ]", ">", "} } )"] * 9, "the missing brackets, separated by spaces,"),
+    (["ape bee", "it&t zoo it's", "elk"] * 9, "the words, separated by spaces,"),
+    (["True", "False", "yes", "no"], "a word"), (["one", "two", "three"], "a word"),  # too few: no answer is told
+    (["Monsters, Inc", "a, b"] * 9, "a few words"), (["a\nb", "c"] * 9, "a few words")])
+def test_the_form_of_an_answer_is_that_of_the_targets(targets, what):
+    assert bbh.form_of(targets) == f"Answer with {what} and nothing else."
 
 
 def test_demos_are_drawn_by_seed(tmp_path):
@@ -77,13 +106,15 @@ def test_the_limits(tmp_path):
 def test_a_target_that_is_no_option_is_asked_for_as_it_is(tmp_path, monkeypatch):
     """As some of movie_recommendation and ruin_names are."""
     target = "Monsters, Inc"
-    task, counts = make(write(tmp_path, [dict(input=f"{i}\nOptions:\n(A) x\n(B) y", target=target) for i in range(4)]))
+    examples = [dict(input=f"{i}\nOptions:\n(A) x\n(B) y", target=target) for i in range(4)]
+    task, counts = make(write(tmp_path, examples))
     assert counts.queries == 2 and all(bytes(q.y) == b" Monsters, Inc\n\n" for q in task.queries)
     monkeypatch.setattr("nanoct.score.generate", lambda adapted, prompts, *_: [list(b" monsters, inc\n\n") for _ in prompts])
     assert evaluate(Adapted(tiny_llama(vocab_size=256)), task).per_query == [True, True]
 
 
-@pytest.mark.parametrize("said, right", [(" (A)\n", True), ("  (a) \n", True), (" (A)", True), (" (B)\n", False), (" (A) it is\n", False)])
+@pytest.mark.parametrize("said, right", [(" (A)\n", True), ("  (a) \n", True), (" (A)", True), (" (B)\n", False),
+                                         (" (A) it is\n", False)])
 def test_what_is_decoded_is_trimmed_and_compared_without_case(tmp_path, monkeypatch, said, right):
     task, _ = make(write(tmp_path, [dict(input=str(i), target="(A)") for i in range(4)]))
     monkeypatch.setattr("nanoct.score.generate", lambda adapted, prompts, *_: [list(said.encode()) for _ in prompts])
@@ -94,6 +125,8 @@ def test_what_is_decoded_is_trimmed_and_compared_without_case(tmp_path, monkeypa
     ("{", None, "is not JSON, perhaps truncated"),
     ("", None, "sums.json is empty"),
     ("[]", None, "has no examples"),
+    ("[" * 10**5, None, "sums.json is nested more than 100 deep"),
+    ([dict(input="x", target=" \n")] * 5, None, "example 0 is {'input': 'x', 'target': "),
     ([], None, "has no examples"),
     ([*EXAMPLES, dict(input="x")], None, "example 12 is {'input': 'x'}"),
     ([dict(input="x", target=3)], None, "example 0"),
@@ -119,15 +152,18 @@ def test_the_command_shows_tasks_as_a_model_sees_them_and_what_is_left_out(tmp_p
     write(tmp_path, [*EXAMPLES, dict(input="z" * 2000, target="(A)")])
     show(monkeypatch, tmp_path, "--show", "1", "--length", "500")
     said = capsys.readouterr().out
-    assert r"instruction 'Add the numbers.\n\n'" in said
+    assert r"such as (A), and nothing else.\n\n'" in said
     assert said.count(r"\nA:'") == said.count("  y ' (") == 4  # 2 demos, 2 queries
-    assert [line.split(maxsplit=1)[1] for line in said.splitlines() if line.startswith("sums  ")] == ["2 demos, 10 queries, 1 too long, 0 inputs cut"]
-    assert said.splitlines()[-1].startswith("1 of 1 tasks ") and said.splitlines()[-1].endswith("2 demos, 10 queries, 1 too long, 0 inputs cut")
+    counts = "2 demos, 10 queries, 1 too long, 0 inputs cut"
+    assert [line.split(maxsplit=1)[1] for line in said.splitlines() if line.startswith("sums  ")] == [counts]
+    assert said.splitlines()[-1].startswith("1 of 1 tasks ") and said.splitlines()[-1].endswith(counts)
 
 
-@pytest.mark.parametrize("arguments, said", [(["--k", "0"], "--k 0 must be at least 1"), (["--show", "-1"], "--show -1"), (["--length", "0"], "--length 0"),
-                                             (["--tasks", "x"], "--tasks: 'x' is not in"), (["--k", "12"], "too few for k = 12"),
-                                             (["--model", "no/where/at"], "no/where/at"), (["--data", "nowhere"], "folder of BBH")])
+@pytest.mark.parametrize("arguments, said", [
+    (["--k", "0"], "--k 0 must be at least 1"), (["--show", "-1"], "--show -1"), (["--length", "0"], "--length 0"),
+    (["--tasks", "x"], "--tasks: 'x' is not in"), (["--tasks", "sums", "x", "--show", "1"], "--tasks: 'x' is not in"),
+    (["--k", "12"], "too few for k = 12"), (["--model", "no/where/at"], "no/where/at"),
+    (["--data", "nowhere"], "folder of BBH")])
 def test_a_mistake_on_the_command_line_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, said):
     with pytest.raises(SystemExit) as stop:
         show(monkeypatch, write(tmp_path), *arguments)
@@ -164,3 +200,23 @@ def test_every_method_runs_on_a_task(tmp_path):
     for name, method in METHODS.items():
         steps = {f: 1 for f in ("n_step", "ttt_n_step") if hasattr(method.Config, f)}
         assert len(evaluate(method.adapt(model, task, method.Config(**steps)), task).per_query) == 2, name
+
+
+@pytest.mark.skipif(not (DATA.parent / "llama3_tokenizer").is_dir(), reason="needs Llama-3's tokenizer")
+@pytest.mark.parametrize("said, right", [
+    (" (B)\n\nQ: next", True), (" (B)<|eot_id|> and more", True), (" (B)<|end_of_text|>", True), (" (A)\n\n(B)", False),
+    (" (B) or so", False)])
+def test_an_answer_ends_as_llama_3_writes_it(tmp_path, monkeypatch, said, right):
+    """")\\n\\n" is one token of Llama-3's, and neither it nor an end-of-sequence token is the two line breaks alone."""
+    llama3 = load_tokenizer(DATA.parent / "llama3_tokenizer")
+    ids = llama3.encode(said, special=True)
+    assert llama3.encode("\n\n")[0] not in ids
+
+    def generate(adapted, prompts, limit, stop):
+        return [next(ids[:n] for n in range(1, len(ids) + 1) if n == len(ids) or stop(ids[:n])) for _ in prompts]
+
+    write(tmp_path, [dict(input=str(i), target="(B)") for i in range(4)])
+    task, _ = bbh.make_task(tmp_path, "sums", llama3, 42, 2)
+    monkeypatch.setattr("nanoct.score.generate", generate)
+    model = SimpleNamespace(config=SimpleNamespace(n_position=2048))
+    assert evaluate(Adapted(model), task).per_query == [right, right]

@@ -1,4 +1,4 @@
-"""Fetching benchmarks, from a server of this machine: complete, going on after a break, and refused when it is something else."""
+"""Fetching benchmarks, from a server of this machine: complete, going on after a break, and refused if it is else."""
 
 import hashlib
 import io
@@ -16,7 +16,8 @@ from nanoct.benchmarks import fetch as module
 from nanoct.benchmarks.fetch import SOURCES, Archive, Hub, check, download, fetch
 
 KEEP = r"[^/]+/(bbh/[^/]+\.json)"
-MEMBERS = {"main/bbh/a.json": b"{}" * 400, "main/bbh/b.json": b"[]", "main/README.md": b"read me", "main/bbh/../../evil.json": b"x"}
+MEMBERS = {"main/bbh/a.json": b"{}" * 400, "main/bbh/b.json": b"[]", "main/README.md": b"read me",
+           "main/bbh/../../evil.json": b"x"}
 
 
 def zipped(members=MEMBERS):
@@ -48,7 +49,8 @@ class Server(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", len(self.content) - start)
         self.end_headers()
-        self.wfile.write(self.content[start : self.breaks.pop(0) if self.breaks else None])  # a break: less than was promised
+        end = self.breaks.pop(0) if self.breaks else None  # less than was promised
+        self.wfile.write(self.content[start:end])
 
     def log_message(self, *args):
         pass
@@ -75,7 +77,8 @@ def test_an_archive_is_fetched_and_only_what_is_asked_for_unpacked(serve, pack, 
     url, asked = serve(pack())
     monkeypatch.setitem(SOURCES, "bbh", Archive(url, KEEP, 2))
     fetch("bbh", tmp_path)
-    assert sorted(str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file()) == ["bbh.zip", "bbh/bbh/a.json", "bbh/bbh/b.json"]
+    files = sorted(str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file())
+    assert files == ["bbh.zip", "bbh/bbh/a.json", "bbh/bbh/b.json"]
     assert (tmp_path / "bbh/bbh/a.json").read_bytes() == MEMBERS["main/bbh/a.json"]
     assert "2 files, 0 of them with a known SHA-256" in capsys.readouterr().out
     fetch("bbh", tmp_path)
@@ -94,7 +97,8 @@ def test_a_broken_download_goes_on_where_it_stopped(serve, tmp_path):
 
 
 def test_without_a_network_it_says_what_to_fetch_by_hand(tmp_path):
-    with pytest.raises(OSError, match=r"http://127.0.0.1:9/x.zip could not be fetched.*Without a network: fetch it elsewhere and put it at .*x.zip"):
+    said = r"http://127.0.0.1:9/x.zip could not be fetched.*Without a network: fetch it elsewhere and put it at .*x.zip"
+    with pytest.raises(OSError, match=said):
         download("http://127.0.0.1:9/x.zip", tmp_path / "x.zip")
 
 
@@ -103,7 +107,8 @@ def test_the_hub_without_a_network(tmp_path, monkeypatch):
         raise ConnectionError("no route\nand more")
 
     monkeypatch.setattr(module, "snapshot_download", fail)
-    with pytest.raises(OSError, match=r"allenai/metaicl-data could not be fetched \(no route\).*Without a network: put data/<task>"):
+    said = r"allenai/metaicl-data could not be fetched \(no route\).*Without a network: put data/<task>"
+    with pytest.raises(OSError, match=said):
         fetch("nlp_lr", tmp_path)
 
 
@@ -122,17 +127,180 @@ def test_the_hub_is_asked_for_the_files_of_the_26_tasks(tmp_path, monkeypatch):
     assert len(seen["allow_patterns"]) == 52 and isinstance(SOURCES["nlp_lr"], Hub) and seen["revision"]
 
 
-def test_an_archive_that_is_broken_or_lacks_files(serve, tmp_path, monkeypatch):
-    for content, said in ((b"no archive", "is broken"), (zipped({"main/bbh/a.json": b"{}"}), "holds 1 of the 2 files")):
-        (tmp_path / "bbh.zip").unlink(missing_ok=True)
-        monkeypatch.setitem(SOURCES, "bbh", Archive(serve(content)[0], KEEP, 2))
-        with pytest.raises(ValueError, match=said):
-            fetch("bbh", tmp_path)
+def flipped(content, at=60):
+    return content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]
+
+
+def deflated():
+    """A zip that compresses, as zlib has errors of its own."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("main/bbh/a.json", bytes(range(256)) * 40)
+        packed.writestr("main/bbh/b.json", b"[]")
+    return file.getvalue()
+
+
+def encrypted(content):
+    """The same zip with the flag of encryption set, in every header of a member."""
+    content = bytearray(content)
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        where = content.find(mark)
+        while where >= 0:
+            content[where + at] |= 1
+            where = content.find(mark, where + 1)
+    return bytes(content)
+
+
+def with_member(kind, name="main/bbh/a.json"):
+    """A tar with a member of another kind in place of a file."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as packed:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, "/etc/passwd"
+        packed.addfile(info)
+    return file.getvalue()
+
+
+def zipped_link():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as packed:
+        info = zipfile.ZipInfo("main/bbh/a.json")
+        info.external_attr = 0o120777 << 16
+        packed.writestr(info, "/etc/passwd")
+    return file.getvalue()
+
+
+BROKEN = {
+    "no archive": (b"no archive", "is broken"),
+    "nothing": (b"", "is broken"),
+    "lacks files": (zipped({"main/bbh/a.json": b"{}"}), "holds 1 of the 2 files"),
+    "a flipped byte": (flipped(zipped()), "Bad CRC"),
+    "a flipped byte of what is compressed": (flipped(deflated()), "is broken"),
+    "cut off": (zipped()[:-30], "is broken"),
+    "a tar cut off": (tarred()[:700], "is broken"),
+    "encrypted": (encrypted(zipped()), "encrypted"),
+    "a link": (with_member(tarfile.SYMTYPE), "a.json in it is no plain file"),
+    "a hard link": (with_member(tarfile.LNKTYPE), "a.json in it is no plain file"),
+    "a folder": (with_member(tarfile.DIRTYPE), "a.json in it is no plain file"),
+    "a device": (with_member(tarfile.CHRTYPE), "a.json in it is no plain file"),
+    "a link in a zip": (zipped_link(), "a.json in it is no plain file"),
+    "too large": (zipped({"main/bbh/a.json": b"0" * 3000}), "far larger"),
+    "too much": (zipped({f"main/bbh/{i}.json": b"0" * 900 for i in range(9)}), "far larger"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_archive_is_said_and_set_aside(serve, tmp_path, monkeypatch, name):
+    """So that the same command fetches it anew, as it says."""
+    content, said = BROKEN[name]
+    monkeypatch.setattr(module, "LARGEST", 2000)
+    monkeypatch.setattr(module, "LARGEST_IN_ALL", 4000)
+    monkeypatch.setitem(SOURCES, "bbh", Archive(serve(content)[0], KEEP, 2))
+    with pytest.raises(ValueError, match=said) as error:
+        fetch("bbh", tmp_path)
+    assert "\n" not in str(error.value) and str(error.value).endswith("the same command fetches it anew.")
+    assert (tmp_path / "bbh.zip.broken").read_bytes() == content and not (tmp_path / "bbh.zip").exists()
+    monkeypatch.setitem(SOURCES, "bbh", Archive(serve(zipped())[0], KEEP, 2))
+    fetch("bbh", tmp_path)
+    assert (tmp_path / "bbh/bbh/a.json").read_bytes() == MEMBERS["main/bbh/a.json"]
+
+
+def test_a_folder_where_a_file_should_be(serve, tmp_path, monkeypatch):
+    (tmp_path / "bbh/bbh/a.json").mkdir(parents=True)
+    monkeypatch.setitem(SOURCES, "bbh", Archive(serve(zipped())[0], KEEP, 2))
+    with pytest.raises(OSError, match="cannot write .*a.json"):
+        fetch("bbh", tmp_path)
+    assert (tmp_path / "bbh.zip").exists()
+
+
+class Headers(BaseHTTPRequestHandler):
+    """Answers with the status, headers and bytes it is given."""
+
+    def __init__(self, status, headers, content, *args):
+        self.said = status, headers, content
+        super().__init__(*args)
+
+    def do_GET(self):
+        status, headers, content = self.said
+        self.send_response(status)
+        for header in headers.items():
+            self.send_header(*header)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("status, headers, content, got", [
+    (206, {}, b"56789", b"0123456789"),  # without a Content-Length
+    (206, {"Content-Range": "bytes 5-9/10"}, b"56789", b"0123456789"),
+    (206, {"Content-Range": "bytes 5-9/*", "Content-Length": "5"}, b"56789", b"0123456789"),
+    (206, {"Content-Range": "bytes 3-9/10"}, b"3456789", b"0123456789"),  # from before the end of what is there
+    (206, {"Content-Range": "bytes 5-9/12"}, b"56789", None),
+    (206, {"Content-Range": "bytes 7-9/10"}, b"789", None),
+    (206, {"Content-Length": "9"}, b"56789", None),
+    (200, {}, b"abcdefghijk", b"abcdefghijk"),  # all of it
+    (200, {"Content-Length": "many"}, b"abc", b"abc"),
+    (416, {}, b"", None),
+    (404, {}, b"", None),
+])
+def test_whatever_a_server_answers(serve, tmp_path, status, headers, content, got):
+    file, part = tmp_path / "x.zip", tmp_path / "x.zip.part"
+    part.write_bytes(b"01234")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Headers, status, headers, content))
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        if got is None:
+            with pytest.raises(OSError, match="; the same command goes on ") as error:
+                download(f"http://127.0.0.1:{server.server_port}/x.zip", file)
+            assert "\n" not in str(error.value) and not file.exists()
+        else:
+            download(f"http://127.0.0.1:{server.server_port}/x.zip", file)
+            assert file.read_bytes() == got
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_file_whose_sum_is_another_is_fetched_anew(serve, tmp_path, monkeypatch):
+    sums = tmp_path / "sums"
+    sums.write_text(f"{hashlib.sha256(b'[1]').hexdigest()}  bbh/bbh/b.json\n")
+    monkeypatch.setattr(module, "SUMS", sums)
+    monkeypatch.setitem(SOURCES, "bbh", Archive(serve(zipped())[0], KEEP, 2))
+    with pytest.raises(ValueError, match="b.json is not the public file .*bbh.zip.broken, and the same command"):
+        fetch("bbh", tmp_path)
+    monkeypatch.setitem(SOURCES, "bbh", Archive(serve(zipped(MEMBERS | {"main/bbh/b.json": b"[1]"}))[0], KEEP, 2))
+    fetch("bbh", tmp_path)
+
+
+def test_a_dataset_whose_sum_is_another_is_fetched_anew(tmp_path, monkeypatch):
+    contents = [b"x", b"y", b"[1]"]
+
+    def snapshot(name, local_dir, **options):
+        file = local_dir / "data" / "sick" / "a.jsonl"
+        if not file.exists():
+            file.parent.mkdir(parents=True)
+            file.write_bytes(contents.pop(0))
+
+    sums = tmp_path / "sums"
+    sums.write_text(f"{hashlib.sha256(b'[1]').hexdigest()}  nlp_lr/sick/a.jsonl\n")
+    monkeypatch.setattr(module, "SUMS", sums)
+    monkeypatch.setattr(module, "snapshot_download", snapshot)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a.jsonl is not the public file .*data.broken"):
+            fetch("nlp_lr", tmp_path)
+    fetch("nlp_lr", tmp_path)
+    assert (tmp_path / "nlp_lr" / "sick" / "a.jsonl").read_bytes() == b"[1]"
+    monkeypatch.setattr(module, "snapshot_download", lambda name, local_dir, **_: None)
+    with pytest.raises(ValueError, match="has no files in data"):
+        fetch("nlp_lr", tmp_path / "other")
 
 
 def test_a_file_with_another_sum_is_refused(tmp_path, monkeypatch):
     sums, folder = tmp_path / "sums", tmp_path / "bbh"
-    sums.write_text("".join(f"{hashlib.sha256(text).hexdigest()}  bbh/{name}\n" for name, text in (("a", b"1"), ("b", b"2"), ("c", b"3"))))
+    lines = [f"{hashlib.sha256(text).hexdigest()}  bbh/{name}\n" for name, text in dict(a=b"1", b=b"2", c=b"3").items()]
+    sums.write_text("".join(lines))
     monkeypatch.setattr(module, "SUMS", sums)
     folder.mkdir()
     (folder / "a").write_bytes(b"1")
@@ -142,8 +310,6 @@ def test_a_file_with_another_sum_is_refused(tmp_path, monkeypatch):
     (folder / "b").write_bytes(b"3")
     with pytest.raises(ValueError, match="b is not the public file"):
         check(folder)
-
-
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the public files in {DATA}")

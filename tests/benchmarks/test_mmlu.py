@@ -41,15 +41,24 @@ def test_a_context_reads_as_the_papers_format(tmp_path):
 
 
 def test_a_beginning_of_sequence_token_is_the_instruction(tmp_path):
-    tokenizer = SimpleNamespace(bos_id=7, encode=BYTES.encode)
+    tokenizer = SimpleNamespace(bos_id=7, adds_bos=True, encode=BYTES.encode)
     task, _ = mmlu.make_task(write(tmp_path), "sums", tokenizer, 42, 2)
     tokens, owner = concatenate(tiny_llama(vocab_size=256), task.instruction, task.demos, task.separator)
     assert tokens[0, 0] == 7 and owner[:2].tolist() == [-1, 0] and not make(tmp_path)[0].instruction
+    tokenizer.adds_bos = False  # it has one and puts none, as SmolLM2's and GPT-2's
+    assert not mmlu.make_task(tmp_path, "sums", tokenizer, 42, 2)[0].instruction
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_question(tmp_path):
     file = write(tmp_path) / "test" / "sums_test.csv"
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert mmlu.read(file) == ROWS
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n\r\n", "\n   \n\n", ",,,\n", '"",\n'])
+def test_empty_lines_at_the_end_are_passed_over(tmp_path, end):
+    file = write(tmp_path) / "test" / "sums_test.csv"
+    file.write_bytes(file.read_bytes() + end.encode())
     assert mmlu.read(file) == ROWS
 
 
@@ -73,7 +82,7 @@ def test_a_query_is_dropped_if_any_option_does_not_fit(tmp_path):
     ([*ROWS, ["q", "1", "2", "3", "4", "E"]], "row 9"),
     ([*ROWS, ["q", "1", "2", "3", "A"]], "row 9"),
     ([*ROWS, ["q", "1", "", "3", "4", "A"]], "row 9"),
-    ([*ROWS, []], "row 9"),
+    ([*ROWS, [], ROWS[0]], "row 9"),
     ([*ROWS, ["q" * 200_000, "1", "2", "3", "4", "A"]], "sums_test.csv is no CSV (field larger than"),
     (ROWS[:2], "2 examples, too few for k = 2"),
 ])

@@ -20,7 +20,8 @@ def write(folder, train, test, name="sick", seed=13):
     """Rows (input, output, options) as files of one task; rows that are no tuple are written as they are."""
     (folder / name).mkdir(exist_ok=True)
     for part, rows in (("train", train), ("test", test)):
-        lines = [row if isinstance(row, str) else json.dumps(dict(zip(("task", "input", "output", "options"), (name, *row)))) for row in rows]
+        line = lambda row: json.dumps(dict(zip(("task", "input", "output", "options"), (name, *row))), ensure_ascii=False)
+        lines = [row if isinstance(row, str) else line(row) for row in rows]
         (folder / name / f"{name}_16_{seed}_{part}.jsonl").write_text("".join(line + "\n" for line in lines))
     return folder
 
@@ -75,6 +76,21 @@ def test_rows_have_as_many_options_as_they_have(tmp_path):
     assert len(evaluate(icl.adapt(model, task, icl.Config()), task).per_query) == 3
 
 
+def test_an_output_that_leaves_no_room_for_the_input(tmp_path):
+    """256 - n is less than nothing for n = 300: no token is kept, and not all but the last 44."""
+    long = [("a" * 200, "y" * n, ["y" * n, "no"]) for n in (255, 256, 300)]
+    task, counts = make(write(tmp_path, long, long), k=3, length=2000)
+    assert [bytes(d.x) for d in task.demos] == [b"a ", b" ", b" "] == [bytes(q.x) for q in task.queries]
+    assert counts.cut == 6 and [len(d.y) for d in task.demos] == [255, 256, 300]
+
+
+def test_other_line_separators_and_empty_lines_at_the_end(tmp_path):
+    odd = ("a\u2028b\u0085c\u2029", "yes", ["yes", "no"])
+    folder = write(tmp_path, [odd, odd], [odd, ""])
+    task, counts = make(folder)
+    assert counts.queries == 1 and bytes(task.queries[0].x).decode() == f"{odd[0]} "
+
+
 CONTEXT = [("b" * 253, "yes", ["yes", "no"])] * 3  # 3 pairs of 257 tokens and 2 spaces between them: 773
 
 
@@ -120,12 +136,15 @@ GOOD = ("a", "yes", ["yes", "no"])
     ([GOOD], [GOOD], "1 demos: use --k 1"),
     ([GOOD] * 2, ['{"task": "sick", "input": "a", "outp'], "line 1 is not JSON, perhaps truncated"),
     ([GOOD] * 2, [GOOD, '{"input": "a", "options": []}'], "line 2, has no output"),
-    ([GOOD] * 2, ["[1, 2]"], "has no input or output or options"),
+    ([GOOD] * 2, ["[1, 2]"], "line 1 holds '[1, 2]', expected a JSON object"),
+    ([GOOD] * 2, ["[" * 10**5], "line 1 is nested more than 100 deep"),
+    ([GOOD] * 2, [GOOD, ("a", "yes", [])], "line 2, has an empty list of options"),
+    ([GOOD] * 2, [("a", "e\u0301", ["\u00e9", "b"])], r"'e\u0301' is not among the options ['\xe9', 'b']"),
     ([GOOD] * 2, [("a", 1, ["yes"])], "has no output"),
     ([GOOD] * 2, [("", "yes", ["yes", "no"])], "empty input"),
     ([GOOD] * 2, [("a", "maybe", ["yes", "no"])], "'maybe' is not among the options"),
     ([GOOD] * 2, [], "test.jsonl is empty"),
-    ([GOOD] * 2, [GOOD, ""], "line 2 is not JSON"),
+    ([GOOD] * 2, [GOOD, "", GOOD], "line 2 is empty: delete it"),
 ])
 def test_bad_files_are_named_in_a_sentence(tmp_path, train, test, said):
     write(tmp_path, train, test)

@@ -20,7 +20,7 @@ from nanoct.coins.bridge import (
 )
 from nanoct.coins.coins import Beta, Coins
 from nanoct.fewshot import Adapted
-from nanoct.methods import METHODS, icl
+from nanoct.methods import icl
 from nanoct.model import Llama, LlamaConfig
 
 SMALL = LlamaConfig(vocab_size=3, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=512)
@@ -112,7 +112,7 @@ def test_plan():
     assert {run["pool"] for run in sweep} == {"others"} and not {run["seed"] for run in sweep} & {run["seed"] for run in runs}
     assert all(bridge.OTHERS[target] != TARGETS[target] for target in TARGETS)
     for run in runs + sweep:
-        METHODS[run["method"]].Config(**run["config"])
+        bridge.MODULES[run["method"]].Config(**run["config"])
 
 
 def test_choose_takes_the_lowest_mean_regret():

@@ -6,14 +6,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
 from conftest import DATA
 
-from nanoct import cli, reproduce
-from nanoct import paper as protocol
+from nanoct import cli, paper
 from nanoct.benchmarks.common import Counts
 from nanoct.benchmarks.presets import PUBLISHED, SETTINGS
 from nanoct.costs import memory
@@ -23,15 +23,15 @@ from nanoct.runs.results import key, read
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import save_model
 
-SHORT = [word for name, method in METHODS.items() for field in ("n_step", "ttt_n_step", "batch", "rank") if hasattr(method.Config, field)
-         for word in ("--set", f"{name}.{field}=1")]
+SHORT = [word for name, method in METHODS.items() for field in ("n_step", "ttt_n_step", "batch", "rank")
+         if hasattr(method.Config, field) for word in ("--set", f"{name}.{field}=1")]
+SMALL = dict(n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=256)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    config = LlamaConfig(vocab_size=256, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=256)
-    save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), folder)
+    save_model(Llama(LlamaConfig(256, **SMALL)).init_weights(torch.Generator().manual_seed(0)), folder)
     return folder
 
 
@@ -48,13 +48,13 @@ def data(tmp_path_factory):
 
 
 def job(model, data, out, *more):
-    return [*map(str, ("--benchmark", "bbh", "--model", model, "--data", data, "--out", out, "--tokenizer", "bytes", "--k", 2, "--device",
-                       "cpu", "--tasks", "sums", "words", *more))]
+    return [*map(str, ("--benchmark", "bbh", "--model", model, "--data", data, "--out", out, "--tokenizer", "bytes",
+                       "--k", 2, "--device", "cpu", "--tasks", "sums", "words", *more))]
 
 
 def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
-    reproduce.main()
+    monkeypatch.setattr(sys, "argv", ["paper", *arguments])
+    paper.main()
 
 
 def same(lines):
@@ -65,9 +65,12 @@ def same(lines):
 def test_all_methods_in_a_table_beside_the_papers(model, data, tmp_path, monkeypatch, capsys):
     run(monkeypatch, *job(model, data, tmp_path, "--seeds", "42", *SHORT))
     lines = read(tmp_path / "results.jsonl")
-    assert Counter((line["method"], line["task"]) for line in lines) == {(m, t): 1 for m in METHODS for t in ("sums", "words")}
-    assert all(line["demos"] == 2 and line["queries"] == line["n_query"] == 4 and line["peak_bytes"] > 0 and line["dtype"] == "float32"
-               and line["seconds"] >= 0 and line["seconds_score"] > 0 and line["device"] and line["torch"] for line in lines)
+    done = Counter((line["method"], line["task"]) for line in lines)
+    assert done == {(m, t): 1 for m in METHODS for t in ("sums", "words")}
+    for line in lines:
+        assert line["demos"] == 2 and line["queries"] == line["n_query"] == 4 and line["peak_bytes"] > 0
+        assert line["seconds"] >= 0 and line["seconds_score"] > 0 and line["dtype"] == "float32"
+        assert line["device"] and line["torch"]
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
     for method in METHODS:
@@ -103,14 +106,12 @@ def test_a_task_without_a_query_that_fits_is_given_up_and_said(model, data, tmp_
 
 
 def test_out_of_memory_keeps_what_is_done(model, data, tmp_path, monkeypatch):
-    def adapt(*_):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
-
-    monkeypatch.setattr(icl, "adapt", adapt)
-    with pytest.raises(ValueError, match="out of memory in icl on sums: use --checkpoint.* the results so far are kept"):
+    said = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+    monkeypatch.setattr(icl, "adapt", Mock(side_effect=RuntimeError(said)))
+    with pytest.raises(ValueError, match="out of memory in icl on sums: use --checkpoint.* results so far are kept"):
         run(monkeypatch, *job(model, data, tmp_path, "--methods", "zero_shot", "icl", "--seeds", "42"))
     assert [line["method"] for line in read(tmp_path / "results.jsonl")] == ["zero_shot"]
-    for error in ZeroDivisionError("division by zero"), RuntimeError("CUDA error: an illegal memory access was encountered"):
+    for error in ZeroDivisionError("division by zero"), RuntimeError("CUDA error: an illegal memory access"):
         monkeypatch.setattr(icl, "adapt", Mock(side_effect=error))
         with pytest.raises(type(error), match=str(error)):  # what is no want of memory is not called so
             run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "--seeds", "42"))
@@ -119,19 +120,24 @@ def test_out_of_memory_keeps_what_is_done(model, data, tmp_path, monkeypatch):
 @pytest.mark.parametrize("error, is_one", [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True), (MemoryError(), True),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-    (RuntimeError("[enforce fail at alloc_cpu.cpp:120] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), True),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:120] DefaultCPUAllocator: not enough memory: you tried to allocate 9 "
+                  "bytes."), True),
     (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
 ], ids=str)
 def test_out_of_memory_anywhere_is_one_sentence(capsys, error, is_one):
     with pytest.raises(SystemExit if is_one else RuntimeError) as stop:
         cli.run(Mock(side_effect=error))
     said = capsys.readouterr().err
-    assert (said.startswith("error: out of memory: take a smaller") and said.count("\n") == 1 and stop.value.code == 2) if is_one else not said
+    if is_one:
+        assert said.startswith("error: out of memory: take a smaller") and said.count("\n") == 1
+        assert stop.value.code == 2
+    else:
+        assert not said
 
 
 def test_a_broken_file_stops_the_job_before_a_model_is_loaded(model, data, tmp_path, monkeypatch):
     (shutil.copytree(data, tmp_path / "data") / "bbh" / "words.json").write_text('{"examples": [{"inp')
-    monkeypatch.setattr(protocol, "load_model", None)
+    monkeypatch.setattr(paper, "load_model", None)
     with pytest.raises(ValueError, match="words.json is not JSON, perhaps truncated"):
         run(monkeypatch, *job(model, tmp_path / "data", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -139,7 +145,8 @@ def test_a_broken_file_stops_the_job_before_a_model_is_loaded(model, data, tmp_p
 
 def test_what_was_left_out_is_said(model, data, tmp_path, monkeypatch, capsys):
     run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "--seeds", "1", "2", "--tasks", "sums", "long"))
-    assert "2 tasks, 2 seeds: 8 demos, 8 queries, 8 too long, 0 inputs cut; 2 without a query that fits 256" in capsys.readouterr().out
+    said = "2 tasks, 2 seeds: 8 demos, 8 queries, 8 too long, 0 inputs cut; 2 without a query that fits 256"
+    assert said in capsys.readouterr().out
 
 
 def test_a_method_that_cannot_do_a_task_is_said_and_the_others_go_on(model, data, tmp_path, monkeypatch, capsys):
@@ -153,11 +160,36 @@ def test_a_method_that_cannot_do_a_task_is_said_and_the_others_go_on(model, data
     assert {line["method"] for line in read(tmp_path / "results.jsonl")} == {"zero_shot"}
 
 
+def test_a_method_that_the_paper_and_the_estimate_do_not_know(model, data, tmp_path, monkeypatch, capsys):
+    """It has defaults, a row without a published score, and no price; the others have theirs."""
+    monkeypatch.setitem(METHODS, "my_own", SimpleNamespace(Config=icl.Config, adapt=icl.adapt))
+    run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "my_own", "--seeds", "42"))
+    rows = [[cell.strip() for cell in row.split("|")] for row in (tmp_path / "table.md").read_text().splitlines()[4:]]
+    (ours,), (known,) = ([row for row in rows if row[1] == method] for method in ("my_own", "icl"))
+    assert ours[4] == "–" and known[4] == "50.4" and ours[2:4] == known[2:4]
+    capsys.readouterr()
+
+    estimate = memory.estimate
+
+    def refuses(config, method, *more):
+        if method == "my_own":
+            raise ValueError("my_own has no footprint: it cannot be priced.")
+        return estimate(config, method, *more)
+
+    monkeypatch.setattr(memory, "estimate", refuses)
+    run(monkeypatch, *job(model, data, tmp_path, "--methods", "my_own", "icl", "--dry-run"))
+    said = capsys.readouterr().out
+    assert said.count("my_own") == 1 and "| icl " in said and "All 10 runs" in said
+    with pytest.raises(ValueError, match="no estimate"):
+        run(monkeypatch, *job(model, data, tmp_path, "--methods", "my_own", "--dry-run"))
+
+
 def test_dry_run_loads_no_weights(model, data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(protocol, "load_model", None)
+    monkeypatch.setattr(paper, "load_model", None)
     run(monkeypatch, *job(model, data, tmp_path, "--dry-run"))
     said = capsys.readouterr().out
-    assert all(f"| {method} " in said for method in METHODS) and "2 tasks" in said and not (tmp_path / "results.jsonl").exists()
+    assert all(f"| {method} " in said for method in METHODS) and "2 tasks" in said
+    assert not (tmp_path / "results.jsonl").exists()
     assert "All 100 runs, 5 seeds: " in said and "hours at 400 TFLOP/s" in said
 
 
@@ -180,8 +212,7 @@ def test_mistakes_are_said_in_a_sentence(model, data, tmp_path, monkeypatch, mor
 @pytest.mark.parametrize("tokens, size", [(256, 99), (50, 99)])
 def test_a_tokenizer_that_is_not_the_models(data, tmp_path, monkeypatch, tokens, size):
     """One with tokens that the model lacks, and one with far fewer."""
-    config = LlamaConfig(vocab_size=size, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=256)
-    save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), tmp_path / "model")
+    save_model(Llama(LlamaConfig(size, **SMALL)).init_weights(torch.Generator().manual_seed(0)), tmp_path / "model")
     (tmp_path / "vocab.json").write_text(json.dumps([chr(i) for i in range(32, 32 + tokens)]))
     with pytest.raises(ValueError, match=f"{tokens} tokens and the model 99: they do not belong together"):
         run(monkeypatch, *job(tmp_path / "model", data, tmp_path, "--tokenizer", tmp_path))
@@ -218,58 +249,65 @@ def test_presets_are_the_papers(row):
         steps, _, batch = steps.partition("x")
         assert rate == "?" or chosen["lr"] == float(rate)
         assert steps == "?" or chosen["n_step"] == int(steps)
-        assert chosen.get("batch") == (int(batch) if batch else SETTINGS[benchmark]["ttt"]["batch"] if method == "ttt_ct_kv" else None)
+        of_ttt = SETTINGS[benchmark]["ttt"] if method == "ttt_ct_kv" else {}
+        assert chosen.get("batch") == (int(batch) if batch else of_ttt.get("batch"))
         arc = benchmark == "arc"
         if "ct_" in method:
-            assert chosen["token_dropout"] == (0.05 if benchmark == "nlp_lr" else 0.1) and chosen.get("leave_one_out", True) != arc
+            assert chosen["token_dropout"] == (0.05 if benchmark == "nlp_lr" else 0.1)
+            assert chosen.get("leave_one_out", True) != arc
         if "rank" in chosen:
             assert (chosen["rank"], chosen["alpha"]) == ((128, 16) if arc else (64, 64))
         if method == "ttt_ct_kv":
-            assert (chosen["ttt_n_step"], chosen["ttt_lr"]) == tuple(SETTINGS[benchmark]["ttt"][name] for name in ("n_step", "lr"))
+            assert (chosen["ttt_n_step"], chosen["ttt_lr"]) == (of_ttt["n_step"], of_ttt["lr"])
         if "n_prefix" in chosen:
             assert chosen["n_prefix"] == 32
 
 
 @pytest.mark.skipif(not (DATA / "bbh").is_dir(), reason=f"needs the public files in {DATA}")
 @pytest.mark.parametrize("benchmark, counts", [
-    ("nlp_lr", Counts(208, 2238, 356, 3, 3)), ("mmlu", Counts(320, 3888)), ("bbh", Counts(130, 2808, 177)), ("arc", Counts(703, 212, 2))])
+    ("nlp_lr", Counts(208, 2238, 356, 3, 3)), ("mmlu", Counts(320, 3888)), ("bbh", Counts(130, 2808, 177)),
+    ("arc", Counts(703, 212, 2))])
 def test_counts_on_the_public_files_with_llamas_tokenizer(benchmark, counts):
     """The README's table: the paper's k, lengths, and first seed."""
-    reader, tokenizer = protocol.BENCHMARKS[benchmark], load_tokenizer(DATA / "llama3_tokenizer")
+    reader, tokenizer = paper.BENCHMARKS[benchmark], load_tokenizer(DATA / "llama3_tokenizer")
     tasks = reader.tasks(DATA / benchmark)
     made = [reader.make_task(DATA / benchmark, task, tokenizer, reader.SEEDS[0])[1] for task in tasks]
     assert sum(made, Counts()) == counts and len(tasks) == {"nlp_lr": 13, "mmlu": 20, "bbh": 13, "arc": 200}[benchmark]
 
 
-@pytest.mark.parametrize("method, gigabytes, name", [*((m, 80, "8b") for m in METHODS), *((m, 16, "1b") for m in METHODS)])
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("gigabytes, name", [(80, "8b"), (16, "1b")])
 def test_the_papers_models_fit_where_the_readme_says(method, gigabytes, name):
     """BBH at k = 10 with contexts of 2,000 tokens: 8B on 80 GB, 1B on 16 GB, by the estimate in bfloat16."""
     sizes = {"8b": dict(n_layer=32, n_head=32, n_kv_head=8, n_embd=4096, head_dim=128, n_ffn=14336, tied=False),
              "1b": dict(n_layer=16, n_head=32, n_kv_head=8, n_embd=2048, head_dim=64, n_ffn=8192)}[name]
     config = LlamaConfig(vocab_size=128256, n_position=8192, **sizes)
     lengths = memory.Lengths(30, [(190, 7)] * 10, 200)
-    settings = cli.configs(method, METHODS[method].Config, {k: [v] for k, v in SETTINGS["bbh"].get(method, {}).items()}, {})[0]
+    presets = {name: [value] for name, value in SETTINGS["bbh"].get(method, {}).items()}
+    (settings,) = cli.configs(method, METHODS[method].Config, presets, {})
     estimate = memory.estimate(config, method, settings, lengths, torch.bfloat16, checkpoint=True)
     assert estimate.total < 0.9e9 * gigabytes, f"{estimate.total / 1e9:.1f} GB"
 
 
 def torchrun(*arguments):
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nanoct.reproduce",
-                             *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "nanoct.paper", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_two_processes_are_as_one_also_after_a_kill(model, data, tmp_path, monkeypatch):
-    """All in one job: the same lines as of one process; killed in the middle and started again, complete and nothing twice."""
-    more = ("--methods", "icl", "lora", "ct_kv", "--seeds", *map(str, range(4)), *SHORT, "--set", "lora.n_step=40", "--set", "ct_kv.n_step=40")
+    """The lines are those of one process; killed in the middle and started again they are complete, none is twice."""
+    more = ("--methods", "icl", "lora", "ct_kv", "--seeds", *map(str, range(4)), *SHORT,
+            "--set", "lora.n_step=40", "--set", "ct_kv.n_step=40")
     file = tmp_path / "two" / "results.jsonl"
     first = torchrun(*job(model, data, tmp_path / "two", *more))
-    deadline = time.monotonic() + 120
-    while not (file.exists() and len(file.read_text().splitlines()) >= 4) and first.poll() is None and time.monotonic() < deadline:
+    deadline, n_line = time.monotonic() + 120, lambda: len(file.read_text().splitlines()) if file.exists() else 0
+    while n_line() < 4 and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     workers = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True).stdout.split()
     subprocess.run(["kill", "-9", *workers], check=True)
     first.communicate(timeout=60)
-    before = len(file.read_text().splitlines())
+    before = n_line()
     assert first.returncode and 4 <= before < 24
 
     second = torchrun(*job(model, data, tmp_path / "two", *more))

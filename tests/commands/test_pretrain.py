@@ -8,8 +8,10 @@ from itertools import chain, islice, permutations
 import pytest
 import torch
 from conftest import tiny_llama
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from nanoct import pretrain
+from nanoct import cli, files, pretrain
 from nanoct.benchmarks import nano
 from nanoct.benchmarks.nano import facts, grids, lexicon, strings
 from nanoct.model import Llama, LlamaConfig
@@ -85,6 +87,239 @@ def test_a_killed_run_ends_bit_identical(tmp_path, monkeypatch):
     assert state[0] == state[1]
     steps, losses = zip(*((line["step"], line["loss"]) for line in log_of(tmp_path / "killed")))
     assert steps == (4, 8, 12) and losses == tuple(line["loss"] for line in log_of(tmp_path / "whole"))
+
+
+SHORT = Config(n_step=4, n_token=128, row=64, every=2, n_warmup=1, lr=1e-2)
+NAMES = "config.json", "log.jsonl", "model.safetensors", "state.safetensors", "vocab.json"
+
+
+def contents(folder):
+    """What a run leaves; of the log all but the seconds, and of the model's header what has an order."""
+    log = [{name: value for name, value in line.items() if name != "seconds"} for line in log_of(folder)]
+    model = {name: t.tolist() for name, t in load_file(folder / "model.safetensors").items()}
+    return log, model, [(folder / name).read_bytes() for name in NAMES if name not in ("log.jsonl", "model.safetensors")]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_killed_at_any_writing_it_ends_the_same(tmp_path, monkeypatch, behind):
+    """Every file is replaced once or twice in a run; it is killed at each of them, before it or behind it."""
+    train(SHORT, tmp_path / "whole", device="cpu")
+    replace, n_kill = files.os.replace, 0
+    while True:
+        out, n = tmp_path / f"{n_kill}", 0
+
+        def dies(old, new):
+            nonlocal n
+            n += 1
+            if n == n_kill and not behind:
+                raise KeyboardInterrupt
+            replace(old, new)
+            if n == n_kill:
+                raise KeyboardInterrupt
+
+        n_kill += 1
+        with monkeypatch.context() as patched:
+            patched.setattr(files.os, "replace", dies)
+            try:
+                train(SHORT, out, device="cpu")
+                break
+            except KeyboardInterrupt:
+                pass
+        half = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] if n_kill > 2 else []
+        assert [line["step"] for line in half] in ([], [2], [2, 4])  # what there is of it is whole
+        train(SHORT, out, device="cpu")
+        assert contents(out) == contents(tmp_path / "whole"), n_kill
+        assert sorted(file.name for file in out.iterdir()) == sorted(NAMES)
+    assert n_kill == 10  # vocab.json; then log, state, model and config.json, twice
+
+
+def test_a_model_older_than_the_state_is_written(tmp_path):
+    """The last step may have been done, and saved, by a run that was killed right behind that."""
+    train(SHORT, tmp_path, device="cpu")
+    whole = contents(tmp_path)
+    for spoil in (lambda file: file.unlink(), lambda file: file.write_bytes(b"half"),
+                  lambda file: save_model(tiny_model(nano.VOCABULARY), tmp_path, metadata={"step": "2"})):
+        spoil(tmp_path / "model.safetensors")
+        train(SHORT, tmp_path, device="cpu")
+        assert contents(tmp_path) == whole
+    written = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    train(SHORT, tmp_path, device="cpu")
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
+
+
+def refused(*arguments, error=ValueError, **options):
+    with pytest.raises(error) as caught:
+        train(*arguments, device="cpu", **options)
+    said = str(caught.value)
+    assert "\n" not in said and said.endswith("."), said
+    return said
+
+
+@pytest.mark.parametrize("changes, said", [
+    (dict(lr=1e-3), "lr = 0.01 and not 0.001"), (dict(seed=1), "seed = 0 and not 1"),
+    (dict(row=32), "row = 64 and not 32"),
+    (dict(n_token=256), "n_token = 128 and not 256"), (dict(n_warmup=2), "n_warmup = 1 and not 2"),
+    (dict(decay=0.5), "decay = 0.25 and not 0.5"), (dict(weight_decay=0.0), "weight_decay = 0.1 and not 0.0"),
+    (dict(world="grids"), "world = 'strings' and not 'grids'"), (dict(n_layer=1), "n_layer = 2 and not 1"),
+    (dict(n_step=3), "is at step 4, behind --n-step 3")])
+def test_a_state_of_other_settings_is_refused_and_stays(tmp_path, monkeypatch, changes, said):
+    train(SHORT, tmp_path, device="cpu")
+    whole, world = contents(tmp_path), changes.pop("world", "strings")
+    monkeypatch.setattr(pretrain, "ARCHITECTURE", TINY | {key: changes.pop(key) for key in ["n_layer"] if key in changes})
+    assert said in (message := refused(replace(SHORT, **changes), tmp_path, world)) and "another --out" in message
+    assert contents(tmp_path) == whole
+
+
+def test_more_steps_and_other_evaluations_go_on(tmp_path):
+    train(SHORT, tmp_path, device="cpu")
+    train(replace(SHORT, n_step=7, every=3), tmp_path, device="cpu")
+    assert [line["step"] for line in log_of(tmp_path)] == [2, 4, 6, 7]
+
+
+def test_a_folder_with_a_model_and_no_state_is_not_written_over(tmp_path):
+    for name in ("model.safetensors", "config.json", "model-00001-of-00002.safetensors"):
+        (tmp_path / name).write_bytes(b"mine")
+        assert f"holds {name} and no state" in refused(SHORT, tmp_path)
+        assert [file.name for file in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == b"mine"
+        (tmp_path / name).unlink()
+
+
+def spoilt(path, edit):
+    tensors = load_file(path)
+    edit(tensors)
+    with pretrain.safe_open(path, "pt") as file:
+        about = file.metadata()
+    save_file(tensors, path, metadata=about)
+
+
+def says(path, about):
+    """Another state, and what it says of itself."""
+    save_file({"a": torch.ones(1)}, path, metadata=about and {pretrain.ENTRY: about})
+
+
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize("spoil, said", [
+    (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is truncated"),
+    (lambda path: path.write_bytes(b""), "is truncated"),
+    (lambda path: path.write_bytes(b"{}" * 50), "no state of a training"),
+    (lambda path: (path.unlink(), path.mkdir()), "no state of a training"),
+    (lambda path: says(path, None), "does not say its step"), (lambda path: says(path, "{}"), "does not say its step"),
+    (lambda path: says(path, '{"step": 4}'), "does not say its step and its settings"),
+    (lambda path: says(path, '{"step": -4, "settings": {}}'), "does not say its step"),
+    (lambda path: says(path, '{"step": "4", "settings": {}}'), "does not say its step"),
+    (lambda path: says(path, '{"step": 4, "settings": {}}'), "world = None and not 'strings'"),
+    (lambda path: says(path, "["), "its metadata, is not JSON"), (lambda path: says(path, "[]"), "a JSON object"),
+    (lambda path: says(path, "[" * 10**5), "nested"),
+    (lambda path: spoilt(path, lambda t: t.pop(NORM)), f"{NORM} is missing"),
+    (lambda path: spoilt(path, lambda t: t.pop(f"{NORM}.exp_avg")), f"{NORM}.exp_avg is missing"),
+    (lambda path: spoilt(path, lambda t: t.update({NORM: torch.ones(3)})),
+     f"{NORM} is ('F32', 3), expected ('F32', 32)"),
+    (lambda path: spoilt(path, lambda t: t.update({NORM: t[NORM].half()})), f"{NORM} is ('F16', 32)"),
+    (lambda path: spoilt(path, lambda t: t.update(more=torch.ones(3))), "more is ('F32', 3), expected none"),
+])
+def test_a_broken_or_foreign_state_is_refused(tmp_path, spoil, said):
+    train(SHORT, tmp_path, device="cpu")
+    spoil(tmp_path / "state.safetensors")
+    model = (tmp_path / "model.safetensors").read_bytes()
+    assert said in refused(SHORT, tmp_path) and (tmp_path / "model.safetensors").read_bytes() == model
+
+
+@pytest.mark.parametrize("line", ["{", '{"a": 1}', "[1]", '{"step": "2"}'])
+def test_a_broken_log_is_said(tmp_path, line):
+    train(SHORT, tmp_path, device="cpu")
+    (tmp_path / "log.jsonl").write_text((tmp_path / "log.jsonl").read_text() + line + "\n")
+    assert "log.jsonl, line 3" in refused(SHORT, tmp_path)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    with files.lock(tmp_path):
+        assert "another process is at work" in refused(SHORT, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_the_first_loss_that_is_not_finite_ends_a_run(tmp_path, monkeypatch, at, what):
+    """Nothing of it is saved, and what was saved before stays."""
+    clip, cross_entropy, steps = torch.nn.utils.clip_grad_norm_, pretrain.F.cross_entropy, []
+
+    def gradient(parameters, most):
+        norm = clip(parameters, most)
+        return norm * math.inf if what == "gradient" and len(steps) == at + 1 else norm
+
+    def loss(*arguments):
+        steps.append(1)
+        return cross_entropy(*arguments) * (math.nan if what == "loss" and len(steps) == at + 1 else 1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.nn.utils, "clip_grad_norm_", gradient)
+        patched.setattr(pretrain.F, "cross_entropy", loss)
+        assert f"not finite at step {at + 1}: stopped" in refused(SHORT, tmp_path)
+    assert len(steps) == at + 1
+    if at == 1:
+        assert [file.name for file in tmp_path.iterdir()] == ["vocab.json"]
+    else:
+        assert [line["step"] for line in log_of(tmp_path)] == [2] and pretrain.step_of(tmp_path) == 2
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    assert "not finite at step" in refused(replace(SHORT, lr=1e38), tmp_path)
+    assert not (tmp_path / "state.safetensors").exists() and not (tmp_path / "log.jsonl").exists()
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    train(SHORT, tmp_path / "whole", device="cpu")
+    save, n = pretrain.save_file, 0
+
+    def full(tensors, path, metadata):
+        nonlocal n
+        n += 1
+        if n == 2:
+            path.write_bytes(b"half")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save(tensors, path, metadata=metadata)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pretrain, "save_file", full)
+        assert "cannot write" in (said := refused(SHORT, tmp_path / "out", error=OSError)) and "No space" in said
+    assert pretrain.step_of(tmp_path / "out") == 2
+    train(SHORT, tmp_path / "out", device="cpu")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("changes, said", [
+    (dict(n_step=0), "--n-step 0"), (dict(every=0), "--every 0"), (dict(row=0), "--row 0"), (dict(row=-1), "--row -1"),
+    (dict(n_warmup=0), "--n-warmup 0"), (dict(decay=math.nan), "--decay nan"), (dict(decay=0.0), "--decay 0.0"),
+    (dict(decay=1.5), "--decay 1.5"), (dict(lr=0.0), "--lr 0.0"), (dict(lr=math.inf), "--lr inf"),
+    (dict(weight_decay=-1.0), "--weight-decay -1.0"),
+    (dict(n_token=100), "--row 64: a row is at times twice as long, and a step has"),
+    (dict(row=512, n_token=4096), "--row 512: a row is at times twice as long, and the model takes 512"),
+    (dict(row=1), "--row 1: no answer fits")])
+def test_settings_that_cannot_be(tmp_path, changes, said):
+    assert said in refused(replace(SHORT, **changes), tmp_path / "out")
+    assert not (tmp_path / "out" / "state.safetensors").exists()
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--n-step", "-1"], ["--decay", "nan"], ["--lr", "1e300"], ["--seed", str(10**30)], ["--out", ""], ["--row", "0"],
+    ["--world", "mars"], ["--device", "toaster"]])
+def test_mistakes_on_the_command_line(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["pretrain", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(pretrain.main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and arguments[0] in said or "toaster" in said
+
+
+def test_shares_that_no_row_could_show_are_null_and_a_gap(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pretrain.plots, "pretraining", lambda lines, path: drawn.extend(lines))
+    train(SHORT, tmp_path, device="cpu")
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text() and log_of(tmp_path)[0]["train"]["10"] is None
+    assert math.isnan(drawn[0]["train"]["10"])
 
 
 def test_the_seed_decides(tmp_path):

@@ -1,20 +1,22 @@
-"""The main job: planning, resuming, error bars, and every mistake answered with a sentence."""
+"""The main job: planning, resuming, error bars, a method of one's own, and every mistake answered with a sentence."""
 
 import json
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import dataclass
 from math import isclose, sqrt
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nanoct import cli
 from nanoct.benchmarks import nano
-from nanoct.methods import METHODS
+from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
-from nanoct.reproduce import N_STEP, SWEEP, choose, configs, main, plan, read_settings
-from nanoct.runs import report, results
+from nanoct.reproduce import N_STEP, choose, configs, main, plan, read_settings
+from nanoct.runs import plots, report, results
 from nanoct.weights import save_model
 
 
@@ -26,7 +28,8 @@ def line(method="icl", task="a", seed=0, score=0.5, seconds=1.0, config=None, wo
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    config = LlamaConfig(len(nano.VOCABULARY), n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=512)
+    sizes = dict(n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=512)
+    config = LlamaConfig(len(nano.VOCABULARY), **sizes)
     save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), folder)
     (folder / "vocab.json").write_text(json.dumps(nano.VOCABULARY))
     return folder
@@ -42,8 +45,8 @@ def reproduce(*arguments):
 
 
 def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tmp_path):
-    job = ("--model", model_folder, "--world", "lexicon", "facts", "--k", 3, "--tasks", 1, "--workers", 2, "--out", tmp_path,
-           "--set", "ct_kv.n_step=1,2", *SHORT)
+    job = ("--model", model_folder, "--world", "lexicon", "facts", "--k", 3, "--tasks", 1, "--workers", 2,
+           "--out", tmp_path, "--set", "ct_kv.n_step=1,2", *SHORT)
     done = reproduce(*job)
     assert done.returncode == 0, done.stderr
     file = tmp_path / "results.jsonl"
@@ -52,6 +55,7 @@ def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tm
     assert {l["world"] for l in before} == {"lexicon", "facts"}
     assert all((l["kl"] is None) == l["method"].startswith("bayes") for l in before)
     assert {key for l in before for key in l} >= {"config", "seed", "torch", "device", "seconds", "score", "date"}
+    assert all(l["peak_bytes"] > 0 and l["n_thread"] == 1 for l in before if l["kl"] is not None)
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("accuracy_vs_seconds.png", "kl_vs_steps.png"))
     text = file.read_text()
     file.write_text(text[: text.rindex("{") + 40])  # killed in the middle of the last line
@@ -80,6 +84,10 @@ def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tm
     (["--set", "ct_kv"], "ct_kv"),
     (["--frobnicate"], "--frobnicate"),
     (["--k", "0"], "--k 0"),
+    (["--workers", "-1"], "--workers -1"),
+    (["--benchmark", "bbh"], "python -m nanoct.paper --benchmark bbh"),
+    (["--benchmark=bbh", "--data", "data/bbh", "--dry-run"], "python -m nanoct.paper --benchmark bbh"),
+    (["--data", "data/bbh", "--checkpoint", "--benchmark"], "python -m nanoct.paper --benchmark"),
     (["--device", "abacus"], "abacus"),
     (["--model", "no/where/at/all"], "no/where/at/all"),
     (["--out", "/dev/null/results"], "/dev/null"),
@@ -96,8 +104,10 @@ def test_mistakes_get_one_sentence(arguments, says, model_folder, monkeypatch, c
     assert stop.value.code == 2 and says in said and len(said.strip().splitlines()) == 1
 
 
-def test_a_context_that_is_too_long_is_said_and_what_is_done_is_kept(model_folder, tmp_path):
-    done = reproduce("--model", model_folder, "--world", "strings", "--tasks", 1, "--k", 60, "--methods", "zero_shot", "icl", "--workers", 1, "--out", tmp_path)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_context_that_is_too_long_is_said_and_what_is_done_is_kept(workers, model_folder, tmp_path):
+    done = reproduce("--model", model_folder, "--world", "strings", "--tasks", 1, "--k", 60,
+                     "--methods", "zero_shot", "icl", "--workers", workers, "--out", tmp_path)
     assert done.returncode == 2 and "context is 512" in done.stderr and "Traceback" not in done.stderr
     assert [l["method"] for l in results.read(tmp_path / "results.jsonl")] == ["zero_shot"]
 
@@ -129,17 +139,20 @@ def test_interval_is_students(n, t):
 
 
 def test_settings_are_a_product_and_typed():
-    made = configs("ct_kv", {"lr": 0.5}, {"ct_kv": {"lr": ["1e-3", "1e-2"], "n_step": ["4", "8", "16"], "leave_one_out": ["False"]}})
-    assert {(c["lr"], c["n_step"]) for c in made} == {(lr, n) for lr in (1e-3, 1e-2) for n in (4, 8, 16)} and len(made) == 6
+    asked = {"lr": ["1e-3", "1e-2"], "n_step": ["4", "8", "16"], "leave_one_out": ["False"]}
+    made = configs("ct_kv", {"lr": 0.5}, {"ct_kv": asked})
+    assert len(made) == 6
+    assert {(c["lr"], c["n_step"]) for c in made} == {(lr, n) for lr in (1e-3, 1e-2) for n in (4, 8, 16)}
     assert all(c["leave_one_out"] is False and type(c["n_step"]) is int for c in made)
     assert configs("icl", {}, {}) == configs("bayes_all", {}, {}) == [{}]
 
 
 def test_every_tuned_method_is_swept_over_as_many_settings():
-    counts = {method: len(configs(method, {}, {}, sweep=True)) for method in SWEEP}
+    swept = [method for method, module in METHODS.items() if hasattr(module, "SWEEP")]
+    counts = {method: len(configs(method, {}, {}, sweep=True)) for method in swept}
     assert counts.keys() == METHODS.keys() - {"zero_shot", "icl"} and set(counts.values()) == {8}
     for method, steps in N_STEP.items():
-        assert set(SWEEP[method]["n_step"]) <= set(steps)  # what is chosen lies on the curve
+        assert set(METHODS[method].SWEEP["n_step"]) <= set(steps)  # what is chosen lies on the curve
 
 
 def test_the_shipped_settings_are_what_the_shipped_sweep_chose():
@@ -151,44 +164,103 @@ def test_the_shipped_settings_are_what_the_shipped_sweep_chose():
 def test_choose_takes_the_best_mean_over_tasks_of_each_world():
     lines = [line("ct_kv", t, score=x, config=dict(lr=lr), world=w) for w, level in (("strings", .4), ("facts", .6))
              for lr, scores in ((1, (.9, .1)), (2, (level, level))) for t, x in zip("ab", scores)]
-    lines += [line("ct_kv", "a", score=.9, config=dict(lr=1), world="facts", seed=1), line("icl")]  # a mean over lines would take it
+    # a mean over lines would take it
+    lines += [line("ct_kv", "a", score=.9, config=dict(lr=1), world="facts", seed=1), line("icl")]
     assert choose(lines) == {"strings": {"ct_kv": dict(lr=1)}, "facts": {"ct_kv": dict(lr=2)}}
 
 
 def test_plan_interleaves_the_worlds(model_folder):
-    args = Namespace(world=["strings", "facts"], tasks={"strings": ["a", "b", "c"], "facts": ["d"]}, seeds=[0, 1], pool="p",
-                     k=None, methods=["icl", "bayes_all"], set={}, sweep=False, ablations=False, scaling=False, model=None)
+    args = Namespace(world=["strings", "facts"], tasks={"strings": ["a", "b", "c"], "facts": ["d"]}, seeds=[0, 1],
+                     pool="p", k=None, methods=["icl", "bayes_all"], set={}, sweep=False, ablations=False,
+                     scaling=False, model=None)
     runs = plan(args, {"strings": "S", "facts": "F"})
     assert [(run["task"], run["seed"], run["method"]) for run in runs[:5]] == [
         ("a", 0, "icl"), ("a", 0, "bayes_all"), ("a", 1, "icl"), ("a", 1, "bayes_all"), ("d", 0, "icl")]
-    assert len(runs) == 4 * 2 * 2 and {(run["world"], run["model"], run["k"]) for run in runs} == {("strings", "S", 10), ("facts", "F", 16)}
+    of = {(run["world"], run["model"], run["k"]) for run in runs}
+    assert len(runs) == 4 * 2 * 2 and of == {("strings", "S", 10), ("facts", "F", 16)}
 
 
 def test_race_compares_seconds_to_reach_the_others_best():
     at = lambda score, seconds: report.Setting("m", {}, [line(score=score, seconds=seconds)])
     ttt, ct_kv = [at(.80, 4.0), at(.82, 8.0)], [at(.81, 1.0), at(.83, 2.0)]
     said = report.race(ct_kv[0], ct_kv, ttt)
-    assert "82.0% in 8.00 s" in said and "-1.0 ± nan points from it, in 0.12 times" in said and "in 2.00 s, 0.25 times" in said
+    assert "82.0% in 8.00 s" in said and "-1.0 ± nan points from it, in 0.12 times" in said
+    assert "in 2.00 s, 0.25 times" in said
     assert "no setting" in report.race(ct_kv[0], ct_kv[:1], ttt)
 
 
 def test_the_table_shows_the_preset_and_not_the_best():
     lines = [line("ct_kv", score=x, config=dict(n_step=n)) for n, x in [(4, .9), (8, .5), (16, .7)]]
-    assert report.text(lines, {"strings": {"ct_kv": dict(n_step=8)}}).splitlines()[4].split("|")[2].split()[0] == "50.0"
+    row = report.text(lines, {"strings": {"ct_kv": dict(n_step=8)}}).splitlines()[4]
+    assert row.split("|")[2].split()[0] == "50.0"
 
 
 def test_differences_between_methods_are_paired_by_task():
-    lines = [line(m, t, score=x) for m, scores in (("ct_kv", (.9, .5, .4)), ("ttt", (.6, .4, .2))) for t, x in zip("abc", scores)]
+    lines = [line(m, t, score=x) for m, scores in (("ct_kv", (.9, .5, .4)), ("ttt", (.6, .4, .2)))
+             for t, x in zip("abc", scores)]
     row = next(row for row in report.text(lines, {}).splitlines() if row.startswith("| ct_kv - ttt"))
     assert "{:+.1f} ± {:.1f}".format(*report.interval([30, 10, 20])) in row and "prefix" not in row
 
 
 def test_the_table_has_a_column_per_world():
     lines = [line(m, t, score=x + 0.1 * (t == "b"), world=w) for w, m, x in
-             [("strings", "icl", .5), ("strings", "bayes_all", .7), ("facts", "icl", .3), ("facts", "zero_shot", .2)] for t in "ab"]
+             [("strings", "icl", .5), ("strings", "bayes_all", .7), ("facts", "icl", .3), ("facts", "zero_shot", .2)]
+             for t in "ab"]
     said = report.text(lines, {}).splitlines()
-    cells = {row.split("|")[1].strip(): [c.strip() for c in row.split("|")[2:-1]] for row in said[2:7] if row.startswith("|")}
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in said[2:7] if row.startswith("|")]
+    cells = {method: of_worlds for method, *of_worlds in rows}
     assert cells["method"] == ["strings", "facts"] and cells["icl"] == ["55.0 ± 5.0", "35.0 ± 5.0"]
     assert cells["bayes_all"] == ["75.0 ± 5.0", ""] and cells["zero_shot"] == ["", "25.0 ± 5.0"]
     minus = next(row for row in said if row.startswith("| bayes_all") and "+" in row)
     assert "+20.0 ± 0.0" in minus
+
+
+@dataclass
+class Config:
+    n_step: int = 2
+    lr: float = 0.5
+
+
+def bare_method():
+    """ICL in a module that has what a method must have, and nothing else."""
+
+    def adapt(model, task, config=Config(), seed=0, progress=None):
+        for step in range(config.n_step):
+            if progress:
+                progress(step, 1 / (1 + step))
+        return icl.adapt(model, task)
+
+    return SimpleNamespace(Config=Config, adapt=adapt)
+
+
+def test_a_method_of_ones_own_goes_through_the_job_its_report_and_figures(model_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(METHODS, "my_own", bare_method())
+
+    def job(*arguments):
+        monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, arguments)])
+        main()
+        return capsys.readouterr()
+
+    common = ("--model", model_folder, "--world", "facts", "--tasks", 1, "--workers", 0, "--out", tmp_path)
+    out, err = job(*common, "--methods", "icl", "my_own", "--set", "my_own.n_step=2,3")
+    lines = results.read(tmp_path / "results.jsonl")
+    assert [(l["method"], l["loss"]) for l in lines] == [("icl", None), ("my_own", [1, .5]), ("my_own", [1, .3333])]
+    assert lines[1]["score"] == lines[0]["score"] and lines[1]["kl"] == lines[0]["kl"] and lines[1]["peak_bytes"] > 0
+    assert f"my_own on {lines[0]['task']}" in err  # the bar
+    table = (tmp_path / "table.md").read_text()
+    assert "| my_own " in table and table in out and "my_own on" not in table
+    assert all((tmp_path / name).stat().st_size > 5_000 for name in ("accuracy_vs_seconds.png", "kl_vs_steps.png"))
+    assert table in job("--report", tmp_path / "results.jsonl").out
+
+    out = job(*common, "--methods", "icl", "my_own", "--sweep").out
+    assert out.count("has no SWEEP") == 1 and "my_own has no SWEEP, the values worth trying: it runs at its" in out
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"facts": {"my_own": dict(n_step=2, lr=0.5)}}
+
+
+def test_methods_have_a_label_and_a_colour_of_their_own(monkeypatch):
+    for name in "my_own", "another":
+        monkeypatch.setitem(METHODS, name, bare_method())
+    styles = [plots.style(method) for method in [*METHODS, *plots.CEILINGS]]
+    assert styles[list(METHODS).index("my_own")] == ("my own", plots.MORE[0])
+    assert len(set(styles)) == len({colour for _, colour in styles}) == len(METHODS) + 2
+    assert plots.style("ct_kv") == ("CT-KV", "#d1495b") and plots.style("of_an_old_file") == ("of an old file", "black")

@@ -75,11 +75,11 @@ def test_end_to_end_on_the_shipped_model(here, monkeypatch, capsys):
     model, tokenizer = load_model(STRINGS, "cpu"), load_tokenizer(STRINGS)
     demos = [nano.encode(tokenizer, row["input"], row["output"]) for row in DEMOS]
     task = Task("mine", [nano.Demo(*demo) for demo in demos], [Query(*demo) for demo in demos], [tokenizer.bos_id],
-                metric="text", decode=tokenizer.decode)
+                metric="text", decode=tokenizer.decode, terminator=";")
     adapted = ct_kv.adapt(model, task, ct_kv.Config(n_step=4, lr=0.1), seed=3)
     saved, about = load_adapted("new/ctx", model)
     assert all(map(torch.equal, saved.prefix.stack(), adapted.prefix.stack())) and about["k"] == 10
-    held_out = evaluate(adapted, Task("", [], task.queries[4:], metric="text", decode=tokenizer.decode))
+    held_out = evaluate(adapted, Task("", [], task.queries[4:], metric="text", decode=tokenizer.decode, terminator=";"))
     assert scores["ct_kv"] == f"{held_out.score:.1%}"
 
     call(monkeypatch, "--predict", "--context", "new/ctx", "--data", "questions.jsonl", "--device", "cpu")
@@ -206,7 +206,7 @@ def test_only_the_whole_terminator_ends_an_answer(small, words, monkeypatch):
     new, model, asked = ["ab;c=d=;ef=;", "ab", "=;"], load_model(small, "cpu"), []
 
     def generate(adapted, prompts, limit, stop):
-        asked.append((limit, stop))
+        asked.append((limit, stop(words.encode("ab=;")), stop(words.encode("ab;"))))
         return [words.encode(text) for text in new[: len(prompts)]]
 
     monkeypatch.setattr(score, "generate", generate)
@@ -215,12 +215,12 @@ def test_only_the_whole_terminator_ends_an_answer(small, words, monkeypatch):
     assert answers == [("ab;c=d", {}), ("ab", {}), ("", {})]
     answer(Adapted(model), words, lines, "{input}={output};", None, 9)
     answer(Adapted(model), words, [Line("", "a" * 60)], "{input}={output};", None, 9)  # 61 of 64: room for four
-    assert asked == [(9, None), (9, words.encode(";")[0]), (4, words.encode(";")[0])]
+    assert asked == [(9, True, False), (9, True, True), (4, True, True)]
 
 
 def test_settings_are_read_by_the_type_of_their_field():
-    config = configure("ct_kv", ["lr=3e-2", "n_step=7", "leave_one_out=False", "start=noise"])
-    assert config == ct_kv.Config(lr=0.03, n_step=7, leave_one_out=False, start="noise")
+    config = configure("ct_kv", ["lr=3e-2", "n_step=7", "leave_one_out=False", "bf16=True"])
+    assert config == ct_kv.Config(lr=0.03, n_step=7, leave_one_out=False, bf16=True)
 
 
 def test_lines_may_hold_line_separators_and_come_from_windows(here):
@@ -253,7 +253,8 @@ GOOD = '{"input": "ab", "output": "ba"}'
 
 @pytest.mark.parametrize("content, says", [
     ([], ["d.jsonl is empty"]),
-    ([GOOD, ""], ["d.jsonl, line 2 is empty"]),
+    ([GOOD, "", GOOD], ["d.jsonl, line 2 is empty"]),
+    (["[" * 100_000], ["d.jsonl, line 1", "nested more than 100 deep"]),
     ([GOOD, GOOD, '{"input": "a'], ["d.jsonl, line 3", "JSON", '{"input": "a']),
     (["[1]"], ["line 1", "JSON object"]),
     (['{"output": "a"}'], ["line 1: 'input' is missing"]),
@@ -261,11 +262,12 @@ GOOD = '{"input": "ab", "output": "ba"}'
     ([GOOD, '{"input": 3, "output": "a"}'], ["line 2: 'input' is 3"]),
     (['{"input": "a", "output": null}'], ["line 1: 'output' is None"]),
     (['{"input": "a", "output": "b", "options": "bc"}'], ["line 1: 'options' is 'bc'"]),
-    (['{"input": "a", "output": "b", "options": []}'], ["line 1: 'options' is []"]),
+    (['{"input": "a", "output": "b", "options": []}'], ["line 1: 'options' is empty"]),
     (['{"input": "a", "output": "b", "options": ["b", 1]}'], ["line 1: 'options'"]),
     (['{"input": "a", "output": "b", "options": ["c", "d"]}'], ["line 1", "'b' is not among", "['c', 'd']"]),
     ([GOOD, '{"input": "aXb", "output": "a"}'], ["line 2", "no token for 'X'"]),
     ([GOOD, '{"input": "ab", "output": "a", "options": ["a", "Zb"]}'], ["line 2", "no token for 'Z'"]),
+    ([json.dumps(dict(input="a", output="\u00e9", options=["e\u0301"]))], ["line 1", r"'\xe9'", r"'e\u0301'"]),
     ([GOOD, '{"input": "ab", "output": "a;b"}'], ["line 2", "'a;b' contains ';'"]),
     ([json.dumps(dict(input="a" * 70, output="b"))], ["line 1", "context is 64"]),
 ])
@@ -279,7 +281,7 @@ def test_bad_lines(here, small, monkeypatch, capsys, content, says, option):
 
 
 @pytest.mark.parametrize("changes, says", [
-    ({"--data": "nothing.jsonl"}, ["nothing.jsonl", "No such file"]),
+    ({"--data": "nothing.jsonl"}, ["nothing.jsonl", "there is no file"]),
     ({"--data": "."}, ["Is a directory"]),
     ({"--data": None}, ["--data"]),
     ({"--held-out": "nothing.jsonl"}, ["nothing.jsonl"]),
@@ -290,7 +292,7 @@ def test_bad_lines(here, small, monkeypatch, capsys, content, says, option):
     ({"--set": "n_step=1.5"}, ["'1.5' is no int"]),
     ({"--set": "leave_one_out=maybe"}, ["'maybe' is no bool"]),
     ({"--set": "lr=-1"}, ["lr = -1.0"]),
-    ({"--set": "start=others"}, ["start = 'others'"]),
+    ({"--method": "prefix_tuning", "--set": "start=others"}, ["start = 'others'"]),
     ({"--method": "icl", "--set": "lr=1"}, ["icl has no fields"]),
     ({"--method": "lora", "--set": "rank=0"}, ["rank = 0"]),
     ({"--template": "{input}="}, ["{output}", "'{input}='"]),
@@ -374,3 +376,15 @@ def test_mistakes_of_answering(here, small, context, monkeypatch, capsys, change
     options = {"--predict": True, "--context": context, "--data": "test.jsonl", "--model": small} | changes
     message = refused(monkeypatch, capsys, *flat(options))
     assert all(part in message for part in says), message
+
+
+def test_half_a_surrogate_pair_costs_no_answer(here, small, context, monkeypatch, capsys):
+    """JSON can say what UTF-8 cannot: the answers come out, escaped where they must be."""
+    assert json.loads(tune.written(dict(input="a\ud800é"))) == dict(input="a\ud800é")
+    assert tune.written(dict(input="é")) == '{"input": "é"}'
+    model, tokenizer = load_model(small, "cpu"), load_tokenizer(small)
+    monkeypatch.setattr(tune, "load", lambda *_: (model, tokenizer))
+    monkeypatch.setattr(tokenizer, "encode", lambda text, **_: [5])
+    write("odd.jsonl", ['{"input": "a\\ud800"}', '{"input": "b"}'])
+    call(monkeypatch, "--predict", "--context", context, "--data", "odd.jsonl", "--out", "answers", "--model", small)
+    assert [row["input"] for row in rows((here / "answers").read_text())] == ["a\ud800", "b"]

@@ -1,6 +1,7 @@
 """Saved contexts: the same bits back for every method, and a sentence for every file that does not belong."""
 
 import json
+import math
 import os
 from dataclasses import fields
 
@@ -165,6 +166,13 @@ Q = "adapter.layers.1.self_attn.q_proj"
     (lambda t, m: m["scale"].update({"layers.1.self_attn.q_proj": None}), ["scale None"]),
     (lambda t, m: m.update(adapter="IA3"), ["'IA3'", "LoRA, DoRA"]),
     (lambda t, m: m.update(adapter="DoRA"), ["magnitude is missing"]),
+    (lambda t, m: t["prefix.keys"].view(-1)[3:4].fill_(math.nan), ["prefix.keys", "not finite"]),
+    (lambda t, m: t[Q + ".b"].view(-1)[:1].fill_(math.inf), [Q + ".b", "not finite"]),
+    (lambda t, m: m["scale"].update({"layers.1.self_attn.q_proj": math.inf}), ["scale inf"]),
+    (lambda t, m: m.update(next_position=-3), ["next_position is -3"]),
+    (lambda t, m: m.update(next_position=2), ["next_position = 2"]),
+    (lambda t, m: t.update({name: t[name][..., :0, :].clone() if t[name].dim() == 5 else t[name][:0].clone()
+                            for name in list(t) if name.startswith("prefix.")}), ["0 entries"]),
 ])
 def test_a_context_that_does_not_belong(model, file, edit, said):
     rewrite(file, edit)

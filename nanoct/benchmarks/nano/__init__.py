@@ -15,6 +15,7 @@ before any of them was tuned on: a pool is the whole of what its file names, cut
 Bayes ceiling with the held-out pool in its prior lies at least 10 points above ICL on average over the pool.
 """
 
+import json
 import random
 from pathlib import Path
 
@@ -25,6 +26,12 @@ BOS, EQUALS, END = "<s>", "=", ";"
 WORLDS = {"strings": strings.WORLD, "grids": grids.WORLD, "lexicon": lexicon.WORLD, "facts": facts.WORLD}
 VOCABULARY = [BOS, EQUALS, END, *(token for world in WORLDS.values() for token in world.tokens)]
 FOLDER = Path(__file__).parents[3] / "weights" / "nano"
+
+
+def read_settings():
+    """{world: {method: config}}, what `python -m nanoct.reproduce --sweep` chose; nothing before the first sweep."""
+    file = FOLDER / "settings.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def encode(tokenizer, x, y):

@@ -1,0 +1,85 @@
+"""Words: 35 tasks of real words that a person reads at a glance, such as hot -> cold; the lists come with the package.
+
+    python -m nanoct.benchmarks.words --show 2
+
+A context is "x₁ -> y₁\\nx₂ -> y₂\\n…". An answer ends with the line break, tokenised apart, so that all answers end
+alike, and is right if all its tokens are. No instruction, no beginning-of-sequence token. 10 demos are drawn by seed,
+all other lines are queries, 50 a task. A query is dropped if context and row exceed 2,048 tokens. Files:
+F/<task>.tsv, UTF-8, a line "input<TAB>output" a pair, no header; --data F takes a folder of one's own.
+
+The split, fixed before anything was measured: settings are chosen on "validation", results are of "test". Within each
+kind, in alphabetical order, every third task is for validation, from the second on. So every kind is on both sides.
+All tasks of a folder of one's own are "test".
+"""
+
+from pathlib import Path
+
+from nanoct.benchmarks import common
+from nanoct.fewshot import Demo, Query, Task
+
+K, LENGTH = 10, 2048
+SEEDS = (42, 43, 44)
+PACKAGED = "words"  # the name of the folder that comes with the package
+KINDS = {
+    "meaning": "animal_class animal_or_thing antonym capital category continent currency language nationality "
+               "opposite_gender",
+    "grammar": "adverb agent comparative gerund past_participle past_tense plural superlative third_person",
+    "translation": "english_to_french english_to_german english_to_spanish",
+    "form": "first_letter first_two last_letter length next_number number_word reverse starts_with_vowel upper_case",
+    "labels": "animal_foo_plant_bar city_dax_country_wug food_x_clothes_y_tool_z good_nim_bad_tob",
+}
+KINDS = {kind: names.split() for kind, names in KINDS.items()}
+VALIDATION = [name for names in KINDS.values() for name in sorted(names)[1::3]]
+REPORTED = [name for names in KINDS.values() for name in names if name not in VALIDATION]
+POOLS = {"validation": VALIDATION, "test": REPORTED}
+
+
+def where(folder):
+    """The folder itself, or the packaged one for None and "words"; "./words" is a folder of one's own."""
+    return Path(__file__).parent if folder in (None, PACKAGED) else Path(folder)
+
+
+def tasks(folder=None):
+    """Names of the tasks in a folder. Raises FileNotFoundError if there is none."""
+    files = common.folders(where(folder), "*.tsv", "lists, <task>.tsv, of lines input<TAB>output")
+    return [file.stem for file in files]
+
+
+def pools(folder=None):
+    """{"validation": names, "test": names} of the tasks in a folder."""
+    return POOLS if where(folder).resolve() == where(None).resolve() else {"validation": [], "test": tasks(folder)}
+
+
+def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=None):
+    """A Task and its Counts. Raises FileNotFoundError or ValueError with a sentence on a file that is not as above."""
+    file, end = where(folder) / f"{name}.tsv", tokenizer.encode("\n")
+    given, asked = common.draw(read(file), k, seed, file)
+    x = lambda text: tokenizer.encode(f"{text} ->")
+    y = lambda text: tokenizer.encode(f" {text}") + end
+    task = Task(name, [Demo(x(i), y(o)) for i, o in given], [])
+    return common.fill(task, (Query(x(i), y(o)) for i, o in asked), common.Counts(), length, limit_queries)
+
+
+def read(file):
+    """The (input, output) of all lines of a file, blanks around them left out; blank lines at the end do not count."""
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no {file}: take other --tasks, or write it, a line input<TAB>output a pair.")
+    text = file.read_bytes().removeprefix(b"\xef\xbb\xbf")  # without the mark that some editors put first
+    pairs, first = [], {}  # first: input -> its line
+    for n, line in enumerate(text.rstrip(b" \r\n").splitlines(), 1):
+        at = f"{file}, line {n}"
+        try:
+            cells = [cell.strip() for cell in line.decode().split("\t")]
+        except UnicodeDecodeError:
+            raise ValueError(f"{at}, is not UTF-8 text: save the file as UTF-8.") from None
+        wrong = ("no tab" if len(cells) == 1 else "more than one tab" if len(cells) > 2 else
+                 "an empty input" if not cells[0] else "an empty output" if not cells[1] else None)
+        if wrong:
+            raise ValueError(f"{at}, has {wrong}: {line.decode()[:60]!r}; write input<TAB>output.")
+        if cells[0] in first:
+            raise ValueError(f"{at}, has the input {cells[0]!r:.60} of line {first[cells[0]]} again: leave one out.")
+        first[cells[0]] = n
+        pairs.append(cells)
+    if not pairs:
+        raise ValueError(f"{file} is empty: write a line input<TAB>output a pair.")
+    return pairs

@@ -1,0 +1,98 @@
+"""The first minute: what a model answers when it reads a few demonstrations, and when it tunes what it remembers of them.
+
+    python -m nanoct.demo                               # an embedded model, strings of letters: no download, seconds
+    python -m nanoct.demo --model weights/smollm2       # a public model, real words (`make smollm2` gets it)
+    python -m nanoct.demo --model weights/smollm2 --tasks capital antonym
+
+Three tasks; of each the demos, some questions, and the answers of in-context learning (ICL) and of CT-KV. ICL reads the
+demos and keeps their KV cache; CT-KV starts from that cache and optimises it (methods/ct_kv.py). Tasks of the strings
+are held-out ones: no model was trained on them.
+"""
+
+import time
+from itertools import zip_longest
+
+from nanoct import cli
+from nanoct.benchmarks import nano, words
+from nanoct.benchmarks.presets import SETTINGS
+from nanoct.methods import ct_kv, icl
+from nanoct.score import decode, evaluate
+from nanoct.tokenizer import load_tokenizer
+from nanoct.weights import fetch, load_model, quiet_threads
+
+WORLD, N_QUERY = "strings", 50
+WORDS = "antonym", "past_tense", "english_to_french"  # the default among the words
+N_SHOWN = 4  # questions; the demos are shown in as many columns as fit
+
+
+def tasks(args, tokenizer):
+    """(the Tasks that are shown, the settings of CT-KV there)."""
+    if args.model:
+        pool = words.tasks()
+        names = args.tasks or WORDS
+        make = lambda name: words.make_task(None, name, tokenizer, seed=42)[0]
+        chosen = SETTINGS["words"]["ct_kv"]
+    else:
+        pool = nano.WORLDS[WORLD].pools()["held_out"]
+        names = args.tasks or pool[:3]
+        make = lambda name: nano.make_task(WORLD, name, tokenizer, seed=0, n_query=N_QUERY)
+        chosen = nano.read_settings()[WORLD]["ct_kv"]
+    if unknown := [name for name in names if name not in pool]:
+        raise ValueError(f"--tasks: there is no {unknown[0]!r}; there are {', '.join(pool[:8])} and {len(pool) - 8} more.")
+    return list(map(make, names)), ct_kv.Config(**chosen)
+
+
+def answers(adapted, task, tokenizer):
+    """What is decoded for the first questions, as text."""
+    end = tokenizer.decode(task.queries[0].y[-1:])
+    longest = max(len(q.y) for q in task.queries)
+    return [text.strip() for text in decode(adapted, [q.x for q in task.queries[:N_SHOWN]], longest + 4,
+                                            tokenizer.decode, end, set(tokenizer.special.values()))]
+
+
+def show(task, model, tokenizer, config):
+    """Print one task: demos, questions, both answers, and how many are right."""
+    text = lambda ids: tokenizer.decode(ids).strip().removesuffix(nano.END)
+    pairs = [f"{text(d.x)} {text(d.y)}" for d in task.demos]
+    half = (len(pairs) + 1) // 2
+    print(f"\n{task.name}: {len(pairs)} demonstrations")
+    for left, right in zip_longest(pairs[:half], pairs[half:], fillvalue=""):
+        print(f"    {left:34}{right}".rstrip())
+    found, adapted = {}, {}
+    for name, method, settings in (("ICL", icl, icl.Config()), ("CT-KV", ct_kv, config)):
+        start = time.perf_counter()
+        adapted[name] = method.adapt(model, task, settings)
+        seconds = time.perf_counter() - start
+        found[name] = evaluate(adapted[name], task).per_query, seconds
+    said = {name: answers(one, task, tokenizer) for name, one in adapted.items()}
+    print(f"    {'question':20}{'right':16}{'ICL':16}CT-KV")
+    for i, query in enumerate(task.queries[:N_SHOWN]):
+        mark = {name: said[name][i] + ("" if right[i] else " ✗") for name, (right, _) in found.items()}
+        print(f"    {text(query.x):20}{text(query.y):16}{mark['ICL']:16}{mark['CT-KV']}")
+    score = {name: f"{name} {sum(right)} of {len(right)} right, {seconds:.2f} s to adapt"
+             for name, (right, seconds) in found.items()}
+    print(f"    {score['ICL']}; {score['CT-KV']}, {config.n_step} steps", flush=True)
+
+
+def main():
+    p = cli.Parser(prog="nanoct.demo", description=__doc__)
+    p.add_argument("--model", help="folder or hub name of a public model, for real words; default: the embedded one")
+    p.add_argument("--tasks", nargs="+", help="names of tasks; default: three")
+    p.add_argument("--device", help="cuda, mps or cpu; default: the first there is, cpu for the embedded model")
+    args = p.parse_args()
+    folder = fetch(args.model) if args.model else nano.FOLDER / WORLD
+    model = load_model(folder, args.device if args.model else args.device or "cpu")
+    tokenizer = load_tokenizer(folder)
+    tokenizer.check_belongs(model.config.vocab_size)
+    quiet_threads(model)
+    shown, config = tasks(args, tokenizer)
+    print(f"{folder}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights, which stay as they are.")
+    for task in shown:
+        show(task, model, tokenizer, config)
+    print("\nNext: `python -m nanoct.reproduce`, ten methods on four small worlds, two minutes; "
+          "read nanoct/methods/ct_kv.py;\n" + ("`python -m nanoct.paper --help`, the paper's benchmarks." if args.model else
+          "`make smollm2`, then `python -m nanoct.demo --model weights/smollm2`: the same with real words."))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,341 @@
+"""A llama.cpp file (GGUF) of a Llama, as the folder that nanoct and transformers load.
+
+    python -m nanoct.gguf FILE.gguf --out FOLDER    # config.json model.safetensors tokenizer.json tokenizer_config.json
+
+Tensors may be F32, F16, BF16, or of any quantised type that the package `gguf` knows (pip install gguf). The weights
+are written as bfloat16 or float16 where that holds every value of the file, and otherwise as float32, so that what was
+quantised is not rounded a second time.
+
+A GGUF file is a header, then the tensors. The header has metadata as (key, type, value), and of every tensor the name,
+sizes, type and place. No number of it is believed before it has been compared with the size of the file.
+
+llama.cpp rotates neighbours, (0, 1), (2, 3), …, where Hugging Face's layout rotates the halves of a head. So its files
+have the rows of W_Q and W_K in another order: per head, (D/2, 2) of theirs are (2, D/2) of ours.
+"""
+
+import json
+import math
+import os
+import struct
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from nanoct import cli
+from nanoct.model import Llama, LlamaConfig, rope_frequencies
+from nanoct.tokenizer import LLAMA3, load_tokenizer
+from nanoct.weights import resolve_dtype, save_model
+
+SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # GGUF's types of values, as struct's letters
+STRING, ARRAY = 8, 9
+MOST = 2**20  # entries of a list; the largest vocabularies have half as many merges
+# llama.cpp's name: (ours, shape). Q is H·D, K is n_kv_head·D, F is n_ffn.
+WHOLE = {"token_embd": ("model.embed_tokens", "VC"), "output_norm": ("model.norm", "C"), "output": ("lm_head", "VC")}
+LAYER = {"attn_norm": ("input_layernorm", "C"), "ffn_norm": ("post_attention_layernorm", "C"),
+         "attn_q": ("self_attn.q_proj", "QC"), "attn_k": ("self_attn.k_proj", "KC"),
+         "attn_v": ("self_attn.v_proj", "KC"), "attn_output": ("self_attn.o_proj", "CQ"),
+         "ffn_gate": ("mlp.gate_proj", "FC"), "ffn_up": ("mlp.up_proj", "FC"), "ffn_down": ("mlp.down_proj", "CF")}
+# What metadata may ask for beyond what nanoct computes: anything but these values is refused.
+PLAIN = {"llama.expert_count": 0, "llama.expert_used_count": 0, "llama.rope.scaling.type": "none",
+         "tokenizer.ggml.add_space_prefix": False, "split.count": 1}
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens
+BYTES = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
+DIGITS = dict(type="Digits", individual_digits=True)
+SPLIT = dict(type="Split", pattern=dict(Regex=LLAMA3), behavior="Isolated", invert=False)
+PIECES = {"gpt-2": BYTES, "smollm": dict(type="Sequence", pretokenizers=[DIGITS, BYTES]),
+          "llama-bpe": dict(type="Sequence", pretokenizers=[SPLIT, BYTES | dict(use_regex=False)])}
+
+
+def convert(file, folder, dtype=None) -> Path:
+    """Write what `file` holds into `folder` and return that; files of the same names are replaced whole.
+
+    dtype: default as said above. Raises FileNotFoundError without a file, ValueError with a sentence for one that is
+    broken or asks for what nanoct does not compute, and OSError for a folder that cannot be.
+    """
+    file, folder = Path(file), Path(folder)
+    meta, tensors = read(file)
+    config = read_config(file, meta, tensors)
+    tokenizer = read_tokenizer(file, meta)
+    model = read_weights(file, config, tensors, dtype)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write {folder} ({error.strerror}): choose another place.") from None
+    with TemporaryDirectory(prefix=".gguf-", dir=folder) as new:
+        new = Path(new)
+        for name, content in tokenizer.items():
+            _write(new / name, content)
+        try:
+            load_tokenizer(new).check_belongs(config.vocab_size)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}".replace(f"{new}/", "its ")) from None
+        save_model(model, new)
+        ids = {f"{name}_token_id": meta.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+        _write(new / "config.json", json.loads((new / "config.json").read_text()) | ids)
+        for name in (*tokenizer, "model.safetensors", "config.json"):
+            os.replace(new / name, folder / name)
+    return folder
+
+
+def read(file):
+    """({key: value}, {name: (type, shape, bytes)}) of a GGUF file; bytes (…, n) are views of the mapped file."""
+    package = _package()
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file {str(file)!r}; give the path of a GGUF file.")
+    size = file.stat().st_size
+    data = np.memmap(file, mode="r").view(np.ndarray) if size else b""
+    at = 0
+
+    def broken(what):
+        raise ValueError(f"{file} is truncated or broken ({what}, byte {at} of {size}); download it again.")
+
+    def take(n):
+        nonlocal at
+        if n > size - at:
+            broken(f"{n} bytes are to come")
+        at += n
+        return data[at - n:at]
+
+    def number(letter):
+        return struct.unpack("<" + letter, take(struct.calcsize("<" + letter)))[0]
+
+    def count():
+        n = number("Q")
+        return n if n <= MOST else broken(f"{n} entries")
+
+    def string():
+        try:
+            return str(take(number("Q")), "utf-8")
+        except UnicodeDecodeError:
+            broken("no UTF-8")
+
+    def value(kind):
+        if kind == STRING:
+            return string()
+        if kind in SCALARS:
+            return number(SCALARS[kind])
+        if kind == ARRAY:
+            kind, n = number("I"), count()
+            if kind == STRING:
+                return [string() for _ in range(n)]
+            if kind in SCALARS:
+                return list(struct.unpack(code := f"<{n}{SCALARS[kind]}", take(struct.calcsize(code))))
+        broken(f"type {kind} of a value")
+
+    def new(known):
+        name = string()
+        return name if name not in known else broken(f"{name!r} comes twice")
+
+    if bytes(data[:4]) != b"GGUF":
+        raise ValueError(f"{file} is no GGUF file: it begins with {bytes(data[:4])!r}.")
+    _, version = take(4), number("I")
+    if version not in (2, 3):
+        found = f"GGUF version {version}" if version & 0xFFFF else "a big-endian GGUF file"
+        raise ValueError(f"{file} is {found}; nanoct reads versions 2 and 3 in little-endian order.")
+    n_tensor, n_key = count(), count()
+    meta, places, tensors = {}, {}, {}
+    for _ in range(n_key):
+        key = new(meta)
+        meta[key] = value(number("I"))
+    for _ in range(n_tensor):
+        name, n_dim = new(places), number("I")
+        if n_dim not in (1, 2):
+            broken(f"{name!r} has {n_dim} dimensions")
+        places[name] = [number("Q") for _ in range(n_dim)][::-1], number("I"), number("Q")
+    alignment, total = meta.get("general.alignment", 32), 0
+    if not isinstance(alignment, int) or alignment < 1:
+        broken(f"alignment {alignment!r}")
+    start = at + -at % alignment
+    for name, (shape, kind, offset) in places.items():
+        try:
+            kind = package.GGMLQuantizationType(kind)
+            n_value, n_byte = package.GGML_QUANT_SIZES[kind]
+            package.quants.dequantize(np.zeros((1, n_byte), np.uint8), kind)
+        except (KeyError, ValueError, NotImplementedError):
+            raise ValueError(f"{file}: {name} is of type {kind!r}, which the package gguf does not dequantise; take a "
+                             "file of another type, such as Q8_0.") from None
+        if shape[-1] % n_value or not all(shape):
+            broken(f"{name!r} is {kind.name} {tuple(shape)}")
+        rows = *shape[:-1], shape[-1] // n_value * n_byte
+        total += math.prod(rows)
+        if total > size:  # tensors that share their bytes would make a large model of a small file
+            broken(f"{total} bytes of tensors")
+        at = start + offset
+        tensors[name] = kind, tuple(shape), take(math.prod(rows)).reshape(rows)
+    return meta, tensors
+
+
+def read_config(file, meta, tensors) -> LlamaConfig:
+    """The sizes that the metadata gives. Raises ValueError with the key that this model does not compute."""
+    if (kind := meta.get("general.architecture")) != "llama":
+        raise ValueError(f"{file}: the architecture is {_short(kind)}; nanoct takes 'llama' from GGUF files.")
+    for key, plain in PLAIN.items():
+        if meta.get(key, plain) != plain:
+            raise ValueError(f"{file}: {key} is {_short(meta[key])}; nanoct takes {plain!r} only.")
+    if "token_embd.weight" not in tensors:
+        raise ValueError(f"{file}: token_embd.weight is missing; take a file of a whole model.")
+    known = set(PLAIN)
+
+    def number(name, kind=int, default=None):
+        known.add(key := "llama." + name)
+        if (value := meta.get(key, default)) is None:
+            raise ValueError(f"{file}: {key} is missing; take another file of the model.")
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < 2**31:
+            raise ValueError(f"{file}: {key} is {_short(value)}; it must be a positive {kind.__name__}.")
+        return kind(str(np.float32(value))) if kind is float else value  # 1e-5, not the float32 next to it
+
+    vocab_size = tensors["token_embd.weight"][1][0]
+    n_head, n_embd = number("attention.head_count"), number("embedding_length")
+    head_dim = number("attention.key_length", default=n_embd // n_head)
+    for name, size in {"attention.value_length": head_dim, "rope.dimension_count": head_dim,
+                       "vocab_size": vocab_size}.items():
+        if number(name, default=size) != size:
+            raise ValueError(f"{file}: llama.{name} is {meta['llama.' + name]}; nanoct computes {size} only.")
+    fields = dict(vocab_size=vocab_size, n_head=n_head, n_embd=n_embd, head_dim=head_dim,
+                  n_kv_head=number("attention.head_count_kv", default=n_head), n_layer=number("block_count"),
+                  n_ffn=number("feed_forward_length"), n_position=number("context_length"),
+                  norm_eps=number("attention.layer_norm_rms_epsilon", float),
+                  rope_theta=number("rope.freq_base", float, 10000.0), tied="output.weight" not in tensors)
+    if unknown := [key for key in meta if key.startswith("llama.") and key not in known]:
+        raise ValueError(f"{file}: {unknown[0]} is {_short(meta[unknown[0]])}; nanoct's Llama has no such setting.")
+    try:
+        config = LlamaConfig(**fields)
+        return _with_llama3(config, tensors.pop("rope_freqs.weight")) if "rope_freqs.weight" in tensors else config
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _with_llama3(config, tensor):
+    """The config with the llama3 scaling that stretches wavelengths so: files have its result, not its settings."""
+    if tensor[1] == (config.head_dim // 2,):
+        stretch = _floats(*tensor)
+        scaling = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+        scaled = replace(config, rope_scaling=dict(factor=stretch.max().item(), **scaling))
+        if torch.allclose(stretch, rope_frequencies(config) / rope_frequencies(scaled), rtol=1e-4):
+            return scaled
+    raise ValueError("rope_freqs.weight is not Llama 3's scaling of 8192 positions, the only one nanoct can read back.")
+
+
+def read_weights(file, config, tensors, dtype=None) -> Llama:
+    """The model of a config with the tensors of a file, one at a time. Raises ValueError where they do not fit."""
+    c = config
+    size = dict(V=c.vocab_size, C=c.n_embd, Q=c.n_head * c.head_dim, K=c.n_kv_head * c.head_dim, F=c.n_ffn)
+    places = {name: place for name, place in WHOLE.items() if name != "output" or not c.tied}
+    for i in range(min(c.n_layer, len(tensors))):
+        places |= {f"blk.{i}.{name}": (f"model.layers.{i}.{ours}", shape) for name, (ours, shape) in LAYER.items()}
+    places = {f"{name}.weight": (f"{ours}.weight", tuple(size[s] for s in shape))
+              for name, (ours, shape) in places.items()}
+    wrong = [f"{name} is missing" for name in places if name not in tensors]
+    wrong += [f"{name} is unknown" for name in tensors if name not in places]
+    wrong += [f"{name} is {tensors[name][1]}, expected {shape}" for name, (_, shape) in places.items()
+              if name in tensors and tensors[name][1] != shape]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ValueError(f"{file}: the tensors do not fit the metadata: {wrong[0]}{more}.")
+    dtype, state = resolve_dtype(dtype, "cpu") if dtype else _narrowest(tensors), {}
+    for name, tensor in tensors.items():
+        rows = _floats(*tensor)
+        if name.endswith(("attn_q.weight", "attn_k.weight")):
+            rows = rows.view(-1, c.head_dim // 2, 2, c.n_embd).transpose(1, 2).reshape(rows.shape)
+        state[places[name][0]] = rows.to(dtype)
+    with torch.device("meta"):  # shapes without memory
+        model = Llama(config).requires_grad_(False).eval()
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def _floats(kind, shape, rows):
+    """A tensor's values, float32."""
+    return torch.from_numpy(_package().quants.dequantize(np.array(rows), kind).reshape(shape))
+
+
+def _narrowest(tensors):
+    """The dtype that holds every value: that of the matrices, if the norms, which files have in float32, fit."""
+    kinds = {kind.name for kind, shape, _ in tensors.values() if len(shape) == 2}
+    dtype = dict(F16=torch.float16, BF16=torch.bfloat16).get(*kinds) if len(kinds) == 1 else None
+    norms = [_floats(*tensor) for tensor in tensors.values() if len(tensor[1]) == 1]
+    return dtype if dtype and all(torch.equal(x, x.to(dtype).float()) for x in norms) else torch.float32
+
+
+def _package():
+    try:
+        import gguf.quants
+    except ModuleNotFoundError:
+        raise ValueError("GGUF files need the package gguf: pip install gguf, or nanoct with its extra gguf.") from None
+    return gguf
+
+
+def read_tokenizer(file, meta):
+    """{name of a file: its content}, as transformers has them. Raises ValueError for a kind that nanoct lacks."""
+    get = lambda name, default=None: meta.get(f"tokenizer.ggml.{name}", default)
+    kind, pre = get("model"), get("pre")
+    if kind != "gpt2" or pre not in list(PIECES):
+        raise ValueError(f"{file}: the tokenizer is {_short(kind)} with the pre-tokenizer {_short(pre)}; "
+                         f"nanoct reads 'gpt2' with {', '.join(PIECES)}.")
+    tokens, types, merges = get("tokens"), get("token_type"), get("merges", [])
+    strings = lambda them: isinstance(them, list) and all(isinstance(one, str) for one in them)
+    if not (strings(tokens) and strings(merges) and isinstance(types, list) and len(types) == len(tokens)):
+        raise ValueError(f"{file}: the tokenizer has no list of tokens with a token_type for each; download it again.")
+    if odd := [pair for pair in zip(tokens, types) if pair[1] not in (NORMAL, CONTROL, USER_DEFINED, UNUSED)]:
+        raise ValueError(f"{file}: token {odd[0][0]!r} is of type {odd[0][1]}, which byte-level BPE does not have.")
+    vocab = {token: i for i, (token, t) in enumerate(zip(tokens, types)) if t != UNUSED}
+    if len(vocab) != len(types) - types.count(UNUSED):
+        raise ValueError(f"{file}: the tokenizer has a token twice; download it again.")
+    if bad := [m for m in merges if len(m.split(" ")) != 2 or not vocab.keys() >= {*m.split(" "), m.replace(" ", "")}]:
+        raise ValueError(f"{file}: the tokenizer's merge {bad[0]!r} does not make a token of two; download it again.")
+    names = {}
+    for name, key in dict(bos_token="bos_token_id", eos_token="eos_token_id", pad_token="padding_token_id").items():
+        if (i := get(key)) is not None and not (isinstance(i, int) and i in vocab.values()):
+            raise ValueError(f"{file}: the tokenizer's {key} is {_short(i)}, which is no token.")
+        names[name] = None if i is None else tokens[i]
+    adds = dict(bos=pre == "llama-bpe", eos=False)  # what llama.cpp does where the file does not say
+    around = [name for name, default in adds.items() if get(f"add_{name}_token", default)]
+    if lacking := [name for name in around if names[f"{name}_token"] is None]:
+        raise ValueError(f"{file}: the tokenizer adds a {lacking[0]} token and names none; download it again.")
+    added = [dict(id=i, content=token, special=types[i] == CONTROL, single_word=False, lstrip=False, rstrip=False,
+                  normalized=False) for token, i in vocab.items() if types[i] in (CONTROL, USER_DEFINED)]
+    model = dict(type="BPE", dropout=None, unk_token=None, continuing_subword_prefix=None, end_of_word_suffix=None,
+                 fuse_unk=False, byte_fallback=False, ignore_merges=pre == "llama-bpe", vocab=vocab, merges=merges)
+    tokenizer = dict(version="1.0", truncation=None, padding=None, added_tokens=added, normalizer=None, decoder=BYTES,
+                     pre_tokenizer=PIECES[pre], post_processor=_template(around, names, vocab), model=model)
+    config = dict(tokenizer_class="PreTrainedTokenizerFast", model_max_length=meta["llama.context_length"],
+                  clean_up_tokenization_spaces=False, **names)
+    if "tokenizer.chat_template" in meta:
+        config["chat_template"] = meta["tokenizer.chat_template"]
+    return {"tokenizer.json": tokenizer, "tokenizer_config.json": config}
+
+
+def _template(around, names, vocab):
+    """What puts bos or eos around a text; None if neither is asked for."""
+    named = {part: names[f"{part}_token"] for part in around}
+    parts = [part for part in ("bos", "text", "eos") if part in named or part == "text"]
+    one, two = ([dict(SpecialToken=dict(id=named[part], type_id=i)) if part in named else
+                 dict(Sequence=dict(id="AB"[i], type_id=i)) for part in parts] for i in (0, 1))
+    special = {token: dict(id=token, ids=[vocab[token]], tokens=[token]) for token in named.values()}
+    return dict(type="TemplateProcessing", single=one, pair=one + two, special_tokens=special) if around else None
+
+
+def _write(file, content):
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _short(value):
+    return repr(value) if len(repr(value)) <= 60 else repr(value)[:60] + "…"
+
+
+def main():
+    parser = cli.Parser(prog="nanoct.gguf", description=__doc__.split("\n")[0])
+    parser.add_argument("file", help="a GGUF file")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the four files go")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],
+                        help="default: bfloat16 or float16 where that holds every value of the file, else float32")
+    args = parser.parse_args()
+    folder = convert(args.file, args.out, args.dtype)
+    print(f"{args.file} is in {folder}: config.json, model.safetensors, tokenizer.json, tokenizer_config.json.")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,104 @@
+"""The runs that a file lacks: in this process, in workers, dealt out; nothing lost, nothing twice."""
+
+import os
+import time
+
+import pytest
+import torch.distributed as dist
+
+from nanoct.runs import parallel
+from nanoct.runs.parallel import execute, share
+from nanoct.runs.results import Results, read
+
+
+def runs(*tasks, methods=("icl",), seeds=(0,)):
+    return [dict(model="m", world="w", pool="p", k=2, method=method, config={}, task=task, seed=seed)
+            for task in tasks for seed in seeds for method in methods]
+
+
+def line(run, progress=None):
+    return dict(run, score=0.5, seconds=1.0, process=os.getpid(), told=os.environ.get("TOLD"))
+
+
+def told(text):
+    os.environ["TOLD"] = text
+
+
+def dies(run):
+    if run["task"] == "c":
+        time.sleep(1)  # a and b have come by then
+        os._exit(1)
+    return line(run)
+
+
+@pytest.mark.parametrize("n_worker", [0, 2])
+def test_a_job_does_what_is_lacking_and_no_run_twice(n_worker, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TOLD", "nothing")
+    results = Results(tmp_path / "a" / "lines.jsonl")
+    results.append(dict(line(runs("b")[0]), score=0.25))
+    asked = runs("a", "b", "c", "a")
+    lines = execute(asked, Results(results.path), line, n_worker, told, "this")
+    assert [(l["task"], l["score"], l["told"]) for l in lines] == [
+        ("a", .5, "this"), ("b", .25, "nothing"), ("c", .5, "this")]
+    assert len(read(results.path)) == 3 and f"1 of 3 runs are in {results.path} already" in capsys.readouterr().out
+    assert {l["process"] == os.getpid() for l in lines if l["task"] != "b"} == {n_worker == 0}
+    again = execute(asked, Results(results.path), None, n_worker)
+    assert again == lines and len(read(results.path)) == 3
+
+
+def test_a_run_that_is_left_out_has_no_line(tmp_path):
+    work = lambda run, progress: None if run["task"] == "b" else line(run)
+    lines = execute(runs("a", "b", "c"), Results(tmp_path / "lines.jsonl"), work)
+    assert [l["task"] for l in lines] == ["a", "c"] and read(tmp_path / "lines.jsonl") == lines
+
+
+def test_the_bar_shows_step_and_loss_within_a_run(tmp_path, capsys):
+    def work(run, progress):
+        for step in range(3):
+            time.sleep(0.15)  # longer than tqdm's interval
+            progress(step, 1.5 / (step + 1))
+        time.sleep(0.15)  # scoring
+        return line(run)
+
+    execute(runs("a", "b"), Results(tmp_path / "lines.jsonl"), work)
+    said = capsys.readouterr().err
+    for task in "ab":
+        assert f"icl on {task}, step 1, loss 1.500" in said and f"icl on {task}, step 3, loss 0.500" in said
+
+
+def test_an_error_keeps_the_lines_before_it(tmp_path):
+    def work(run, progress):
+        if run["task"] == "c":
+            raise ValueError("no c.")
+        return line(run)
+
+    with pytest.raises(ValueError, match="no c"):
+        execute(runs("a", "b", "c", "d"), Results(tmp_path / "lines.jsonl"), work)
+    assert [l["task"] for l in read(tmp_path / "lines.jsonl")] == ["a", "b"]
+
+
+def test_a_worker_that_dies_is_said_and_what_is_done_is_kept(tmp_path):
+    with pytest.raises(ValueError, match="a worker process died"):
+        execute(runs("a", "b", "c", "d", "e"), Results(tmp_path / "lines.jsonl"), dies, 1)
+    assert [l["task"] for l in read(tmp_path / "lines.jsonl")] == ["a", "b"]
+
+
+def test_what_cannot_be_written_stops_the_job(tmp_path, monkeypatch):
+    results = Results(tmp_path / "lines.jsonl")
+    monkeypatch.setattr(results, "append", lambda line: (_ for _ in ()).throw(OSError("the disk is full.")))
+    with pytest.raises(OSError, match="full"):
+        execute(runs(*"abcdefgh"), results, line, 1)
+    assert read(tmp_path / "lines.jsonl") == []
+
+
+def test_tasks_are_dealt_out_whole_and_none_is_left(monkeypatch):
+    asked = runs("a", "b", "c", methods=("icl", "ttt"), seeds=(0, 1, 2))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    shares = []
+    for rank in range(4):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        shares.append(share(asked))
+    at = [{(run["task"], run["seed"]) for run in mine} for mine in shares]
+    assert [len(of) for of in at] == [3, 2, 2, 2] and len(set.union(*at)) == 9
+    assert [len(mine) for mine in shares] == [6, 4, 4, 4]
