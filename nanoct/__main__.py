@@ -29,7 +29,7 @@ def main():
     found = commands()
     listed = "\n".join(f"  {name:18}{line}" for name, line in found.items())
     p = cli.Parser(prog="nanoct", description=__doc__, epilog=listed, formatter_class=RawDescriptionHelpFormatter)
-    p.add_argument("command", choices=found, metavar="COMMAND", help="one of those below; nanoct COMMAND --help for more")
+    p.add_argument("command", choices=found, metavar="COMMAND", help="one of these; nanoct COMMAND --help says more")
     name = p.parse_args(sys.argv[1:2]).command
     del sys.argv[1]
     runpy.run_module(f"nanoct.{name}", run_name="__main__", alter_sys=True)

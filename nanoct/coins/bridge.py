@@ -4,18 +4,19 @@
     python -m nanoct.coins.bridge --pretrain    # meta-train the Llama again (weights/coins/llama)
     python -m nanoct.coins.bridge --sweep       # choose the settings again, on other coins and seeds
 
-A tiny Llama (2 layers, width 64; three tokens: 0, 1 and a start) is meta-trained on Beta(1, 1) coins: a row is one coin, its
-flips in sessions of 4 to 64, each behind a start token. Then a task is k demos of 25 flips of a target, each a session of
-its own, and queries are fresh sessions of 50. The target is a single coin of .2, or a mixture of .2 and .8: every demo and
-every query has one of the two. Scored is the cumulative regret of the queries against the truth. Exact beside the methods:
+A tiny Llama (2 layers, width 64; three tokens: 0, 1 and a start) is meta-trained on Beta(1, 1) coins: a row is one
+coin, its flips in sessions of 4 to 64, each behind a start token. Then a task is k demos of 25 flips of a target, each
+a session of its own, and queries are fresh sessions of 50. The target is a single coin of .2, or a mixture of .2 and
+.8: every demo and every query has one of the two. Scored is the cumulative regret of the queries against the truth.
+Exact beside the methods:
 
     PreBayes            a new coin: knows the pretraining source and not the demos
-    PreBayes, demos     one coin, of which the demos are flips: what reading them is worth to an ideal learner of that source
+    PreBayes, demos     one coin, of which the demos are flips: what an ideal learner of that source makes of them
     Two coins, demos    each session is one of two coins of unknown biases, learned from the demos (a grid of biases)
     TargetBayes         knows the coins: 0 on the single one, up to ln 2 on the mixture
 
-CT-KV and TTT hold the demos in context, so k ends at 8, where the model's rows do; prefix tuning and LoRA are also given
-64, and CT-KV as well: started at the cache of 8 demos and trained on 64 others.
+CT-KV and TTT hold the demos in context, so k ends at 8, where the model's rows do; prefix tuning and LoRA are also
+given 64, and CT-KV as well: started at the cache of 8 demos and trained on 64 others.
 """
 
 import json
@@ -117,10 +118,14 @@ def predict(adapted, x, n_row=16):
 
 
 def two_coins(demos, x, n=40):
-    """P(x_t = 1 | demos, x_<t) (n, T) of one who knows that each session is one of two coins, and not their biases: a grid of n x n."""
+    """P(x_t = 1 | demos, x_<t) (n, T) of one who knows that each session is one of two coins, and not their biases.
+
+    n: biases of a coin that are possible, so pairs of them are a grid of n x n.
+    """
     bias = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     pairs = torch.cartesian_prod(bias, bias)  # (n², 2)
-    likely = lambda ones, zeros: ones[..., None, None] * pairs.log() + zeros[..., None, None] * (1 - pairs).log()  # (…, n², 2)
+    each = lambda counts: counts[..., None, None]  # for every pair and coin
+    likely = lambda ones, zeros: each(ones) * pairs.log() + each(zeros) * (1 - pairs).log()  # (…, n², 2)
     counts = lambda flips: (flips.sum(-1).double(), (1 - flips).sum(-1).double())
     posterior = likely(*counts(demos)).logsumexp(-1).sum(0)  # (n²,), up to a constant, as is 1/2 for each coin
     t = torch.arange(x.shape[1], dtype=torch.float64)[:, None]
@@ -133,25 +138,26 @@ def exact(source, k, seed):
     """{name: mean regret at every position} of the exact predictors, on the queries of a task."""
     x, truth = queries(source, seed)
     demos, _ = sessions(source, k, T_DEMO, seed)
-    predicted = {"PreBayes": Beta().bayes(x), "PreBayes, demos": after(Beta(), demos.flatten(), x), "Two coins, demos": two_coins(demos, x),
-                 "TargetBayes": source.bayes(x)}
+    predicted = {"PreBayes": Beta().bayes(x), "PreBayes, demos": after(Beta(), demos.flatten(), x),
+                 "Two coins, demos": two_coins(demos, x), "TargetBayes": source.bayes(x)}
     return {name: regret(p, x, truth).mean(0).tolist() for name, p in predicted.items()}
 
 
 def plan(sweep, n_seed):
     """All runs, seed by seed. ValueError before the first sweep."""
     if sweep:
-        return [dict(zip(KEY, (target, "others", method, config, k, seed))) for seed, target in product((100, 101, 102), TARGETS)
-                for k, methods in SWEEP.items() for method, values in methods.items()
-                for config in cli.configs(method, MODULES[method].Config, values, {})]
+        settings = [(method, config, k) for k, methods in SWEEP.items() for method, values in methods.items()
+                    for config in cli.configs(method, MODULES[method].Config, values, {})]
+        return [dict(zip(KEY, (target, "others", *setting, seed)))
+                for seed, target in product((100, 101, 102), TARGETS) for setting in settings]
     if not SETTINGS.exists():
         raise ValueError(f"there is no {SETTINGS}: run with --sweep first.")
     chosen, runs = json.loads(SETTINGS.read_text()), []
     for seed, target in product(range(n_seed), TARGETS):
         runs.append((target, "targets", "zero_shot", {}, 0, seed))
         for k in (*SEVERAL, MANY):
-            configs = chosen[target][str(min(of for of in SWEEP if of >= k))]
-            runs += [(target, "targets", method, config, k, seed) for method, config in (configs | ({} if k == MANY else {"icl": {}})).items()]
+            configs = chosen[target][str(min(of for of in SWEEP if of >= k))] | ({} if k == MANY else {"icl": {}})
+            runs += [(target, "targets", method, config, k, seed) for method, config in configs.items()]
     return [dict(zip(KEY, run)) for run in runs]
 
 
@@ -161,28 +167,32 @@ def key(line):
 
 @cache
 def model():
-    if not (FOLDER / "llama").is_dir():
-        raise FileNotFoundError(f"there is no {FOLDER / 'llama'}: `python -m nanoct.coins.bridge --pretrain --out {FOLDER}` makes it.")
-    return load_model(FOLDER / "llama", "cpu", torch.float32)
+    folder = FOLDER / "llama"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no {folder}: `python -m nanoct.coins.bridge --pretrain --out {FOLDER}` "
+                                "makes it.")
+    return load_model(folder, "cpu", torch.float32)
 
 
 def work(run):
     """Adapt, score; the line of a run."""
     source, method = (TARGETS if run["pool"] == "targets" else OTHERS)[run["target"]], MODULES[run["method"]]
     start = time.perf_counter()
-    adapted = method.adapt(model(), make_task(source, run["k"], run["seed"]), method.Config(**run["config"]), run["seed"])
+    task = make_task(source, run["k"], run["seed"])
+    adapted = method.adapt(model(), task, method.Config(**run["config"]), run["seed"])
     seconds = time.perf_counter() - start
     x, truth = queries(source, run["seed"])
     curve = regret(predict(adapted, x), x, truth).mean(0)
-    return run | dict(regret=[round(value, 4) for value in curve.tolist()], n_trained=adapted.n_trained, seconds=round(seconds, 3),
-                      **about(torch.device("cpu")))
+    return run | dict(regret=[round(value, 4) for value in curve.tolist()], n_trained=adapted.n_trained,
+                      seconds=round(seconds, 3), **about(torch.device("cpu")))
 
 
 def choose(lines):
     """{target: {demos: {method: config}}} of the lowest mean regret in the lines of a sweep."""
     found, chosen = {}, {}
     for line in lines:
-        found.setdefault((line["target"], str(line["k"]), line["method"]), {}).setdefault(json.dumps(line["config"]), []).append(line["regret"][-1])
+        among = found.setdefault((line["target"], str(line["k"]), line["method"]), {})
+        among.setdefault(json.dumps(line["config"]), []).append(line["regret"][-1])
     for (target, k, method), among in found.items():
         best = min(among, key=lambda config: mean(among[config]))
         chosen.setdefault(target, {}).setdefault(k, {})[method] = json.loads(best)
@@ -192,23 +202,32 @@ def choose(lines):
 def report(lines, seeds, out):
     """Print the table of regret after 50 flips, write it to bridge.md, and draw bridge.png."""
     ks = (*SEVERAL, MANY)
-    bayes = {(target, k): [exact(TARGETS[target], k, seed) for seed in range(seeds)] for target, k in product(TARGETS, ks)}
-    cell = lambda values: f"{mean(values):.2f} ± {standard_error(values):.2f}" if values else ""
-    of = lambda target, method, k: [line["regret"] for line in lines if (line["target"], line["method"], line["k"]) == (target, method, k)]
     columns = list(product(TARGETS, ks))
-    rows = [[name, *(cell([found[name][-1] for found in bayes[column]]) for column in columns)] for name in bayes[columns[0]][0]]
-    rows += [[method, *(cell([curve[-1] for curve in of(target, method, k * (method != "zero_shot"))]) for target, k in columns)] for method in SHOWN]
-    written = (f"Cumulative regret after {T_QUERY} flips of a query, nats, mean ± s.e. over {seeds} draws of demos and queries; columns: demos of "
-               f"{T_DEMO} flips\n\n" + table(rows, ["", *(f"{target}, {k}" for target, k in columns)]) + "\n")
+    bayes = {(target, k): [exact(TARGETS[target], k, seed) for seed in range(seeds)] for target, k in columns}
+
+    def curves(name, target, k):
+        """Of an exact predictor or a method, draw by draw; zero-shot has no demos, so one for all k."""
+        if name in bayes[target, k][0]:
+            return [found[name] for found in bayes[target, k]]
+        wanted = target, name, k * (name != "zero_shot")
+        return [line["regret"] for line in lines if (line["target"], line["method"], line["k"]) == wanted]
+
+    def cell(name, target, k):
+        ends = [curve[-1] for curve in curves(name, target, k)]
+        return f"{mean(ends):.2f} ± {standard_error(ends):.2f}" if ends else ""
+
+    names = list(bayes[columns[0]][0])
+    rows = [[name, *(cell(name, target, k) for target, k in columns)] for name in (*names, *SHOWN)]
+    written = (f"Cumulative regret after {T_QUERY} flips of a query, nats, mean ± s.e. over {seeds} draws of demos and "
+               f"queries; columns: demos of {T_DEMO} flips\n\n"
+               + table(rows, ["", *(f"{target}, {k}" for target, k in columns)]) + "\n")
     print(f"\n{written}")
     (out / "bridge.md").write_text(written)
     from nanoct.coins import figures  # matplotlib is slow to import
 
-    k = max(SEVERAL)
-    average = lambda curves: torch.tensor(curves).mean(0)
-    figures.bridge({target: {method: average(of(target, method, k * (method != "zero_shot"))) for method in SHOWN} for target in TARGETS},
-                   {target: {name: average([found[name] for found in bayes[target, k]]) for name in bayes[target, k][0]} for target in TARGETS},
-                   out / "bridge.png")
+    average = lambda name, target: torch.tensor(curves(name, target, max(SEVERAL))).mean(0)
+    of = lambda group: {target: {name: average(name, target) for name in group} for target in TARGETS}
+    figures.bridge(of(SHOWN), of(names), out / "bridge.png")
 
 
 def main():
@@ -218,7 +237,8 @@ def main():
     p.add_argument("--seeds", type=int, default=6, help="draws of demos and queries")
     p.add_argument("--n-step", type=int, default=1500, help="of --pretrain")
     p.add_argument("--workers", type=int, default=n_core(), help="processes of one thread; default: one per core")
-    p.add_argument("--out", type=Path, default=Path("results/coins/bridge"), help="folder of the lines, the table and the figure")
+    p.add_argument("--out", type=Path, default=Path("results/coins/bridge"),
+                   help="folder of the lines, the table and the figure")
     args = p.parse_args()
     cli.at_least_one(args, "seeds", "workers", "n_step")
     if args.pretrain:
@@ -227,8 +247,8 @@ def main():
         save_model(trained, args.out / "llama", metadata={"n_step": str(args.n_step), "seed": "0"})
         print(f"loss {mean(losses[-50:]):.4f}, {time.perf_counter() - start:.0f} seconds; {args.out / 'llama'}")
         return
-    runs = plan(args.sweep, args.seeds)
-    lines = execute(runs, Results(args.out / ("sweep.jsonl" if args.sweep else "bridge.jsonl"), key, ("regret", "seconds")), work, args.workers)
+    results = Results(args.out / ("sweep.jsonl" if args.sweep else "bridge.jsonl"), key, ("regret", "seconds"))
+    lines = execute(plan(args.sweep, args.seeds), results, work, args.workers)
     if args.sweep:
         SETTINGS.write_text(json.dumps(choose(lines), indent=1) + "\n")
         print(f"wrote {SETTINGS}")

@@ -34,7 +34,8 @@ class Beta:
     b: float = 1.0
 
     def sample(self, n, T, generator):
-        gammas = torch._standard_gamma(torch.tensor([[self.a, self.b]], dtype=torch.float64).expand(n, 2).contiguous(), generator)
+        shapes = torch.tensor([[self.a, self.b]], dtype=torch.float64).expand(n, 2).contiguous()
+        gammas = torch._standard_gamma(shapes, generator)
         bias = gammas[:, :1] / gammas.sum(1, keepdim=True)
         return flip(truth := bias.expand(n, T), generator), truth
 
@@ -62,7 +63,7 @@ class Coins:
 
 @dataclass
 class Markov:
-    """A coin that turns: x_t differs from x_{t-1} with probability `turn`; the first flip is fair. turn = 1 alternates."""
+    """A coin that turns: the first flip is fair, x_t differs from x_{t-1} with probability `turn`: 1 alternates."""
 
     turn: float = 0.9
 
@@ -85,7 +86,7 @@ def after(source, prefix, x):
 
 
 def log_loss(p, x):
-    """-log p(x_t) in nats (n, T), p (n, T) the probability of a 1. Never infinite: p is kept 1e-12 away from 0 and 1."""
+    """-log p(x_t) in nats (n, T), p (n, T) the probability of a 1. Always finite: p is kept 1e-12 away from 0 and 1."""
     p = p.double().clamp(1e-12, 1 - 1e-12)
     return -torch.where(x == 1, p, 1 - p).log()
 

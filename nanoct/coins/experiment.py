@@ -25,7 +25,8 @@ TARGETS = {PRETRAINING: Beta(), "single": Coins([0.2]), "mixture": Coins([0.2, 0
 BASELINES = "NoTuning", "RandomPrefix"
 T = 200
 BASE = (128, 1, 128)  # width, layers, embedding
-KEY = ("target", "kind", "width", "n_layer", "n_embd", "trained", "method", "length", "seed", "n_step", "batch", "n_eval", "n_search")
+KEY = ("target", "kind", "width", "n_layer", "n_embd", "trained", "method", "length", "seed",
+       "n_step", "batch", "n_eval", "n_search")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(100, 64, 1, 512, 256, ("HardPT", "SoftPT", "FullWT", "LoRAWT"), ("SoftPT",), (), ("single", "mixture"), ()),
+    "quick": Preset(100, 64, 1, 512, 256, methods=("HardPT", "SoftPT", "FullWT", "LoRAWT"), untrained=("SoftPT",),
+                    lengths=(), targets=("single", "mixture"), sizes=()),
     "cpu": Preset(300, 64, 3, 1024, 512, n_wide=1),
     "full": Preset(1000, 256, 10, untrained=METHODS, lengths=(1, 2, 3, 4, 8, 10, 15, 20, 25)),
 }
@@ -52,16 +54,18 @@ PRESETS = {
 
 def plan(preset):
     """All runs of a preset, repetition by repetition, as dicts of KEY."""
+    amounts = preset.n_step, preset.batch, preset.n_eval, preset.n_search
+
     def cell(seed, target, kind, trained, methods, length=6, size=BASE):
-        of_prefix = (*PREFIX, "RandomPrefix")
-        values = lambda method: (target, kind, *size, trained, method, length if method in of_prefix else 0, seed, preset.n_step,
-                                 preset.batch, preset.n_eval, preset.n_search)
-        return [dict(zip(KEY, values(method))) for method in methods]
+        length_of = lambda method: length if method in (*PREFIX, "RandomPrefix") else 0
+        return [dict(zip(KEY, (target, kind, *size, trained, method, length_of(method), seed, *amounts)))
+                for method in methods]
 
     def at_size(seed, kind, size):
+        methods = "NoTuning", "SoftPT", "RealPT" if size[2] == 4 else "FullWT"
         runs = cell(seed, PRETRAINING, kind, True, ("NoTuning",), size=size)
         for target in ("single", "mixture"):
-            runs += cell(seed, target, kind, True, ("NoTuning", "SoftPT", "RealPT" if size[2] == 4 else "FullWT"), size=size)
+            runs += cell(seed, target, kind, True, methods, size=size)
         return runs
 
     runs, wide = [], [size for size in preset.sizes if size[0] > BASE[0]]
@@ -74,7 +78,7 @@ def plan(preset):
             runs += cell(seed, target, kind, True, ("HardPT", "SoftPT") if length <= 8 else ("SoftPT",), length)
         for size in preset.sizes:
             runs += at_size(seed, kind, size) if size not in wide else []
-    for seed, kind, size in product(range(min(preset.n_repetition, preset.n_wide)), KINDS, wide):  # last, as they take longest
+    for seed, kind, size in product(range(min(preset.n_repetition, preset.n_wide)), KINDS, wide):  # last: the longest
         runs += at_size(seed, kind, size)
     return runs
 
@@ -89,11 +93,16 @@ def n_weight(kind, *size):
 
 
 def flops(run):
-    """Of a run, for N weights and a prefix of L: a step 4·N a flip, 6·N where all are tuned, HardPT 2·N·2^L·n_search·(50 + L),
-    evaluation 2·N·n_eval·(200 + L); attention aside."""
+    """Of a run, for N weights and a prefix of L, attention aside.
+
+    A step takes 4·N a flip, 6·N where all are tuned; HardPT 2·N·2^L·n_search·(50 + L); evaluation 2·N·n_eval·(200 + L).
+    """
     N, L = n_weight(run["kind"], run["width"], run["n_layer"], run["n_embd"]), run["length"]
     tuning = run["batch"] * (50 + L) * run["n_step"] * (6 if run["method"] == "FullWT" else 4)
-    tuning = {"HardPT": 2 * 2**L * run["n_search"] * (50 + L)}.get(run["method"], tuning * (run["method"] not in BASELINES))
+    if run["method"] == "HardPT":
+        tuning = 2 * 2**L * run["n_search"] * (50 + L)
+    elif run["method"] in BASELINES:
+        tuning = 0
     return N * (tuning + 2 * run["n_eval"] * (T + L))
 
 
@@ -115,8 +124,8 @@ def tuned_of(run, device="cpu"):
     if run["method"] == "RandomPrefix":
         flips = torch.randint(2, (run["length"],), generator=torch.Generator().manual_seed(run["seed"]))
         return Tuned(predictor, prefix=predictor.embed(one_hot(predictor, flips)))
-    return tune(predictor, TARGETS[run["target"]], run["method"], run["length"], run["n_step"], run["batch"], seed=run["seed"],
-                n_search=run["n_search"])
+    return tune(predictor, TARGETS[run["target"]], run["method"], run["length"], run["n_step"], run["batch"],
+                seed=run["seed"], n_search=run["n_search"])
 
 
 def prepare(device):
@@ -133,5 +142,5 @@ def work(run):
     x, truth = fresh(run["target"], run["n_eval"], run["seed"])
     curve = regret(tuned.predict(x), x, truth).mean(0)
     ends = [round(loss, 4) for loss in (tuned.losses[:1] + tuned.losses[-1:])]
-    return run | dict(regret=[round(value, 4) for value in curve.tolist()], hard=tuned.hard, losses=ends, seconds=round(seconds, 2),
-                      **about(torch.device(DEVICE)))
+    return run | dict(regret=[round(value, 4) for value in curve.tolist()], hard=tuned.hard, losses=ends,
+                      seconds=round(seconds, 2), **about(torch.device(DEVICE)))

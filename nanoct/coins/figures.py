@@ -1,6 +1,7 @@
 """Figures of the coin-flip study, 800 px wide, one colour per method in all of them."""
 
 from functools import cache
+from itertools import product
 
 import matplotlib
 
@@ -15,11 +16,13 @@ from nanoct.coins.tuning import METHODS, Tuned, one_hot, tune
 from nanoct.runs import plots
 from nanoct.runs.report import standard_error
 
-COLOURS = {"NoTuning": "#4d4d4d", "RandomPrefix": "#b0b0b0", "HardPT": "#c9a227", "SimplexPT": "#e0a03f", "RealPT": "#e07a3f",
-           "SoftPT": "#d1495b", "FullWT": "#2a6fbb", "EmbedWT": "#7fb3d5", "UnembedWT": "#4fa3a5", "Un+EmbedWT": "#3c8d5a",
+COLOURS = {"NoTuning": "#4d4d4d", "RandomPrefix": "#b0b0b0",
+           "HardPT": "#c9a227", "SimplexPT": "#e0a03f", "RealPT": "#e07a3f", "SoftPT": "#d1495b",
+           "FullWT": "#2a6fbb", "EmbedWT": "#7fb3d5", "UnembedWT": "#4fa3a5", "Un+EmbedWT": "#3c8d5a",
            "LoRAWT": "#6a3d9a"}
-BAYES = {"PreBayes": "--", "TargetBayes": ":"}
+BAYES = {"PreBayes": dict(color="black", linestyle="--"), "TargetBayes": dict(color="black", linestyle=":")}
 TUNED = 50  # flips that tuning saw
+FLIPS = range(1, 1 + experiment.T)
 
 
 def draw(lines, ranked, out):
@@ -60,25 +63,30 @@ def spread(values):
 
 
 def curves(lines, trained, what, path):
-    """Regret, or the mean log loss of a flip, against the position, a panel for each target and kind, with the exact predictors."""
+    """Regret, or the mean log loss of a flip, against the position, with the exact predictors.
+
+    A panel for each target and kind. The loss is a running mean over 9 flips, of what each adds to the regret and of
+    the truth's own loss: one flip alone is noise.
+    """
     targets = lines.preset.targets
     figure, panels = grid(len(targets), 2, 0.7 + 2.4 * len(targets), sharex=True)
     for target, row in zip(targets, panels):
         exact = {name: of.mean(0) for name, of in lines.exact(target).items()}
         source = truth_loss(lines, target)
-        # a running mean over 9 flips of what was added to the regret at each, and of the truth's own loss: one flip alone is noise
-        show = lambda of: of if what == "regret" else smooth(of.diff(prepend=torch.zeros(1, dtype=of.dtype)) + source)
+        loss = lambda of: smooth(of.diff(prepend=torch.zeros(1, dtype=of.dtype)) + source)
+        shown = (lambda of: of) if what == "regret" else loss
         for kind, axes in zip(KINDS, row):
             for method in (*experiment.BASELINES, *METHODS):
                 if len(found := lines.of(target, kind, method, trained)):
-                    axes.plot(range(1, 1 + experiment.T), show(found.mean(0)), color=COLOURS[method], linewidth=1.2, label=method)
+                    axes.plot(FLIPS, shown(found.mean(0)), color=COLOURS[method], linewidth=1.2, label=method)
             for name, style in BAYES.items():
-                axes.plot(range(1, 1 + experiment.T), show(exact[name]), color="black", linestyle=style, linewidth=1.2, label=name)
+                axes.plot(FLIPS, shown(exact[name]), linewidth=1.2, label=name, **style)
             axes.axvline(TUNED, color="#cccccc", linewidth=0.8, zorder=0)
             axes.set_title(f"{target}, {kind}{'' if trained else ', untrained'}", fontsize=9)
             top, low = max(4.5, 1.25 * exact["PreBayes"][-1].item()), source.mean().item()
             axes.set_ylim((-0.05 * top, top) if what == "regret" else (low - 0.03, low + (0.25 if top < 5 else 0.55)))
-    figure.supylabel("cumulative regret, nats" if what == "regret" else "log loss of a flip, nats, mean over 9", fontsize=9)
+    said = "cumulative regret, nats" if what == "regret" else "log loss of a flip, nats, mean over 9"
+    figure.supylabel(said, fontsize=9)
     panels[-1, 0].set_xlabel("flips; tuning saw those to the grey line", fontsize=8)
     legend(figure, panels)
     save(figure, path, 0.05)
@@ -104,8 +112,8 @@ def near_bayes(lines, path):
     for kind, colour in zip(KINDS, ("#d1495b", "#2a6fbb")):
         for size, style in zip((experiment.BASE, *lines.preset.sizes), ("-", ":", "--")):
             found = lines.of(experiment.PRETRAINING, kind, "NoTuning", size=size)
-            above = (found - exact[: len(found)]).mean(0)
-            axes.plot(range(1, 1 + experiment.T), above, style, color=colour, linewidth=1.5, label=f"{kind} {size[0]}x{size[1]}, embedding {size[2]}")
+            above, label = (found - exact[: len(found)]).mean(0), "{} {}x{}, embedding {}".format(kind, *size)
+            axes.plot(FLIPS, above, style, color=colour, linewidth=1.5, label=label)
     axes.axvline(100, color="#cccccc", linewidth=0.8, zorder=0)
     axes.set_ylim(-0.05, 1.5)
     axes.set_xlabel("flips; meta-training saw those to the grey line", fontsize=8)
@@ -115,21 +123,22 @@ def near_bayes(lines, path):
 
 
 def bars(lines, path):
-    """Regret after 200 flips, mean ± s.e. over repetitions; pale: untrained predictors. Bars end at the panel's edge."""
+    """Regret after 200 flips, mean ± s.e. over repetitions; pale: untrained predictors. Bars end at the edge."""
     targets = lines.preset.targets
     figure, panels = grid(len(targets), 2, 0.5 + 2.6 * len(targets))
     for target, row in zip(targets, panels):
         exact = {name: of[:, -1].mean().item() for name, of in lines.exact(target).items()}
-        names = [m for m in (*experiment.BASELINES, *METHODS) if any(len(lines.of(target, kind, m, t)) for kind in KINDS for t in (True, False))][::-1]
+        runs_of = lambda method: (lines.of(target, *which) for which in product(KINDS, [method], (True, False)))
+        names = [method for method in (*experiment.BASELINES, *METHODS) if any(map(len, runs_of(method)))][::-1]
         right = max(8, 1.25 * exact["PreBayes"])
         for kind, axes in zip(KINDS, row):
-            for i, method in enumerate(names):
-                for trained, shift in ((True, 0.2), (False, -0.2)):
-                    if len(values := lines.of(target, kind, method, trained)[:, -1]):
-                        axes.barh(i + shift, min(values.mean().item(), right), height=0.38, color=COLOURS[method], alpha=1 if trained else 0.35,
-                                  xerr=spread(values), error_kw=dict(linewidth=0.8))
+            for (i, method), trained in product(enumerate(names), (True, False)):
+                if len(values := lines.of(target, kind, method, trained)[:, -1]):
+                    at, alpha = (i + 0.2, 1) if trained else (i - 0.2, 0.35)
+                    axes.barh(at, min(values.mean().item(), right), height=0.38, color=COLOURS[method], alpha=alpha,
+                              xerr=spread(values), error_kw=dict(linewidth=0.8))
             for name, style in BAYES.items():
-                axes.axvline(exact[name], color="black", linestyle=style, linewidth=1)
+                axes.axvline(exact[name], linewidth=1, **style)
             axes.set_yticks(range(len(names)), names)
             axes.set_xlim(-0.02 * right, right)
             axes.set_title(f"{target}, {kind}", fontsize=9)
@@ -143,11 +152,14 @@ def lengths(lines, path):
     for target, row in zip(("single", "mixture"), panels):
         for kind, axes in zip(KINDS, row):
             for method in ("HardPT", "SoftPT"):
-                there = [(n, of) for n in sorted({6, *lines.preset.lengths}) if len(of := lines.of(target, kind, method, length=n)[:, TUNED - 1])]
-                axes.errorbar([n for n, _ in there], [of.mean().item() for _, of in there], [spread(of) for _, of in there],
-                              color=COLOURS[method], marker="o", markersize=3, linewidth=1.5, label=method)
+                found = {n: lines.of(target, kind, method, length=n)[:, TUNED - 1] for n in lines.lengths}
+                found = {n: of for n, of in found.items() if len(of)}
+                means, errors = [of.mean().item() for of in found.values()], [spread(of) for of in found.values()]
+                axes.errorbar(list(found), means, errors, color=COLOURS[method], marker="o", markersize=3,
+                              linewidth=1.5, label=method)
             for name, style in BAYES.items():
-                axes.axhline(lines.exact(target)[name][:, TUNED - 1].mean().item(), color="black", linestyle=style, linewidth=1, label=name)
+                at = lines.exact(target)[name][:, TUNED - 1].mean().item()
+                axes.axhline(at, linewidth=1, label=name, **style)
             axes.set_title(f"{target}, {kind}", fontsize=9)
     figure.supylabel("regret after 50 flips, nats", fontsize=9)
     panels[-1, 0].set_xlabel("rows of the prefix", fontsize=8)
@@ -170,8 +182,10 @@ def ranking(ranked, path):
 
 
 def pca(preset, path, n=200, length=6):
-    """Two principal components of the states along sequences of the pretraining source, coloured by the share of ones so far, and
-    where SoftPT's prefix, the best hard one and no prefix lead on sequences of the single coin: the mean over sequences."""
+    """Two principal components of the states along sequences of the pretraining source, coloured by the ones so far.
+
+    Lines are where SoftPT's prefix, the best hard one and no prefix lead on sequences of the single coin: their mean.
+    """
     figure, panels = grid(1, 2, 3.6)
     x, _ = Beta().sample(n, TUNED, torch.Generator().manual_seed(1))
     single, _ = experiment.TARGETS["single"].sample(n, TUNED, torch.Generator().manual_seed(2))
@@ -183,8 +197,8 @@ def pca(preset, path, n=200, length=6):
         _, s, V = torch.linalg.svd(data.flatten(0, 1) - centre, full_matrices=False)
         share = s**2 / (s**2).sum()
         flat = lambda states: (states - centre) @ V[:2].T
-        ones = x.cumsum(1)[:, :-1] / torch.arange(1, TUNED)
-        points = axes.scatter(*flat(data).flatten(0, 1).T, c=ones.flatten(), cmap="coolwarm", s=2, alpha=0.5, linewidths=0)
+        ones = (x.cumsum(1)[:, :-1] / torch.arange(1, TUNED)).flatten()
+        points = axes.scatter(*flat(data).flatten(0, 1).T, c=ones, cmap="coolwarm", s=2, alpha=0.5, linewidths=0)
         best = Tuned(predictor, prefix=predictor.embed(one_hot(predictor, (0, 0, 0, 0, 1, 0))).detach())
         soft = tune(predictor, experiment.TARGETS["single"], "SoftPT", length, preset.n_step, preset.batch)
         for name, tuned, colour in (("no prefix", Tuned(predictor), "black"), ("one 1 in 6", best, COLOURS["HardPT"]),

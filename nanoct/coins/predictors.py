@@ -1,16 +1,18 @@
 """An LSTM and a Transformer that predict the next flip, and their meta-training (arXiv 2505.17010).
 
-    python -m nanoct.coins.predictors                                        # both kinds, meta-trained, into weights/coins
-    python -m nanoct.coins.predictors --n-embd 4                             # a narrow embedding
-    python -m nanoct.coins.predictors --width 256 --n-layer 2 --batch 64     # larger
+    python -m nanoct.coins.predictors                                     # both kinds, meta-trained, into weights/coins
+    python -m nanoct.coins.predictors --n-embd 4                          # a narrow embedding
+    python -m nanoct.coins.predictors --width 256 --n-layer 2 --batch 64  # larger
 
-A flip is one-hot, embedded by a dense layer; a zero vector stands at the beginning, then the rows of a prefix, if there is
-one, then the flips. Sizes: width x layers, the Transformer with 4 heads, an MLP of 4 x width, sinusoidal positions counted
-from the beginning, norms before the blocks. Where the embedding is narrower than the Transformer a dense layer widens it.
+A flip is one-hot, embedded by a dense layer; a zero vector stands at the beginning, then the rows of a prefix, if there
+is one, then the flips. Sizes: width x layers, the Transformer with 4 heads, an MLP of 4 x width, sinusoidal positions
+counted from the beginning, norms before the blocks. Where the embedding is narrower than the Transformer a dense layer
+widens it.
 
-Meta-training on sequences of one Beta(1, 1) coin each makes a predictor near the Bayes-optimal one: 1,000 Adam steps of 256
-sequences of 100 flips, lr 1e-3, global-norm clip 1, the paper's preset. Cost: 6 · parameters · flips FLOPs a step (LSTM and
-Transformer alike, attention aside), 31 GFLOP for the 0.2M of a 128x1 Transformer. A file that is there is not made again.
+Meta-training on sequences of one Beta(1, 1) coin each makes a predictor near the Bayes-optimal one: 1,000 Adam steps of
+256 sequences of 100 flips, lr 1e-3, global-norm clip 1, the paper's preset. Cost: 6 · parameters · flips FLOPs a step
+(LSTM and Transformer alike, attention aside), 31 GFLOP for the 0.2M of a 128x1 Transformer. A file that is there is not
+made again.
 """
 
 import json
@@ -48,8 +50,8 @@ class Config:
         if self.kind not in KINDS:
             raise ValueError(f"a predictor is one of {', '.join(KINDS)}, not {self.kind!r}.")
         if self.width < 4 or self.width % 4 or min(self.n_layer, self.n_embd) < 1:
-            raise ValueError(f"width = {self.width} must be a multiple of 4 (heads), n_layer = {self.n_layer} and n_embd = {self.n_embd} at "
-                             "least 1.")
+            raise ValueError(f"width = {self.width} must be a multiple of 4 (heads), n_layer = {self.n_layer} and "
+                             f"n_embd = {self.n_embd} at least 1.")
 
     @property
     def name(self):
@@ -68,7 +70,8 @@ class Predictor(nn.Module):
                 self.body = nn.LSTM(c.n_embd, c.width, c.n_layer, batch_first=True)
             else:
                 self.widen = nn.Linear(c.n_embd, c.width) if c.n_embd != c.width else nn.Identity()
-                block = nn.TransformerEncoderLayer(c.width, 4, 4 * c.width, dropout=0.0, activation=F.gelu, batch_first=True, norm_first=True)
+                block = nn.TransformerEncoderLayer(c.width, 4, 4 * c.width, dropout=0.0, activation=F.gelu,
+                                                   batch_first=True, norm_first=True)
                 self.body = nn.TransformerEncoder(block, c.n_layer, nn.LayerNorm(c.width), enable_nested_tensor=False)
             self.unembed = nn.Linear(c.width, 2)
         self.requires_grad_(False)
@@ -93,7 +96,8 @@ class Predictor(nn.Module):
         else:
             T = rows.shape[1]
             mask = nn.Transformer.generate_square_subsequent_mask(T, self.device)
-            rows = self.body(self.widen(rows) + positions(T, self.config.width).to(self.device), mask=mask, is_causal=True)
+            placed = self.widen(rows) + positions(T, self.config.width).to(self.device)
+            rows = self.body(placed, mask=mask, is_causal=True)
         return rows if states else self.unembed(rows)[:, -x.shape[1] :].log_softmax(-1)
 
     def predict(self, x, prefix=None):
@@ -164,7 +168,8 @@ def shipped(config):
 def main():
     p = cli.Parser(prog="nanoct.coins.predictors", description=__doc__.split("\n")[0])
     p.add_argument("--kind", nargs="+", choices=KINDS, default=KINDS)
-    for name, default in (("width", 128), ("n-layer", 1), ("n-embd", 128), ("n-step", 1000), ("batch", 256), ("seed", 0)):
+    numbers = {"width": 128, "n-layer": 1, "n-embd": 128, "n-step": 1000, "batch": 256, "seed": 0}
+    for name, default in numbers.items():
         p.add_argument(f"--{name}", type=int, default=default)
     p.add_argument("--out", type=Path, default=FOLDER)
     args = p.parse_args()
@@ -182,12 +187,14 @@ def main():
         seconds = time.perf_counter() - start
         x, truth = Beta().sample(8192, 100, torch.Generator().manual_seed(1))
         above = (regret(predictor.predict(x), x, truth) - regret(Beta().bayes(x), x, truth))[:, -1]
-        line = about | dict(name=name, loss=round(mean(losses[-50:]), 4), above_bayes=round(above.mean().item(), 4),
-                            above_bayes_se=round(standard_error(above.tolist()), 4), seconds=round(seconds)) | machine(torch.device("cpu"))
+        found = dict(name=name, loss=round(mean(losses[-50:]), 4), above_bayes=round(above.mean().item(), 4),
+                     above_bayes_se=round(standard_error(above.tolist()), 4), seconds=round(seconds))
+        line = about | found | machine(torch.device("cpu"))
         save(predictor, file, **about)
         with open(args.out / "log.jsonl", "a") as f:
             f.write(json.dumps(line) + "\n")
-        print("{name}: loss {loss}; cumulative regret after 100 flips {above_bayes} ± {above_bayes_se} nats above Bayes".format(**line))
+        print("{name}: loss {loss}; cumulative regret after 100 flips {above_bayes} ± {above_bayes_se} nats above "
+              "Bayes".format(**line))
 
 
 if __name__ == "__main__":

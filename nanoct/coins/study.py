@@ -2,11 +2,11 @@
 
     python -m nanoct.coins.study --quick        # one repetition of short runs, minutes on two cores
     python -m nanoct.coins.study --cpu          # the reduced preset, an hour on two cores
-    python -m nanoct.coins.study --full         # the paper's preset, for a GPU or a patient machine; its cost is printed first
+    python -m nanoct.coins.study --full         # the paper's preset, for a GPU or the patient; it says its cost first
     python -m nanoct.coins.study --cpu --report # tables and figures anew, from the lines in --out
 
-A run (experiment.py) is a JSON line in --out, appended as it ends; a second start goes on from there. report.py makes the
-tables, figures.py the figures.
+A run (experiment.py) is a JSON line in --out, appended as it ends; a second start goes on from there. report.py makes
+the tables, figures.py the figures.
 """
 
 import time
@@ -24,8 +24,9 @@ def main():
     p = cli.Parser(prog="nanoct.coins.study", description=__doc__.split("\n")[0])
     group = p.add_mutually_exclusive_group()
     for name, preset in PRESETS.items():
+        size = "{0.n_step} steps of {0.batch} sequences, {0.n_repetition} repetitions, {1} runs"
         group.add_argument(f"--{name}", dest="preset", action="store_const", const=name,
-                           help=f"{preset.n_step} steps of {preset.batch} sequences, {preset.n_repetition} repetitions, {len(plan(preset))} runs")
+                           help=size.format(preset, len(plan(preset))))
     p.add_argument("--report", action="store_true", help="do no runs: tables and figures from the lines in --out")
     p.add_argument("--workers", type=int, help="processes, one thread each; default: one per core, or 1 on a GPU")
     p.add_argument("--device", default="cpu", help="cpu or cuda; default: cpu")
@@ -38,11 +39,13 @@ def main():
     runs, results, start = plan(preset), Results(out / "runs.jsonl", key, ("regret", "seconds")), time.perf_counter()
     if args.report:
         if n_missing := len(runs) - len(lines := results.of(runs)):
-            raise ValueError(f"{results.path} lacks {n_missing} of the {len(runs)} runs of --{name}: the command without --report does them.")
+            raise ValueError(f"{results.path} lacks {n_missing} of the {len(runs)} runs of --{name}: the command "
+                             "without --report does them.")
     else:
         total = sum(map(flops, runs))
-        print(f"--{name}: {len(runs)} runs, {total / 1e12:,.0f} TFLOP, which is {total / 4e10 / workers / 60:,.0f} minutes if a process does "
-              "40 GFLOP/s, as one core of a server may", flush=True)
+        minutes = total / 4e10 / workers / 60
+        print(f"--{name}: {len(runs)} runs, {total / 1e12:,.0f} TFLOP, which is {minutes:,.0f} minutes if a process "
+              "does 40 GFLOP/s, as one core of a server may", flush=True)
         lines = execute(runs, results, work, workers, prepare, str(device))
     report.report(lines, preset, out)
     print(f"{len(runs)} runs, {time.perf_counter() - start:.0f} seconds; lines in {results.path}")

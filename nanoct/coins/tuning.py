@@ -7,11 +7,11 @@
     FullWT       all weights;  EmbedWT, UnembedWT, Un+EmbedWT: those of these layers
     LoRAWT       a product of rank 4 added to every matrix of the body
 
-All but HardPT share one loop: Adam, 1,000 steps of 256 sequences of 50 flips, lr 5e-3, clip 1. What is trained is a dict of
-leaves; the predictor is called with the tensors that a method makes of them in place of its own, and never changed. So
-only what is tuned is seen by the optimiser and by clipping (in the public code the norm is over frozen weights too), and
-all else stays what it was, bit by bit. Prefixes start at L random flips, SimplexPT a softmax away (.73 and .27), as there;
-LoRAWT is on attention only there.
+All but HardPT share one loop: Adam, 1,000 steps of 256 sequences of 50 flips, lr 5e-3, clip 1. What is trained is a
+dict of leaves; the predictor is called with the tensors that a method makes of them in place of its own, and never
+changed. So only what is tuned is seen by the optimiser and by clipping (in the public code the norm is over frozen
+weights too), and all else stays what it was, bit by bit. Prefixes start at L random flips, SimplexPT a softmax away
+(.73 and .27), as there; LoRAWT is on attention only there.
 
 Cost of a step: as of one of meta-training (predictors.py), the weight's gradient only where weights are tuned.
 """
@@ -28,7 +28,8 @@ from nanoct.coins.coins import log_loss
 from nanoct.coins.predictors import loss_of, probability
 
 RANK = 4
-PREFIX, WEIGHTS = ("HardPT", "SimplexPT", "RealPT", "SoftPT"), ("FullWT", "EmbedWT", "UnembedWT", "Un+EmbedWT", "LoRAWT")
+PREFIX = "HardPT", "SimplexPT", "RealPT", "SoftPT"
+WEIGHTS = "FullWT", "EmbedWT", "UnembedWT", "Un+EmbedWT", "LoRAWT"
 METHODS = PREFIX + WEIGHTS
 
 
@@ -74,7 +75,8 @@ def start(predictor, method, length, generator):
     layers = {"FullWT": ("",), "EmbedWT": ("embed.",), "UnembedWT": ("unembed.",), "Un+EmbedWT": ("embed.", "unembed.")}
     if method not in layers:
         raise ValueError(f"there is no method {method!r}; there are {', '.join(METHODS)}.")
-    return {name: p.detach().clone() for name, p in own.items() if name.startswith(layers[method])}, lambda leaves: (leaves, None)
+    leaves = {name: p.detach().clone() for name, p in own.items() if name.startswith(layers[method])}
+    return leaves, lambda leaves: (leaves, None)
 
 
 def one_hot(predictor, flips):
@@ -82,7 +84,8 @@ def one_hot(predictor, flips):
     return F.one_hot(torch.as_tensor(flips), 2).float().to(predictor.device)
 
 
-def tune(predictor, source, method, length=6, n_step=1000, batch=256, T=50, lr=5e-3, seed=0, n_search=2048, progress=None):
+def tune(predictor, source, method, length=6, n_step=1000, batch=256, T=50, lr=5e-3, seed=0, n_search=2048,
+         progress=None):
     """The predictor Tuned to a source by one of METHODS.
 
     length: of a prefix; n_search: sequences of HardPT's search; progress(step, loss) is called every step. Raises
