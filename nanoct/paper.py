@@ -1,5 +1,7 @@
 """The paper's protocol on public models and data: methods x tasks x seeds of a benchmark -> JSON lines and a table.
 
+    python -m nanoct.paper --model weights/smollm2 --benchmark words        # the lists come with the package
+    python -m nanoct.paper --model weights/smollm2 --benchmark words --sweep        # choose settings on its validation pool
     python -m nanoct.paper --model HuggingFaceTB/SmolLM2-1.7B-Instruct --benchmark bbh --data data/bbh
     python -m nanoct.paper --model meta-llama/Meta-Llama-3-8B-Instruct --benchmark bbh --data data/bbh --device cuda
     python -m nanoct.paper --model M --benchmark B --data F --dry-run       # memory and time, before anything is loaded
@@ -11,7 +13,7 @@ are in --out and a second start goes on from there, with as many processes as it
 
 import itertools
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
 from statistics import mean, median
@@ -20,36 +22,43 @@ import torch
 from tqdm import tqdm
 
 from nanoct import cli
-from nanoct.benchmarks import arc, bbh, mmlu, nlp_lr
+from nanoct.benchmarks import arc, bbh, mmlu, nlp_lr, words
 from nanoct.benchmarks.common import Counts, check_names
-from nanoct.benchmarks.presets import PUBLISHED, SETTINGS
+from nanoct.benchmarks.presets import PUBLISHED, SETTINGS, SWEEPS
 from nanoct.costs import memory
+from nanoct.files import replace_file
 from nanoct.methods import METHODS
 from nanoct.runs.measure import measure
 from nanoct.runs.parallel import execute, join
-from nanoct.runs.report import settings, table
+from nanoct.runs.report import settings, table, varied
+from nanoct.runs.report import words as words_of
 from nanoct.runs.results import n_core
 from nanoct.score import BATCH, ROOM
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, fingerprint, load_model, pick_device, read_config, resolve_dtype
 
 RATES = 0.05, 50, 400  # TFLOP/s, in the order of two CPU cores, a consumer's GPU, and a data centre's
-BENCHMARKS = {"nlp_lr": nlp_lr, "mmlu": mmlu, "bbh": bbh, "arc": arc}
+BENCHMARKS = {"nlp_lr": nlp_lr, "mmlu": mmlu, "bbh": bbh, "arc": arc, "words": words}
 
 
 def parse():
     p = cli.Parser(prog="nanoct.paper", description=__doc__.split("\n")[0])
     p.add_argument("--benchmark", choices=list(BENCHMARKS), required=True)
     p.add_argument("--model", required=True, help="folder or hub name of a Llama or GPT-2")
-    p.add_argument("--data", required=True, help="folder of its files; `python -m nanoct.benchmarks.fetch` gets them")
+    p.add_argument("--data", help="folder of its files; `python -m nanoct.benchmarks.fetch` gets them; default for words: "
+                   "the lists of the package")
     p.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: all")
-    p.add_argument("--tasks", nargs="+", help="names; default: all in the folder")
-    p.add_argument("--seeds", nargs="+", type=int, help="of the demos; default: the paper's")
+    p.add_argument("--tasks", nargs="+", help="names; default: all of the pool")
+    p.add_argument("--pool", choices=("validation", "test"), help="of words; default: that of the --tasks, else test")
+    p.add_argument("--seeds", nargs="+", type=int, help="of the demos; default: the paper's, the first with --sweep")
     p.add_argument("--k", type=int, help="demos a task; default: the paper's")
     p.add_argument("--length", type=int, help="tokens of context and query; default: the paper's, at most the model's")
     p.add_argument("--limit-queries", type=int, metavar="N", help="the first N queries of a task")
     p.add_argument("--set", action="append", default=[], metavar="METHOD.FIELD=V1,V2",
                    help="a setting, or several to compare")
+    p.add_argument("--sweep", action="store_true", help="each method at all settings of SWEEPS (benchmarks/presets.py) on "
+                   "the validation pool, or on the --tasks of a benchmark without one; writes sweep.jsonl and sweep.md")
+    p.add_argument("--no-form", action="store_true", help="bbh without the sentence on how to answer")
     p.add_argument("--device", help="cuda, mps or cpu; default: the first there is")
     p.add_argument("--dtype", help="of the model; default: bfloat16 on cuda, float32 elsewhere")
     p.add_argument("--checkpoint", action="store_true",
@@ -61,14 +70,17 @@ def parse():
     benchmark = BENCHMARKS[args.benchmark]
     cli.at_least_one(args, "k", "length", "limit_queries")
     args.k = args.k or benchmark.K
-    args.seeds = list(dict.fromkeys(args.seeds or benchmark.SEEDS))
+    args.seeds = list(dict.fromkeys(args.seeds or benchmark.SEEDS[: 1 if args.sweep else None]))
     args.methods = list(dict.fromkeys(args.methods))
-    there = benchmark.tasks(args.data)
-    args.tasks = list(dict.fromkeys(args.tasks or there))
-    check_names(args.tasks, there, args.data)
-    chosen, overrides = SETTINGS[args.benchmark], cli.overrides(args.set, METHODS)
-    presets = lambda method: {name: [value] for name, value in chosen.get(method, {}).items()}
-    args.configs = {method: cli.configs(method, METHODS[method].Config, presets(method), overrides.get(method, {}))
+    if args.no_form and args.benchmark != "bbh":
+        raise ValueError(f"--no-form: {args.benchmark} has no sentence on how to answer; bbh has.")
+    args.data = args.data or getattr(benchmark, "PACKAGED", None)
+    if args.data is None:
+        raise ValueError(f"--data is missing: give the folder of {args.benchmark}'s files, which `python -m "
+                         "nanoct.benchmarks.fetch` gets.")
+    args.pool, args.tasks = pick(args, benchmark)
+    overrides = cli.overrides(args.set, METHODS)
+    args.configs = {method: cli.configs(method, METHODS[method].Config, values(method, args), overrides.get(method, {}))
                     for method in args.methods}
     args.device = pick_device(args.device)
     if args.device.type == "cuda" and args.device.index is None:
@@ -78,10 +90,44 @@ def parse():
     return args
 
 
+def pick(args, benchmark):
+    """The pool and the tasks that are asked for. ValueError if there are none, or if they are of two pools.
+
+    Settings are chosen on a validation pool, where there is one, and never on the tasks that are reported.
+    """
+    pools = benchmark.pools(args.data) if hasattr(benchmark, "pools") else {"test": benchmark.tasks(args.data)}
+    pool_of = {name: pool for pool, names in pools.items() for name in names}
+    names, has_own = list(dict.fromkeys(args.tasks or ())), bool(pools.get("validation"))
+    check_names(names, list(pool_of), args.data)
+    if args.sweep and not names and not has_own:
+        raise ValueError(f"--sweep: {args.benchmark} in {args.data} has no validation pool: name the --tasks to choose on.")
+    pool = args.pool or (pool_of[names[0]] if names else "validation" if args.sweep else "test")
+    if args.sweep and has_own and pool != "validation":
+        raise ValueError(f"--sweep chooses on the validation pool, and {names[0] if names else '--pool test'} is of the "
+                         "pool that is reported: leave it out.")
+    if others := [name for name in names if pool_of[name] != pool]:
+        raise ValueError(f"--tasks: {others[0]!r} is of the {pool_of[others[0]]} pool and not of the {pool} pool: give the "
+                         "tasks of one pool.")
+    if not pools.get(pool):
+        raise ValueError(f"--pool {pool}: {args.benchmark} in {args.data} has no such pool.")
+    return pool, names or pools[pool]
+
+
+def values(method, args):
+    """{field: values} of a method: its preset, or, with --sweep, what is tried around it."""
+    found = {name: [value] for name, value in SETTINGS[args.benchmark].get(method, {}).items()}
+    if not args.sweep:
+        return found
+    tried = SWEEPS.get(args.benchmark, SWEEPS["words"]).get(method, {})
+    if fields(METHODS[method].Config) and not tried:
+        print(f"{method} is not in SWEEPS, the settings worth trying: it runs at its defaults.")
+    return found | tried
+
+
 def read(args, tokenizer, name, seed):
     """A task, and Counts of what of it was left out."""
-    make = BENCHMARKS[args.benchmark].make_task
-    return make(args.data, name, tokenizer, seed, args.k, args.length, args.limit_queries)
+    make, more = BENCHMARKS[args.benchmark].make_task, {"form": False} if args.no_form else {}
+    return make(args.data, name, tokenizer, seed, args.k, args.length, args.limit_queries, **more)
 
 
 def worker(args, model, tokenizer):
@@ -114,7 +160,7 @@ def worker(args, model, tokenizer):
 
 def report(lines, args):
     """Print the table beside the paper's scores and write it to table.md."""
-    rows, published = [], PUBLISHED[args.benchmark]
+    rows, published = [], PUBLISHED.get(args.benchmark, {})
     for method, among in settings(lines).get(args.benchmark, {}).items():
         for s in among:
             of = lambda name: [line[name] for line in s.lines]
@@ -128,7 +174,23 @@ def report(lines, args):
     header = ["method", "tasks", "score", "paper", "s to adapt", "s to score", "peak GB", "trained"]
     written = f"{head}\n\n{table(rows, header)}\n"
     print(f"\n{written}")
-    (args.out / "table.md").write_text(written)
+    replace_file(args.out / "table.md", written.encode())
+
+
+def report_sweep(lines, args):
+    """Print every setting of every method, each beside the method's best, and write it to sweep.md."""
+    rows = []
+    for method, among in settings(lines)[args.benchmark].items():
+        best = max(among, key=lambda s: s.score)
+        for s in among:
+            beside = "" if len(among) == 1 else "best" if s is best else "{:+.1f} ± {:.1f}".format(*s.minus(best))
+            rows.append([method, words_of(varied(s, among)), f"{s.score:.1f} ± {s.error:.1f}", beside, f"{s.seconds:.1f}"])
+    header = ["method", "setting", "score % ± s.e.", "minus the best, 95%", "s to adapt"]
+    n_task, names = len({line["task"] for line in lines}), ", ".join(map(str, args.seeds))
+    head = f"{args.benchmark}, {args.model}: {n_task} tasks of the {args.pool} pool, k = {args.k}, demos of seed {names}"
+    written = f"{head}\n\n{table(rows, header)}\n"
+    print(f"\n{written}")
+    replace_file(args.out / "sweep.md", written.encode())
 
 
 def read_all(args, tokenizer):
@@ -213,19 +275,21 @@ def main():
         torch.set_num_threads(max(1, n_core() // n_process))
     model = load_model(folder, args.device, args.dtype)
     model.checkpoint = args.checkpoint
-    common = dict(model=fingerprint(model), name=str(args.model), world=args.benchmark, pool="test", k=args.k,
+    common = dict(model=fingerprint(model), name=str(args.model), world=args.benchmark, pool=args.pool, k=args.k,
                   dtype=str(args.dtype).removeprefix("torch."), length=args.length, limit_queries=args.limit_queries,
                   tokenizer=args.tokenizer)
+    if args.benchmark == "bbh":
+        common["form"] = not args.no_form
     runs = [common | dict(method=method, config=config, task=task, seed=seed)
             for task, seed in itertools.product(args.tasks, args.seeds)
             for method in args.methods for config in args.configs[method]]
-    results = join(args.out / "results.jsonl")
+    results = join(args.out / ("sweep.jsonl" if args.sweep else "results.jsonl"))
     lines = execute(runs, results, worker(args, model, tokenizer))
     if lines is None:
         return  # the first process reports
     if not lines:
         raise ValueError("no method could do any task, for the reasons above: take other --methods or a lower --k.")
-    report(lines, args)
+    (report_sweep if args.sweep else report)(lines, args)
     print(f"{len(lines)} of {len(runs)} runs; lines in {results.path}")
 
 

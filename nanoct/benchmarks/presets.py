@@ -1,7 +1,8 @@
-"""The paper's settings and scores for each benchmark (arXiv 2507.04221), as far as they are known.
+"""The paper's settings and scores for each benchmark (arXiv 2507.04221), as far as they are known, and ours for words.
 
 SETTINGS[benchmark][method] are fields of the method's Config. "ours" marks what the paper and the authors' code leave
-open; nothing was tuned for it. PUBLISHED[benchmark][method] are the paper's scores in percent.
+open; nothing was tuned for it. PUBLISHED[benchmark][method] are the paper's scores in percent. SWEEPS[benchmark][method]
+are the values {field: values} that `paper --sweep` tries, in all combinations, around those settings.
 """
 
 LORA = dict(rank=64, lr=1e-4)
@@ -48,6 +49,29 @@ SETTINGS = {
         "ct_kv": dict(n_step=200, lr=3e-3, token_dropout=0.1, leave_one_out=False),
         "ttt_ct_kv": dict(rank=128, alpha=16.0, ttt_n_step=200, ttt_lr=1e-4, batch=4, n_step=25, lr=3e-3,
                           token_dropout=0.1, leave_one_out=False),
+    },
+    "words": {  # ours
+        "prompt_tuning": dict(n_prefix=32, n_step=20, lr=3e-3),
+        "prefix_tuning": dict(n_prefix=32, n_step=20, lr=3e-3),
+        "lora": LORA | dict(alpha=64.0, n_step=20),
+        "dora": LORA | dict(alpha=64.0, n_step=20),
+        "ttt": TTT | dict(n_step=8, batch=5),
+        "ct_prompt": dict(n_step=12, lr=1e-3, token_dropout=0.1),
+        "ct_kv": dict(n_step=20, lr=3e-3, token_dropout=0.1),
+        "ttt_ct_kv": TTT | dict(ttt_n_step=8, ttt_lr=1e-4, batch=5, n_step=8, lr=3e-3, token_dropout=0.1),
+    },
+}
+
+SWEEPS = {
+    "words": {  # four settings of every method
+        "prompt_tuning": dict(n_step=(20, 60), lr=(1e-2, 3e-2)),
+        "prefix_tuning": dict(n_step=(20, 60), lr=(1e-2, 3e-2)),
+        "lora": dict(lr=(1e-4, 3e-4, 1e-3, 3e-3)),
+        "dora": dict(lr=(1e-4, 3e-4, 1e-3, 3e-3)),
+        "ttt": dict(lr=(3e-5, 1e-4, 3e-4, 1e-3)),
+        "ct_prompt": dict(lr=(3e-4, 1e-3, 3e-3, 1e-2)),
+        "ct_kv": dict(lr=(1e-3, 3e-3, 1e-2, 3e-2)),
+        "ttt_ct_kv": dict(lr=(1e-3, 3e-3), n_step=(4, 8)),  # ttt_lr is that of SETTINGS: write TTT's choice there first
     },
 }
 

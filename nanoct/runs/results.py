@@ -16,7 +16,7 @@ from warnings import warn
 import torch
 
 KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed")  # what makes two lines the same run
-MORE = ("wrong", "dtype", "length", "limit_queries", "tokenizer")  # and this, where a job has it
+MORE = ("wrong", "dtype", "length", "limit_queries", "tokenizer", "form")  # and this, where a job has it
 NEEDS = ("score", "seconds")  # what is reported of it
 
 

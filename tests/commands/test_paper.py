@@ -1,6 +1,7 @@
 """The paper's protocol on a tiny model and a tiny BBH: lines, resuming, two processes, the dry run, and mistakes."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import torch
 from conftest import DATA
 
 from nanoct import cli, paper
+from nanoct.benchmarks import words
 from nanoct.benchmarks.common import Counts
-from nanoct.benchmarks.presets import PUBLISHED, SETTINGS
+from nanoct.benchmarks.presets import PUBLISHED, SETTINGS, SWEEPS
 from nanoct.costs import memory
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
@@ -209,6 +211,93 @@ def test_mistakes_are_said_in_a_sentence(model, data, tmp_path, monkeypatch, mor
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("more, said", [
+    (("--tasks", "capital", "agent"), "'agent' is of the validation pool and not of the test pool"),
+    (("--pool", "validation", "--tasks", "capital"), "'capital' is of the test pool and not of the validation pool"),
+    (("--tasks", "nothing"), "'nothing' is not in words"),
+    (("--sweep", "--tasks", "capital"), "capital is of the pool that is reported"),
+    (("--sweep", "--pool", "test"), "--pool test is of the pool that is reported"),
+    (("--no-form",), "--no-form: words has no sentence"),
+    (("--benchmark", "bbh"), "--data is missing: give the folder of bbh's files"),
+    (("--benchmark", "bbh", "--data", "BBH", "--pool", "validation"), "--pool validation: bbh in"),
+    (("--benchmark", "bbh", "--data", "BBH", "--sweep"), "has no validation pool: name the --tasks"),
+    (("--data", "OWN", "--sweep"), "has no validation pool: name the --tasks"),
+    (("--data", "OWN", "--pool", "validation"), "--pool validation: words in"),
+])
+def test_pools_and_the_folder_are_said_in_a_sentence(model, data, own_words, monkeypatch, more, said):
+    folders = {"BBH": str(data), "OWN": str(own_words)}
+    more = [folders.get(word, word) for word in more]
+    with pytest.raises(ValueError) as error:
+        run(monkeypatch, "--benchmark", "words", "--model", str(model), *more)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture
+def own_words(tmp_path):
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    (folder / "mine.tsv").write_text("".join(f"in{i}\tout{i % 2}\n" for i in range(12)))
+    return folder
+
+
+def words_job(model, out, *more):
+    return [*map(str, ("--benchmark", "words", "--model", model, "--out", out, "--tokenizer", "bytes", "--k", 2, "--device",
+                       "cpu", "--limit-queries", 2, *more))]
+
+
+def test_words_has_lists_and_pools_of_its_own(model, own_words, tmp_path, monkeypatch):
+    """Without --tasks the pool's, test by default; with them the line says of which pool they are; no published score."""
+    seen = lambda: [(line["world"], line["pool"], line["task"]) for line in read(tmp_path / "results.jsonl")]
+    job = lambda *more: run(monkeypatch, *words_job(model, tmp_path, "--methods", "icl", "--seeds", 42, *more))
+    job("--tasks", "agent", "language")
+    assert seen() == [("words", "validation", "agent"), ("words", "validation", "language")]
+    assert "–" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    (tmp_path / "results.jsonl").unlink()
+    job("--data", own_words)
+    assert seen() == [("words", "test", "mine")]
+    for more, pool in ((), "test"), (("--pool", "validation"), "validation"), (("--data", "words"), "test"):
+        monkeypatch.setattr(sys, "argv", ["paper", *words_job(model, tmp_path, *more)])
+        args = paper.parse()
+        assert (args.pool, args.tasks, args.seeds) == (pool, words.POOLS[pool], [42, 43, 44])
+
+
+def test_a_sweep_runs_every_setting_on_validation_tasks_and_compares_them(model, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(METHODS, "my_own", SimpleNamespace(Config=METHODS["lora"].Config, adapt=METHODS["lora"].adapt))
+    short = ("--set", "ct_kv.n_step=1", "--set", "my_own.n_step=1", "--methods", "icl", "ct_kv", "my_own")
+    run(monkeypatch, *words_job(model, tmp_path, "--sweep", "--tasks", "agent", "language", *short))
+    lines = read(tmp_path / "sweep.jsonl")
+    assert Counter(line["method"] for line in lines) == {"icl": 2, "ct_kv": 8, "my_own": 2}
+    assert {line["pool"] for line in lines} == {"validation"} and {line["seed"] for line in lines} == {42}
+    assert {line["config"].get("lr") for line in lines if line["method"] == "ct_kv"} == {1e-3, 3e-3, 1e-2, 3e-2}
+    table, said = (tmp_path / "sweep.md").read_text(encoding="utf-8"), capsys.readouterr().out
+    assert table in said and said.count("my_own is not in SWEEPS") == 1
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[4:]]
+    ours = [row for row in rows if row[0] == "ct_kv"]
+    assert [row[1] for row in ours] == ["lr=0.001", "lr=0.003", "lr=0.01", "lr=0.03"]
+    assert sorted(bool(re.fullmatch(r"[+-]\d+\.\d ± \d+\.\d", row[3])) for row in ours) == [False, True, True, True]
+    assert [row[3] for row in ours].count("best") == 1 and [row[3] for row in rows if row[0] == "icl"] == [""]
+    monkeypatch.setattr(paper, "execute", lambda runs, *_: [dict(run, score=0, seconds=0) for run in runs])
+    monkeypatch.setattr(paper, "report_sweep", lambda lines, args: seen.extend(lines))
+    seen = []  # a benchmark without a list of its own takes that of words
+    run(monkeypatch, *job(model, data, tmp_path / "bbh", "--sweep", "--methods", "ttt"))
+    assert {line["config"]["lr"] for line in seen} == {3e-5, 1e-4, 3e-4, 1e-3} and {line["seed"] for line in seen} == {42}
+
+
+def test_bbhs_sentence_on_the_answer_can_be_left_out_and_is_in_the_line(model, data, tmp_path, monkeypatch):
+    more = ("--methods", "icl", "--seeds", 42, "--tasks", "sums")
+    for form in ((), ("--no-form",), ()):
+        run(monkeypatch, *job(model, data, tmp_path, *more, *form))
+    lines = read(tmp_path / "results.jsonl")
+    assert [line["form"] for line in lines] == [True, False]
+    make = lambda **form: paper.bbh.make_task(data, "sums", load_tokenizer("bytes"), 42, 2, **form)[0].instruction
+    spied = Mock(wraps=paper.bbh.make_task)
+    monkeypatch.setattr(paper.bbh, "make_task", spied)
+    run(monkeypatch, *job(model, data, tmp_path / "new", *more, "--no-form"))
+    assert all(call.kwargs == {"form": False} for call in spied.call_args_list) and make() != make(form=False)
+    run(monkeypatch, *words_job(model, tmp_path / "words", "--tasks", "capital", *more[:4]))
+    assert "form" not in read(tmp_path / "words" / "results.jsonl")[0]
+
+
 @pytest.mark.parametrize("tokens, size", [(256, 99), (50, 99)])
 def test_a_tokenizer_that_is_not_the_models(data, tmp_path, monkeypatch, tokens, size):
     """One with tokens that the model lacks, and one with far fewer."""
@@ -225,7 +314,12 @@ def test_presets_are_settings_of_the_methods(benchmark):
         assert bool(chosen) == (method not in ("zero_shot", "icl"))
         (config,) = cli.configs(method, METHODS[method].Config, {name: [value] for name, value in chosen.items()}, {})
         assert all(type(config[name]) is METHODS[method].Config.__dataclass_fields__[name].type for name in config)
-    assert list(PUBLISHED[benchmark]) == list(METHODS)
+    assert list(PUBLISHED.get(benchmark, METHODS)) == list(METHODS)
+    swept = SWEEPS.get(benchmark, SWEEPS["words"])
+    assert swept.keys() == METHODS.keys() - {"zero_shot", "icl"}
+    args = SimpleNamespace(benchmark=benchmark, sweep=True)
+    made = {m: cli.configs(m, METHODS[m].Config, paper.values(m, args), {}) for m in METHODS}
+    assert {len(made[m]) for m in swept} == {4} and len(made["icl"]) == 1  # as many for every method
 
 
 PAPER = """
