@@ -220,8 +220,7 @@ def check(config):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least 1.")
     if not 0 < config.decay <= 1:
-        raise ValueError(f"--decay {config.decay}: the share of steps in which the rate falls is more than 0 and at most "
-                         "1.")
+        raise ValueError(f"--decay {config.decay}: the share of steps with a falling rate is above 0 and at most 1.")
     if not 0 < config.lr < math.inf or not 0 <= config.weight_decay < math.inf:
         raise ValueError(f"--lr {config.lr} must be positive, and --weight-decay {config.weight_decay} not negative.")
     if 2 * config.row > config.n_token:

@@ -137,7 +137,8 @@ TOKENIZERS = {
     "tokenizer nested": text("model/tokenizer.json", '{"model":' + DEEP),
     "an added token without id": bpe(added_tokens=[{"content": "<s>"}]), "merges null": bpe(merges=None),
     "ids as text": bpe(vocab={"a": "0"}), "an id out of range": bpe(vocab={"a": 10**12, "b": 1, "ab": 2}),
-    "a negative id": bpe(vocab={"a": -1, "b": 1, "ab": 2}), "two tokens of one id": bpe(vocab={"a": 1, "b": 1, "ab": 2}), "a list as pre-tokenizer": bpe(pre_tokenizer=[1]),
+    "a negative id": bpe(vocab={"a": -1, "b": 1, "ab": 2}),
+    "two tokens of one id": bpe(vocab={"a": 1, "b": 1, "ab": 2}), "a list as pre-tokenizer": bpe(pre_tokenizer=[1]),
     "bos an object": text("model/tokenizer_config.json", '{"bos_token": {"x": 1}}'),
     "tokenizer_config nested": text("model/tokenizer_config.json", OBJECTS),
     "add_bos_token as text": text("model/tokenizer_config.json", '{"add_bos_token": "no"}'),
@@ -147,7 +148,7 @@ TOKENIZERS = {
 }
 TUNE = ["--data", "mine.jsonl", "--out", "ctx", "--model", "model", "--device", "cpu"]
 PAPER = ["--benchmark", "bbh", "--data", "data", "--model", "model", "--k", "2", "--device", "cpu"]
-FINE_TUNE = ["--world", "arc", "--data", "data", "--init", "model", "--device", "cpu", "--row", "64", "--n-token", "128"]
+FINE_TUNE = "--world arc --data data --init model --device cpu --row 64 --n-token 128".split()
 WITH_MODEL = {"tune": TUNE, "paper": PAPER, "reproduce": ["--model", "model", "--quick", "--out", "results"],
               "pretrain": FINE_TUNE}
 
@@ -163,9 +164,11 @@ def test_files_of_a_model(here, monkeypatch, capsys, command, fault):
 # --- files of data ---
 
 CONTENTS = {"nested": DEEP, "nested objects": OBJECTS, "empty": "", "half": '{"examples": [{"inp', "a list": "[1]",
-            "binary": bytes(range(256)), "null": "null", "UTF-16": '{"input": "a"}'.encode("utf-16"), "a number": "1" * 5000,
+            "binary": bytes(range(256)), "null": "null", "UTF-16": '{"input": "a"}'.encode("utf-16"),
+            "a number": "1" * 5000,
             "other types": '{"examples": 3, "train": 3, "test": 3, "input": 3, "output": 3, "options": 3}'}
-FILES = {"bbh": "bbh/x.json", "mmlu": "test/x_test.csv", "nlp_lr": "sick/sick_16_13_test.jsonl", "arc": "evaluation/x.json"}
+FILES = {"bbh": "bbh/x.json", "mmlu": "test/x_test.csv", "nlp_lr": "sick/sick_16_13_test.jsonl",
+         "arc": "evaluation/x.json"}
 
 
 @pytest.mark.parametrize("content", CONTENTS)
