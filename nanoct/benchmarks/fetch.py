@@ -44,7 +44,7 @@ class Archive:
 
 @dataclass
 class Hub:
-    """A dataset of the Hugging Face hub, which has sums of its own; `inside` is what its paths have in front of ours."""
+    """A dataset of the Hugging Face hub, which has sums of its own; `inside` is what its paths have before ours."""
 
     name: str
     revision: str
@@ -104,7 +104,7 @@ def place(answer, have):
 
 
 def contents(file, keep):
-    """(path, bytes) of every file in a zip or tar whose name fits `keep`. ValueError with the reason on a broken one."""
+    """(path, bytes) of each file in a zip or tar whose name fits `keep`. ValueError with the reason on a broken one."""
     try:
         is_zip, in_all = zipfile.is_zipfile(file), 0
         with zipfile.ZipFile(file) if is_zip else tarfile.open(file) as packed:
