@@ -87,15 +87,20 @@ def test_what_does_not_fit_is_dropped(tmp_path):
     assert make(tmp_path, k=1, limit_queries=1)[1] == common.Counts(demos=1, queries=1)
 
 
-@pytest.mark.parametrize("grid", [[[0, 1], [2]], [], [[]], [[10]], [[-1]], [[0.5]], [["1"]], [[True]], "01", [[0]] * 31, [[0] * 31], None])
+@pytest.mark.parametrize("grid", [
+    [[0, 1], [2]], [], [[]], [[10]], [[-1]], [[0.5]], [["1"]], [[True]], "01", [[0]] * 31, [[0] * 31], None,
+])
 def test_what_is_no_grid_is_named(tmp_path, grid):
     with pytest.raises(ValueError, match="the output of train pair 1 is no grid"):
         make(write(tmp_path, train=[PAIR, dict(input=[[1]], output=grid)]))
 
 
-@pytest.mark.parametrize("text, said", [("", "is empty"), ("{\"train\": [", "perhaps truncated"), ("[]", "no train pairs"),
-                                        ('{"train": []}', "no train pairs"), (json.dumps(dict(train=[PAIR])), "no test pairs"),
-                                        (json.dumps(dict(train=[PAIR, [1]], test=[PAIR])), "input of train pair 1")])
+@pytest.mark.parametrize("text, said", [
+    ("", "is empty"), ("{\"train\": [", "perhaps truncated"),
+    ("[]", "no train pairs"), ('{"train": []}', "no train pairs"),
+    (json.dumps(dict(train=[PAIR])), "no test pairs"),
+    (json.dumps(dict(train=[PAIR, [1]], test=[PAIR])), "input of train pair 1"),
+])
 def test_bad_files_are_named_in_a_sentence(tmp_path, text, said):
     with pytest.raises(ValueError) as error:
         make(write(tmp_path, text=text))
@@ -117,7 +122,8 @@ def test_counts_on_the_public_files():
         task, counts = arc.make_task(DATA / "arc", name, BYTES, length=10**6)
         n_demo.add(counts.demos)
         total.queries += counts.queries
-        assert all(arc.text_to_grid(BYTES.decode(part)) for pair in task.demos + task.queries for part in (pair.x, pair.y[:-1]))
+        grids = [ids for pair in task.demos + task.queries for ids in (pair.x, pair.y[:-1])]
+        assert all(arc.text_to_grid(BYTES.decode(ids)) for ids in grids)
     assert len(arc.tasks(DATA / "arc")) == 200 and len(arc.tasks(DATA / "arc", "training")) == 200
     assert total.queries == 214 and min(n_demo) == 2 and max(n_demo) >= 7
 
@@ -142,7 +148,7 @@ def test_an_episode_is_a_task_seen_another_way(training):
     for _ in range(200):
         pairs = world.episode(rng, "train")
         assert len(pairs) == 4
-        for x, y in pairs:  # a mirrored grid, turned and recoloured, is the mirrored of that, along one axis or the other
+        for x, y in pairs:  # turned and recoloured, a mirrored grid is still the mirrored one, along either axis
             x, y = [list(row) for row in x], [list(row) for row in y]
             assert y in ([row[::-1] for row in x], x[::-1]) and (len(x), len(x[0])) in ((3, 2), (2, 3))
             seen.add((len(x), y == x[::-1]))

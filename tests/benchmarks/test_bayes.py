@@ -1,4 +1,4 @@
-"""The Bayes ceiling: against hand-computed cases, literal sums with a small noise, and what pretraining really draws."""
+"""The Bayes ceiling: against cases by hand, literal sums with a small noise, and what pretraining really draws."""
 
 import random
 from collections import Counter
@@ -46,7 +46,7 @@ def test_fewest_contradictions_win_then_weights_and_equal_keys_add_up():
 
 def test_very_small_weights_do_not_underflow():
     assert bayes.normalise([("a", 0, -5000.0), ("b", 0, -5000.0 + log(3))]) == pytest.approx({"a": 0.25, "b": 0.75})
-    assert bayes.normalise([("a", 0, -5000.0), ("b", 0, 0.0)]) == {"b": 1.0}  # no answer of probability 0: KL takes its log
+    assert bayes.normalise([("a", 0, -5000.0), ("b", 0, 0.0)]) == {"b": 1.0}  # none is 0: KL takes its log
 
 
 @pytest.mark.parametrize("task, k", [("reverse", 1), ("reverse", 2), ("held out", 0), ("held out", 1), ("held out", 6)])
@@ -157,19 +157,19 @@ def test_lexicon_fit_by_hand():
     """ral is dead, small, cold, slow, quiet, old; san is alive and new instead; vel is alive, big and hot instead."""
     assert [lexicon.bits(word) for word in (" ral", " san", " vel")] == [
         (0, 0, 0, 0, 0, 0), (1, 0, 0, 0, 0, 1), (1, 1, 1, 0, 0, 0)]
-    fit = lambda h, *pairs: LEXICON.fit(h, pairs, LABELS)  # hypothesis (·, 0) calls its first class the cat: it sorts first
+    fit = lambda h, *pairs: LEXICON.fit(h, pairs, LABELS)  # (·, 0) calls its first class the cat: it sorts first
     half, cat, dog = log(2), (" san vel san", " cat"), (" san vel san", " dog")
     assert fit(("alive", 0), cat) == (0, pytest.approx(-half - 3 * log(64)))
     assert fit(("alive", 1), dog) == (0, pytest.approx(-half - 3 * log(64)))
-    assert fit(("alive", 0), dog) == fit(("alive", 1), cat) == (3, pytest.approx(-half))  # noise says nothing of classes
+    assert fit(("alive", 0), dog) == fit(("alive", 1), cat) == (3, pytest.approx(-half))  # noise favours no class
     assert fit(("big", 0), cat) == (2, pytest.approx(-half - log(64)))
     assert fit(("alive and not hot", 0), cat) == (1, pytest.approx(-half - 2 * log(32)))
     assert fit(("alive and not hot", 1), cat) == (2, pytest.approx(-half - log(96)))
     assert fit(("alive xor new", 0), cat, dog) == (2 + 1, pytest.approx(-2 * half - 3 * log(64)))
-    assert fit(("alive+cold", 0), cat) == (1, pytest.approx(-half - 2 * log(32)))  # vel is alive and hot: in neither class
+    assert fit(("alive+cold", 0), cat) == (1, pytest.approx(-half - 2 * log(32)))  # vel, alive and hot, is in neither
     assert fit(("alive+cold", 1), dog) == (1, pytest.approx(-half - 2 * log(32)))
     assert fit(("alive+cold", 1), cat) == (3, pytest.approx(-half))  # san is in the other class, vel in neither
-    assert fit(("alive+big", 0), (" ral vel ral", " dog")) == (1, pytest.approx(-half - 2 * log(32)))  # the second class
+    assert fit(("alive+big", 0), (" ral vel ral", " dog")) == (1, pytest.approx(-half - 2 * log(32)))  # second class
     assert fit(("alive+big", 0), (" san san ral", " dog")) == (2, pytest.approx(-half - log(32)))
     assert fit(("alive+big+hot", 0), cat, (" ral ral ral", " dog")) == (2, pytest.approx(-2 * half - 4 * log(16)))
     assert fit(("alive+small+cold+new", 0), cat) == (1, pytest.approx(-half - 2 * log(8)))
@@ -212,7 +212,7 @@ def few_words(monkeypatch):
 
 
 def noisy(classes, i, pairs):
-    """p(pairs | h) with noise: a word is drawn from its class, but with probability E from all words that are not in it."""
+    """p(pairs | h) with noise: a word is drawn from its class, but with probability E from the words outside."""
     one = lambda word, of: (1 - E) / len(of) if word in of else E
     return prod(0.5 * prod(one(word, classes[y != sorted(LABELS)[i]]) for word in lexicon.words(x)) for x, y in pairs)
 
@@ -258,7 +258,8 @@ def test_lexicon_against_a_literal_sum_with_noise(few_words, which, seed, k):
     weights = [((name, i), p * noisy(of, i, demos)) for name, of, i, p in hypotheses]
     assert_equal(bayes.posterior(LEXICON, demos, which, LABELS), literal(weights))
     for (x, _, _), predictive in zip(queries, bayes.predictives(LEXICON, demos, queries, which)):
-        assert_equal(predictive, literal([(y, p * noisy(of, i, [*demos, (x, y)])) for _, of, i, p in hypotheses for y in LABELS]))
+        weights = [(y, p * noisy(of, i, [*demos, (x, y)])) for _, of, i, p in hypotheses for y in LABELS]
+        assert_equal(predictive, literal(weights))
 
 
 # --- facts ---
@@ -322,7 +323,7 @@ def test_what_is_trained_is_clear_from_k_demos(which):
 
 
 def test_relations_without_a_task_are_chance_to_the_training_prior_and_clear_to_the_other():
-    assert ceiling(FACTS, "held_out", "training", tasks=24) == pytest.approx(0.25, abs=0.1)  # 4 s.e. of 384 queries: 0.09
+    assert ceiling(FACTS, "held_out", "training", tasks=24) == pytest.approx(0.25, abs=0.1)  # 4 s.e., 384 queries: 0.09
     assert ceiling(FACTS, "held_out", "all", tasks=24) > 0.95
 
 

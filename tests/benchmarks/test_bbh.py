@@ -1,4 +1,4 @@
-"""BBH: the format and the drawing of demos on small files, the score of what is decoded, and files that are not right."""
+"""BBH: the format and the drawing of demos on small files, the score of what is decoded, and bad files."""
 
 import json
 from types import SimpleNamespace
@@ -109,7 +109,8 @@ def test_a_target_that_is_no_option_is_asked_for_as_it_is(tmp_path, monkeypatch)
     examples = [dict(input=f"{i}\nOptions:\n(A) x\n(B) y", target=target) for i in range(4)]
     task, counts = make(write(tmp_path, examples))
     assert counts.queries == 2 and all(bytes(q.y) == b" Monsters, Inc\n\n" for q in task.queries)
-    monkeypatch.setattr("nanoct.score.generate", lambda adapted, prompts, *_: [list(b" monsters, inc\n\n") for _ in prompts])
+    lower = lambda adapted, prompts, *_: [list(b" monsters, inc\n\n") for _ in prompts]
+    monkeypatch.setattr("nanoct.score.generate", lower)
     assert evaluate(Adapted(tiny_llama(vocab_size=256)), task).per_query == [True, True]
 
 

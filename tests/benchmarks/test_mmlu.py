@@ -36,7 +36,8 @@ def test_a_context_reads_as_the_papers_format(tmp_path):
     rest = [row for row in ROWS if row not in given]
     assert [bytes(asked(task, q) + q.y).decode() for q in task.queries] == [
         *(f"\n{pair(row)}" for row in rest), "\ntwo\nlines, and a \"quote\"\n4"]
-    assert [[bytes(o).decode() for o in q.options] for q in task.queries[:-1]] == [row[1:5] for row in rest]  # not shown, only scored
+    options = [[bytes(o).decode() for o in q.options] for q in task.queries[:-1]]
+    assert options == [row[1:5] for row in rest]  # not shown, only scored
     assert counts == common.Counts(demos=2, queries=7) and task.metric == "accuracy"
 
 
@@ -78,7 +79,8 @@ def test_a_query_is_dropped_if_any_option_does_not_fit(tmp_path):
 
 @pytest.mark.parametrize("rows, said", [
     ([], "is empty"),
-    ([["question", "A", "B", "C", "D", "answer"], *ROWS], "row 1: 'question, A, B, C, D, answer' is not question, A, B, C, D, letter"),
+    ([["question", "A", "B", "C", "D", "answer"], *ROWS],
+     "row 1: 'question, A, B, C, D, answer' is not question, A, B, C, D, letter"),
     ([*ROWS, ["q", "1", "2", "3", "4", "E"]], "row 9"),
     ([*ROWS, ["q", "1", "2", "3", "A"]], "row 9"),
     ([*ROWS, ["q", "1", "", "3", "4", "A"]], "row 9"),

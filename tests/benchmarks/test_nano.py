@@ -44,7 +44,8 @@ def outputs():
             inputs = [w.draw(rng) for _ in range(400)]
             first = {name: tuple(map(f, inputs)) for name, f in w.primitives.items()}
             second = lambda name, then="": tuple(map(w.primitives[then], first[name])) if then else first[name]
-            cache[world] = {pool: {name: second(*name.split(" then ")) for name in names} for pool, names in w.pools().items()}
+            outputs_of = lambda names: {name: second(*name.split(" then ")) for name in names}
+            cache[world] = {pool: outputs_of(names) for pool, names in w.pools().items()}
         return cache[world]
 
     return of
@@ -204,7 +205,8 @@ def test_pretraining_draws_trained_functions_only(world):
     w, drawn = FUNCTIONS[world], []
     for seed in range(12):
         pairs = list(islice(w.episode(random.Random(seed)), 25))
-        explain = {pool: [n for n in names if all(w.apply(n, x) == y for x, y in pairs)] for pool, names in w.pools().items()}
+        fits = lambda name: all(w.apply(name, x) == y for x, y in pairs)
+        explain = {pool: list(filter(fits, names)) for pool, names in w.pools().items()}
         assert explain["train"] and not explain["validation"] + explain["held_out"]
         drawn.append(explain["train"][0])
     assert {name in w.primitives for name in drawn} == {True, False} and len(set(drawn)) > 6
@@ -219,8 +221,9 @@ def test_attributes_are_a_full_factorial():
     assert set(map(lexicon.bits, lexicon.WORDS)) == set(product((False, True), repeat=6))
 
 
-SPELLING = {"alive": (1, "svxz"), "big": (1, "tvyz"), "hot": (2, "eo"), "fast": (2, "io"), "loud": (3, "mp"), "new": (3, "np"),
-            "dead": (1, "rtwy"), "small": (1, "rswx"), "cold": (2, "ai"), "slow": (2, "ae"), "quiet": (3, "ln"), "old": (3, "lm")}
+SPELLING = {"alive": (1, "svxz"), "dead": (1, "rtwy"), "big": (1, "tvyz"), "small": (1, "rswx"),
+            "hot": (2, "eo"), "cold": (2, "ai"), "fast": (2, "io"), "slow": (2, "ae"),
+            "loud": (3, "mp"), "quiet": (3, "ln"), "new": (3, "np"), "old": (3, "lm")}
 OPPOSITE = dict(alive="dead", big="small", hot="cold", fast="slow", loud="quiet", new="old")
 OPPOSITE |= {second: first for first, second in OPPOSITE.items()}
 
@@ -240,7 +243,7 @@ def test_spelling_tells_the_attributes(name):
 
 
 def test_attributes_go_together():
-    """One to four of them, every pattern: its words against those of the opposite pattern, the others in neither class."""
+    """One to four, every pattern: its words against those of the opposite pattern, the others in neither class."""
     names = lexicon.together()
     assert names[:6] == lexicon.NAMES == list(OPPOSITE)[:6]
     assert Counter(name.count("+") for name in names) == {0: 6, 1: 30, 2: 80, 3: 120}  # C(6, n) 2^(n-1)
@@ -297,10 +300,11 @@ def test_unseen_tasks_are_of_three_kinds():
 
 
 def test_unseen_labelings_are_not_the_trained_ones():
-    """As labelings of the 128 words, whichever class is called the first; a word in neither class agrees with nothing."""
+    """As labelings of the 128 words, whichever class is called first; a word in neither class agrees with nothing."""
     pools = lexicon.pools()
     trained, unseen = pools["train"], pools["validation"] + pools["held_out"]
-    of_class = lambda c: np.array([[word in lexicon.classes(name)[c] for word in lexicon.WORDS] for name in trained + unseen], float)
+    row = lambda name, c: [word in lexicon.classes(name)[c] for word in lexicon.WORDS]
+    of_class = lambda c: np.array([row(name, c) for name in trained + unseen], float)
     a, b = of_class(0), of_class(1)
     same = np.maximum(a @ a.T + b @ b.T, a @ b.T + b @ a.T) / 128 - 2 * np.eye(len(a))  # no task with itself
     n = len(trained)
@@ -318,7 +322,7 @@ def test_a_sentence_is_of_one_class_and_pretraining_of_attributes_that_go_togeth
         classes = {y: {w for x, z in pairs if z == y for w in lexicon.words(x)} for y in labels}
         tasks = [(sum(map(len, lexicon.classes(name))), name, first) for pool in POOLS for name in lexicon.pools()[pool]
                  for first in labels if all(of <= lexicon.classes(name)[y != first] for y, of in classes.items())]
-        (size, name, first), *others = sorted(tasks)  # "alive", also, tells what is alive and cold from what is dead and hot
+        (size, name, first), *others = sorted(tasks)  # "alive", too, tells alive and cold from dead and hot
         assert name in lexicon.together() and all(other > size for other, *_ in others)
         if not labels <= set(lexicon.ANIMALS):  # the labels name the attribute
             assert (first, *labels - {first}) == (f" {name}", f" {OPPOSITE[name]}")
@@ -328,7 +332,9 @@ def test_a_sentence_is_of_one_class_and_pretraining_of_attributes_that_go_togeth
     assert {name.count("+") for name, _ in named} == {0, 1, 2, 3} and len(named - single) > 20
 
 
-@pytest.mark.parametrize("pool, name", [*some_tasks("lexicon", 6), ("train", "big"), ("train", "alive+cold"), ("train", "hot+slow+new")])
+@pytest.mark.parametrize("pool, name", [
+    *some_tasks("lexicon", 6), ("train", "big"), ("train", "alive+cold"), ("train", "hot+slow+new"),
+])
 def test_sentences_of_a_task_are_of_its_classes(pool, name):
     demos, queries = lexicon.WORLD.examples(name, 5, 16, 48)
     first, second = queries[0][2]
@@ -398,7 +404,8 @@ def test_an_episode_of_an_unseen_pool_is_a_task_of_it(pool):
 
 def test_facts_has_only_so_many_people():
     assert len(facts.WORLD.examples("friend", 0, 12, 20)[1]) == 20
-    with pytest.raises(ValueError, match=r"^12 demos and 21 queries are more than the 32 people of facts: take fewer\.$"):
+    said = r"^12 demos and 21 queries are more than the 32 people of facts: take fewer\.$"
+    with pytest.raises(ValueError, match=said):
         facts.WORLD.examples("friend", 0, 12, 21)
 
 
@@ -414,7 +421,7 @@ def test_pools_have_no_name_twice(world):
 @pytest.mark.parametrize("world", WORLDS)
 def test_examples_are_distinct_and_right(world):
     w = nano.WORLDS[world]
-    for pool, name in some_tasks(world):
+    for _, name in some_tasks(world):
         demos, queries = w.examples(name, 42, w.k, w.n_query)
         assert (len(demos), len(queries)) == (w.k, w.n_query)
         xs = [x for x, *_ in demos + queries]
@@ -458,7 +465,8 @@ def test_pools_and_examples_are_the_same_in_every_process():
                "    print(w.pools(), [w.examples(n, 3, w.k, 4) for n in w.pools()['held_out']])\n"
                "    print([list(islice(w.episode(random.Random(s), p), 5)) for s in range(9) for p in w.pools()])\n")
     other = {"PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"}  # by default, random
-    there = subprocess.run([sys.executable, "-c", program], env=os.environ | other, capture_output=True, text=True, check=True)
+    there = subprocess.run([sys.executable, "-c", program], env=os.environ | other,
+                           capture_output=True, text=True, check=True)
     here = f"{[grids.WORLD.examples(n, 3, 4, 4) for n in grids.PRIMITIVES]}\n"
     for w in (nano.WORLDS[world] for world in WORLDS if world != "grids"):
         here += f"{w.pools()} {[w.examples(n, 3, w.k, 4) for n in w.pools()['held_out']]}\n"
@@ -469,8 +477,8 @@ def test_pools_and_examples_are_the_same_in_every_process():
 @pytest.mark.parametrize("world, n_option", [("strings", None), ("grids", None), ("lexicon", 2), ("facts", 4)])
 def test_options_hold_the_answer_at_any_place(world, n_option):
     w, places = nano.WORLDS[world], Counter()
-    for pool, name in some_tasks(world, 8):
-        for x, y, options in w.examples(name, 0, w.k, w.n_query)[1]:
+    for _, name in some_tasks(world, 8):
+        for _, y, options in w.examples(name, 0, w.k, w.n_query)[1]:
             if n_option is None:
                 assert options is None
             else:
@@ -510,7 +518,8 @@ def test_texts_go_through_the_tokenizer_word_by_word(world, tokenizer):
     w = nano.WORLDS[world]
     text = lambda x, y: (x + nano.EQUALS, y + nano.END)
     pairs = [pair for seed in range(20) for pool in POOLS for pair in islice(w.episode(random.Random(seed), pool), 8)]
-    pairs += [pair[:2] for _, name in some_tasks(world) for part in w.examples(name, 0, w.k, w.n_query) for pair in part]
+    examples = [w.examples(name, 0, w.k, w.n_query) for _, name in some_tasks(world)]
+    pairs += [pair[:2] for demos, queries in examples for pair in demos + queries]
     for x, y in pairs:
         ids = nano.encode(tokenizer, x, y)
         assert tuple(map(tokenizer.decode, ids)) == text(x, y)
@@ -520,18 +529,20 @@ def test_texts_go_through_the_tokenizer_word_by_word(world, tokenizer):
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_task_is_its_examples_as_ids(world, tokenizer):
-    w = nano.WORLDS[world]
+    w, decode = nano.WORLDS[world], tokenizer.decode
     name = w.pools()["held_out"][0]
     task = nano.make_task(world, name, tokenizer, seed=1)
     assert (len(task.demos), len(task.queries)) == (w.k, w.n_query)
-    assert task.name == name and task.metric == w.metric and tokenizer.decode(task.instruction) == nano.BOS
+    assert task.name == name and task.metric == w.metric and decode(task.instruction) == nano.BOS
     assert task == nano.make_task(world, name, tokenizer, 1)
     demos, queries = w.examples(name, 1, w.k, w.n_query)
-    assert [(tokenizer.decode(d.x), tokenizer.decode(d.y)) for d in task.demos] == [(x + "=", y + ";") for x, y in demos]
+    assert [(decode(d.x), decode(d.y)) for d in task.demos] == [(x + "=", y + ";") for x, y in demos]
     for query, (x, y, options) in zip(task.queries, queries, strict=True):
-        assert (tokenizer.decode(query.x), tokenizer.decode(query.y)) == (x + "=", y + ";")
-        assert query.options is None if options is None else list(map(tokenizer.decode, query.options)) == [o + ";" for o in options]
-        assert options is None or query.y in query.options
+        assert (decode(query.x), decode(query.y)) == (x + "=", y + ";")
+        if options is None:
+            assert query.options is None
+        else:
+            assert list(map(decode, query.options)) == [o + ";" for o in options] and query.y in query.options
     small = nano.make_task(world, name, tokenizer, 1, k=2, n_query=3)
     assert len(small.demos) == 2 and len(small.queries) == 3
 
@@ -561,7 +572,8 @@ def command(monkeypatch, capsys):
 def test_names_of_a_pool(world, command):
     names = nano.WORLDS[world].pools()["validation"]
     code, out, _ = command(f"--world {world} --pool validation")
-    assert (code, out) == (0, f"{world}, validation: {len(names)} tasks, distinct as functions\n" + "\n".join(names) + "\n")
+    lines = [f"{world}, validation: {len(names)} tasks, distinct as functions", *names]
+    assert (code, out) == (0, "\n".join(lines) + "\n")
 
 
 @pytest.mark.parametrize("world, expected", [
@@ -581,7 +593,9 @@ def test_show_an_example_a_line(world, expected, command):
         listed = out.split(f"\n{first}\n")[1].split("these:")[1].split(" → ")[0]
         first_class, second_class = lexicon.classes(first)
         words = {f" {word}" for word in listed.split()[: len(first_class)]}
-        assert words == first_class and f"{queries[0][2][1]} has {len(second_class)} words" in " ".join(out.split("\n")) and f"{queries[0][2][0]} these:" in out
+        first_label, second_label = queries[0][2]
+        assert words == first_class and f"{first_label} these:" in out
+        assert f"{second_label} has {len(second_class)} words" in " ".join(out.split("\n"))
 
 
 def test_show_grids(command, monkeypatch):
@@ -606,7 +620,8 @@ def test_a_picture_of_grids(command, tmp_path):
     assert image.shape[1] == 800 and image.shape[0] < 400
     shown = set(map(tuple, np.unique((255 * image[..., :3]).round().astype(int).reshape(-1, 3), axis=0).tolist()))
     tasks = [grids.WORLD.examples(name, 0, 4, 1) for name in grids.WORLD.pools()["held_out"][:2]]
-    colours = {int(c) for demos, queries in tasks for x, y, *_ in demos + queries for g in (x, y) for row in grids.read(g) for c in row}
+    drawn = [grid for demos, queries in tasks for x, y, *_ in demos + queries for grid in (x, y)]
+    colours = {int(c) for grid in drawn for row in grids.read(grid) for c in row}
     assert {tuple(bytes.fromhex(grids.PALETTE[c][1:])) for c in colours} <= shown
 
 

@@ -14,13 +14,15 @@ from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import load_model
 
 BYTES = load_tokenizer("bytes")
+STORIES = DATA / "stories260K"
 
 
 def write(folder, train, test, name="sick", seed=13):
     """Rows (input, output, options) as files of one task; rows that are no tuple are written as they are."""
+    keys = ("task", "input", "output", "options")
     (folder / name).mkdir(exist_ok=True)
     for part, rows in (("train", train), ("test", test)):
-        line = lambda row: json.dumps(dict(zip(("task", "input", "output", "options"), (name, *row))), ensure_ascii=False)
+        line = lambda row: json.dumps(dict(zip(keys, (name, *row))), ensure_ascii=False)
         lines = [row if isinstance(row, str) else line(row) for row in rows]
         (folder / name / f"{name}_16_{seed}_{part}.jsonl").write_text("".join(line + "\n" for line in lines))
     return folder
@@ -45,12 +47,13 @@ def test_ten_rows_by_hand(tmp_path):
     task, counts = make(write(tmp_path, train, test), k=3)
     assert [(bytes(d.x), bytes(d.y)) for d in task.demos] == [
         (b"good film ", b"yes"), (b"b" * 254 + b" ", b"no"), (b"c" * 254 + b" ", b"no")]
-    tokens, owner = concatenate(tiny_llama(vocab_size=256, n_position=1024), task.instruction, task.demos, task.separator)
+    llama = tiny_llama(vocab_size=256, n_position=1024)
+    tokens, owner = concatenate(llama, task.instruction, task.demos, task.separator)
     assert bytes(tokens[0].tolist()) == b"good film yes " + b"b" * 254 + b" no " + b"c" * 254 + b" no"
     assert owner.tolist() == [0] * 13 + [1] * 258 + [2] * 258  # the space before a pair is the pair's
     rows = [bytes(asked(task, q)) + bytes(q.y) for q in task.queries]
-    assert rows == [b" bad film no", " Ähm, nö yes".encode(), b"  two  spaces  yes", b" " + b"d" * 251 + b" up", b" " + b"e" * 251 + b" up",
-                    b" " + b"f" * 251 + b" right", b" left or right left"]
+    assert rows == [b" bad film no", " Ähm, nö yes".encode(), b"  two  spaces  yes", b" " + b"d" * 251 + b" up",
+                    b" " + b"e" * 251 + b" up", b" " + b"f" * 251 + b" right", b" left or right left"]
     assert [list(map(bytes, q.options)) for q in task.queries[2:4]] == [[b"yes", b"no"], [b"left", b"right", b"up"]]
     assert counts == common.Counts(demos=3, queries=7, dropped=0, cut=3)
     assert not task.instruction and task.metric == "macro_f1"  # no BOS
@@ -64,7 +67,8 @@ def test_input_delimiter_and_output_are_tokenised_apart(tmp_path):
     task, _ = nlp_lr.make_task(write(tmp_path, rows, rows), "sick", load_tokenizer(tmp_path), 13, 2)
     read, _ = concatenate(tiny_llama(vocab_size=10), task.instruction, task.demos, task.separator)
     assert [tokens[i] for i in read[0]] == ["good", " film", " ", "yes", " ", "film", " ", "no"]
-    assert [[tokens[i] for i in asked(task, q) + q.y] for q in task.queries] == [[" ", "good", " film", " ", "yes"], [" ", "film", " ", "no"]]
+    assert [[tokens[i] for i in asked(task, q) + q.y] for q in task.queries] == [
+        [" ", "good", " film", " ", "yes"], [" ", "film", " ", "no"]]
 
 
 def test_rows_have_as_many_options_as_they_have(tmp_path):
@@ -173,11 +177,11 @@ def test_counts_on_the_public_files():
     assert total.queries == n_row
 
 
-@pytest.mark.skipif(not (DATA / "stories260K").is_dir(), reason=f"needs the stories260K checkpoint in {DATA / 'stories260K'}")
+@pytest.mark.skipif(not STORIES.is_dir(), reason=f"needs the stories260K checkpoint in {STORIES}")
 def test_poem_sentiment_on_a_real_checkpoint():
     """End to end on real weights and real text, which a model of 260,032 parameters cannot tell apart."""
-    data = json.loads((DATA / "stories260K" / "poem_sentiment_16_13.json").read_text())
-    model = load_model(DATA / "stories260K", "cpu")
+    data = json.loads((STORIES / "poem_sentiment_16_13.json").read_text())
+    model = load_model(STORIES, "cpu")
     demos = [Demo(d["input_ids"], d["output_ids"]) for d in data["demos"]]
     queries = [Query(q["input_ids"], data["option_ids"][q["answer"]], data["option_ids"]) for q in data["queries"]]
     task = Task("poem_sentiment", demos, queries, metric="macro_f1")
