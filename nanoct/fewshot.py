@@ -8,8 +8,8 @@ context theta (a Prefix); prediction is p_phi(y | theta, x) whatever the method 
 Dimensions: k demos, P prefix entries, T new tokens, L layers, K KV heads, D head_dim.
 """
 
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable, Collection, Mapping, Sequence
 
 import torch
 
@@ -51,8 +51,8 @@ class Task:
     metric       "accuracy" or "macro_f1" over options; "ids": every token of y by teacher forcing;
                  "text": greedy decoding up to the terminator, then normalise, compare
     length       tokens that a context and a pair behind it may have, where that is less than the model's
-    decode       ids -> str; normalise: str -> str; terminator: the text that ends an answer; ends: ids that end one too,
-                 as the end of the sequence does; these four are for "text" alone
+    decode       ids -> str; normalise: str -> str; terminator: the text that ends an answer; ends: ids that end
+                 one too, as the end of the sequence does; these four are for "text" alone
     """
 
     name: str

@@ -11,7 +11,7 @@ from nanoct.fewshot import Demo, Query, Task
 from nanoct.model import Llama, LlamaConfig
 
 torch.set_num_threads(1)
-DATA = Path(__file__).parents[2] / "shared" / "data"  # public files, where there are any: tests that need them skip without
+DATA = Path(__file__).parents[2] / "shared" / "data"  # public files; tests that need them skip without
 V = 23  # vocabulary of the tiny model
 
 
@@ -73,9 +73,10 @@ def steps(monkeypatch):
     class AdamW(torch.optim.AdamW):
         def step(self):
             (group,) = self.param_groups
-            record[-1].update(lr=group["lr"], clipped=copy(p.grad for p in group["params"]), before=copy(group["params"]))
+            leaves = group["params"]
+            record[-1].update(lr=group["lr"], clipped=copy(p.grad for p in leaves), before=copy(leaves))
             super().step()
-            record[-1].update(after=copy(group["params"]))
+            record[-1].update(after=copy(leaves))
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spy)
     monkeypatch.setattr(torch.optim, "AdamW", AdamW)

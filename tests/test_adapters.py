@@ -24,8 +24,8 @@ def theirs(tmp_path_factory):
     """(folder, ours): a random checkpoint that transformers wrote, and our reading of it."""
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=V, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=160, tie_word_embeddings=False, rms_norm_eps=1e-5))
+        vocab_size=V, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=160, tie_word_embeddings=False, rms_norm_eps=1e-5))
     with torch.no_grad():
         for p in model.parameters():
             p.uniform_(0.5, 1.5) if p.dim() == 1 else p.normal_(std=0.3)
@@ -121,7 +121,8 @@ def test_a_method_trains_and_predicts_as_peft_does(theirs, steps, name, instruct
         assert_close(in_peft(name, step["raw"]), torch.autograd.grad(expected, list(named.values())))
     assert losses[2] < losses[0]
     slow, _ = peft_model(folder, name, steps[-1]["after"])
-    loss_of = lambda query: answer_loss(lambda tokens: slow(tokens).logits, task.instruction, [[Demo(query.x, query.y)]])
+    logits = lambda tokens: slow(tokens).logits
+    loss_of = lambda query: answer_loss(logits, task.instruction, [[Demo(query.x, query.y)]])
     predicted, _ = score_pairs(adapted, [(q.x, q.y) for q in task.queries])
     assert predicted.tolist() == pytest.approx([loss_of(q).item() for q in task.queries], rel=1e-4)
 

@@ -92,7 +92,8 @@ def test_files_as_they_are_about(tmp_path, style):
     if style == "first public files":
         state = {name.removeprefix("transformer."): t for name, t in state.items()}
     elif style == "buffers":
-        state |= {f"transformer.h.{i}.attn.{name}": torch.ones(1, 1, 64, 64) for i in range(2) for name in ("bias", "masked_bias")}
+        names = [f"transformer.h.{i}.attn.{name}" for i in range(2) for name in ("bias", "masked_bias")]
+        state |= {name: torch.ones(1, 1, 64, 64) for name in names}
     else:
         state["lm_head.weight"] = state["transformer.wte.weight"].clone()
     save_file(state, file)
@@ -101,7 +102,8 @@ def test_files_as_they_are_about(tmp_path, style):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_transformers_reads_what_is_written(tmp_path, tied):
-    model = GPT2(GPT2Config(V, 2, 4, 16, 24, 64, 1e-3, tied)).init_weights(torch.Generator().manual_seed(0)).requires_grad_(False)
+    model = GPT2(GPT2Config(V, 2, 4, 16, 24, 64, 1e-3, tied))
+    model.init_weights(torch.Generator().manual_seed(0)).requires_grad_(False)
     save_model(model, tmp_path)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     with torch.no_grad():
@@ -118,8 +120,10 @@ def test_positions_end_where_the_table_does(pair):
         ours(ids(1, 2), positions=torch.tensor([[3, 70]]))
 
 
-@pytest.mark.parametrize("key, value", [("activation_function", "relu"), ("scale_attn_weights", False), ("n_head", 3),
-                                        ("scale_attn_by_inverse_layer_idx", True), ("add_cross_attention", True), ("n_positions", None)])
+@pytest.mark.parametrize("key, value", [
+    ("activation_function", "relu"), ("scale_attn_weights", False), ("n_head", 3),
+    ("scale_attn_by_inverse_layer_idx", True), ("add_cross_attention", True), ("n_positions", None),
+])
 def test_a_config_that_is_not_computed_is_refused(tmp_path, key, value):
     write(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -133,8 +137,8 @@ def test_lora_and_dora_equal_peft(tmp_path, dora):
     """Loss and gradients; peft's adapter of the same numbers on the same linears, biases left alone."""
     base = write(tmp_path)
     ours = load_model(tmp_path, "cpu")
-    config = peft.LoraConfig(r=3, lora_alpha=5, lora_dropout=0.0, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True,
-                             use_dora=dora)
+    config = peft.LoraConfig(r=3, lora_alpha=5, lora_dropout=0.0, use_dora=dora, fan_in_fan_out=True,
+                             target_modules=["c_attn", "c_proj", "c_fc"])
     theirs = peft.get_peft_model(base, config)
     adapter = attach(DoRA if dora else LoRA, ours, 3, 5, generator=torch.Generator().manual_seed(0))
     named = [p for p in theirs.parameters() if p.requires_grad]
@@ -173,7 +177,8 @@ def test_every_method_runs_and_leaves_the_weights(pair, name):
     ours, _ = pair
     before = {n: p.clone() for n, p in ours.named_parameters()}
     task, losses = random_task(options=2, metric="accuracy"), []
-    adapted = METHODS[name].adapt(ours, task, config_of(METHODS[name], **SHORT, n_prefix=4), progress=lambda step, loss: losses.append(loss))
+    config = config_of(METHODS[name], **SHORT, n_prefix=4)
+    adapted = METHODS[name].adapt(ours, task, config, progress=lambda step, loss: losses.append(loss))
     assert 0 <= evaluate(adapted, task).score <= 1 and all(loss > 0 for loss in losses)
     assert all(torch.equal(p, before[n]) for n, p in ours.named_parameters())
 
@@ -189,7 +194,8 @@ def test_checkpointing_changes_no_bit(pair, name, family):
     config, results = config_of(METHODS[name], **SHORT, n_prefix=4, dropout=0.4, lr=0.05, ttt_lr=0.05), []
     for model.checkpoint in (False, True):
         losses = []
-        results.append((METHODS[name].adapt(model, random_task(), config, progress=lambda step, loss: losses.append(loss)), losses))
+        adapted = METHODS[name].adapt(model, random_task(), config, progress=lambda step, loss: losses.append(loss))
+        results.append((adapted, losses))
     model.checkpoint = False
     assert results[0][1] == results[1][1]
     assert same_bits(results[0][0], results[1][0])

@@ -92,7 +92,7 @@ def test_what_is_finite_runs_through_in_silence():
     assert len(values) == 6 and [step for step, _ in reported] == list(range(6))
     losses = [loss for _, loss in reported]
     assert losses == [(x.pow(2).sum() + (y - 1).pow(2)).item() for x, y in values] and losses == sorted(losses)[::-1]
-    assert not any(torch.equal(leaf, value) for leaf, value in zip(leaves, values[-1], strict=True))  # the last step too
+    assert not any(torch.equal(leaf, value) for leaf, value in zip(leaves, values[-1], strict=True))  # last step too
     assert not any(leaf.requires_grad or leaf.grad is not None for leaf in leaves)
 
 

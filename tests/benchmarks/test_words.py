@@ -9,12 +9,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import tiny_llama
 
 from nanoct.benchmarks import words
 from nanoct.fewshot import concatenate
 from nanoct.tokenizer import load_tokenizer
-
-from conftest import tiny_llama
 
 BYTES = load_tokenizer("bytes")
 NAMES = words.tasks()
@@ -235,5 +234,5 @@ def test_readme():
     text = (words.where(None) / "README.md").read_text("utf-8")
     rows = re.findall(r"^\| (\w+) \| (\w+) \| (.+) -> (.+) \| (\w+) \|$", text, re.M)
     assert [row[:2] for row in rows] == [(kind, name) for kind, names in words.KINDS.items() for name in names]
-    for kind, name, x, y, side in rows:
+    for _, name, x, y, side in rows:
         assert [x, y] in read(name) and name in words.POOLS[side]

@@ -1,9 +1,10 @@
-"""Estimated against allocated bytes, for every method, in two layouts and two number formats; FLOPs against torch's own count."""
+"""Estimated against allocated bytes of every method, in two layouts and two formats; FLOPs against torch's count."""
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 import pytest
 import torch
+from conftest import config_of
 from conftest import random_task as task_with_queries
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,30 +32,35 @@ def test_estimated_is_near_what_is_allocated(method, kind, dtype):
     model = build(kind, dtype)
     for model.checkpoint in (False, True) if method in METHODS_WITH_STEPS else (False,):
         guess, measured = measure(method, model, k=8, context=256, n_step=2)
-        assert 0.87 < guess / measured < 1.17, f"checkpoint {model.checkpoint}: {guess / 1e6:.2f} MB for {measured / 1e6:.2f} MB"
+        said = f"checkpoint {model.checkpoint}: {guess / 1e6:.2f} MB for {measured / 1e6:.2f} MB"
+        assert 0.87 < guess / measured < 1.17, said
 
 
-@pytest.mark.parametrize("method, settings", [("prefix_tuning", dict(n_prefix=500)), ("lora", dict(rank=256)), ("ct_kv", {})])
+@pytest.mark.parametrize("method, settings", [
+    ("prefix_tuning", dict(n_prefix=500)), ("lora", dict(rank=256)), ("ct_kv", {}),
+])
 def test_what_is_trained_is_held_five_times(method, settings):
     """Where it is most of the memory: more heads than the rest is wide, and few tokens."""
-    model = Llama(LlamaConfig(vocab_size=50, n_layer=3, n_head=16, n_kv_head=16, n_embd=32, head_dim=32, n_ffn=32, n_position=600))
+    heads = dict(n_head=16, n_kv_head=16, head_dim=32)
+    model = Llama(LlamaConfig(vocab_size=50, n_layer=3, n_embd=32, n_ffn=32, n_position=600, **heads))
     model.init_weights(torch.Generator().manual_seed(0)).requires_grad_(False)
     model.checkpoint = True
     guess, measured = measure(method, model, k=2, context=64, **settings)
     assert 0.85 < guess / measured < 1.15
 
 
-@pytest.mark.parametrize("method, checkpoint", [*((m, False) for m in METHODS_WITH_STEPS), ("ct_kv", True), ("ttt", True)])
+@pytest.mark.parametrize("method, checkpoint", [
+    *((method, False) for method in METHODS_WITH_STEPS), ("ct_kv", True), ("ttt", True),
+])
 def test_flops_are_those_that_torch_counts(method, checkpoint):
-    """Of a step, the difference of two numbers of them: 5% beside, as adapters' own products are left out of the formula; 16%
-    where activations are recomputed, up to the last that is needed."""
+    """Of a step, the difference of two numbers of them: 5% beside, as the formula leaves out adapters' own products;
+    16% where activations are recomputed, up to the last that is needed."""
     model, counted, estimated = build("llama"), [], []
     model.checkpoint = checkpoint
     task = random_task(8, 256, model.config.vocab_size)
     lengths = Lengths(0, [(len(d.x), len(d.y)) for d in task.demos], 1)
     for n in (1, 2):
-        changes = dict(n_step=n, ttt_n_step=n, rank=1)
-        config = METHODS[method].Config(**{f.name: changes[f.name] for f in fields(METHODS[method].Config) if f.name in changes})
+        config = config_of(METHODS[method], n_step=n, ttt_n_step=n, rank=1)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             METHODS[method].adapt(model, task, config)
         counted.append(counter.get_total_flops())
@@ -62,7 +68,9 @@ def test_flops_are_those_that_torch_counts(method, checkpoint):
     assert estimated[1] - estimated[0] == pytest.approx(counted[1] - counted[0], rel=0.16 if checkpoint else 0.05)
 
 
-@pytest.mark.parametrize("fields", [dict(options=3, metric="accuracy"), dict(metric="ids"), dict(metric="text", decode=str, terminator="?")], ids=str)
+@pytest.mark.parametrize("fields", [
+    dict(options=3, metric="accuracy"), dict(metric="ids"), dict(metric="text", decode=str, terminator="?"),
+], ids=str)
 def test_flops_of_scoring_are_those_that_torch_counts(fields):
     """Of decoding, where no answer ends before its time, as a random model's does not."""
     model = build("llama")

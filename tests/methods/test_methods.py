@@ -98,7 +98,7 @@ def test_trained_numbers_are_float32_also_in_a_bfloat16_model(steps, name):
 @pytest.mark.parametrize("changes, names", [
     (dict(n_step=-1), TUNED), (dict(lr=0.0), TUNED), (dict(lr=-0.5), TUNED), (dict(lr=math.nan), TUNED),
     (dict(ttt_n_step=-1), ["ttt_ct_kv"]), (dict(ttt_lr=0.0), ["ttt_ct_kv"]),
-    *[(dict([change]), ["lora", "dora", "ttt", "ttt_ct_kv"]) for change in [("rank", 0), ("dropout", 1.0), ("dropout", -1)]],
+    *[(change, ["lora", "dora", "ttt", "ttt_ct_kv"]) for change in (dict(rank=0), dict(dropout=1.0), dict(dropout=-1))],
     *[(dict(token_dropout=p), ["ct_prompt", "ct_kv", "ttt_ct_kv"]) for p in (1.0, -0.1)],
     (dict(batch=0), ["ttt", "ttt_ct_kv"]),
 ], ids=str)
@@ -185,7 +185,8 @@ def test_ct_kv_of_no_steps_is_icl(model):
     task = random_task(metric="accuracy", options=3, n_query=8)
     ours, plain = ct_kv.adapt(model, task, ct_kv.Config(n_step=0)), icl.adapt(model, task)
     assert same_bits(ours, plain)
-    assert torch.equal(ours.prefix.owner, plain.prefix.owner) and ours.prefix.next_position == plain.prefix.next_position
+    assert torch.equal(ours.prefix.owner, plain.prefix.owner)
+    assert ours.prefix.next_position == plain.prefix.next_position
     pairs = [(q.x, option) for q in task.queries for option in q.options]
     assert all(map(torch.equal, score_pairs(ours, pairs), score_pairs(plain, pairs)))
     assert evaluate(ours, task) == evaluate(plain, task)
@@ -221,7 +222,8 @@ def test_ct_kv_starts_at_the_cache_and_trains_all_of_it(model, steps):
     for part, start in zip(steps[0]["before"], zip(*encode_context(model, task.instruction, task.demos).kv)):
         assert torch.equal(part, torch.stack(start)) and part.dtype == torch.float32
     c, P = model.config, len(task.instruction) + sum(len(d.x) + len(d.y) for d in task.demos)
-    assert adapted.n_trained == 2 * c.n_layer * c.n_kv_head * c.head_dim * P == sum(p.numel() for p in steps[0]["before"])
+    assert adapted.n_trained == 2 * c.n_layer * c.n_kv_head * c.head_dim * P
+    assert adapted.n_trained == sum(p.numel() for p in steps[0]["before"])
     for before, after in zip(steps[0]["before"], steps[0]["after"]):
         assert (before != after).any(-1).all()  # every entry of every layer and head
 
@@ -345,7 +347,7 @@ FOLDER = DATA / "stories260K"
 @pytest.mark.skipif(not FOLDER.is_dir(), reason=f"needs the public stories260K checkpoint in {FOLDER}")
 @pytest.mark.parametrize("name", TUNED)
 def test_training_on_a_real_task_lowers_its_loss(name):
-    """poem_sentiment in the 260K model's ids: all 16 demos, 439 tokens, and a pair behind them fit its context of 512."""
+    """poem_sentiment in the 260K model's ids: all 16 demos, 439 tokens, and a pair behind fit its context of 512."""
     model = load_model(FOLDER, device="cpu")
     data = json.loads((FOLDER / "poem_sentiment_16_13.json").read_text())
     demos = [Demo(demo["input_ids"], demo["output_ids"]) for demo in data["demos"]]

@@ -164,7 +164,8 @@ def test_one_pass_and_k_passes_are_one_thing_where_nothing_is_hidden(model, one_
 
 
 def test_training_a_hidden_demo_retrieves_it_in_one_pass_and_not_in_k(model):
-    task, config = random_task(((3, 1),) * 5, n_query=1, seed=1), ct_prompt.Config(n_step=60, lr=0.05, token_dropout=0.0)
+    task = random_task(((3, 1),) * 5, n_query=1, seed=1)
+    config = ct_prompt.Config(n_step=60, lr=0.05, token_dropout=0.0)
     gained = {name: retrieved(model, task, *hidden, config) for name, hidden in HIDDEN.items()}
     assert gained["k passes"][1] == gained["k passes"][0]
     assert gained["one pass"][0] < gained["one pass"][1] < gained["visible"][1]

@@ -23,7 +23,8 @@ def with_others(task):
 @pytest.mark.parametrize("changes", [{}, dict(leave_one_out=False), dict(bf16=True, token_dropout=0.3)])
 def test_without_a_change_it_is_ct_kv_bit_by_bit(model, changes):
     config, task = ct_kv.Config(n_step=4, **changes), random_task()
-    assert same_bits(ct_kv.adapt(model, task, config, 3), ablations.adapt(model, task, ablations.Config(**asdict(config)), 3))
+    unchanged = ablations.Config(**asdict(config))
+    assert same_bits(ct_kv.adapt(model, task, config, 3), ablations.adapt(model, task, unchanged, 3))
 
 
 @pytest.mark.parametrize("start", ["noise", "others"])
