@@ -1,4 +1,4 @@
-"""The first minute: what a model answers when it reads a few demonstrations, and when it tunes what it remembers of them.
+"""The first minute: what a model answers when it reads demonstrations, and when it tunes what it remembers of them.
 
     python -m nanoct.demo                               # an embedded model, strings of letters: no download, seconds
     python -m nanoct.demo --model weights/smollm2       # a public model, real words (`make smollm2` gets it)
@@ -38,7 +38,8 @@ def tasks(args, tokenizer):
         make = lambda name: nano.make_task(WORLD, name, tokenizer, seed=0, n_query=N_QUERY)
         chosen = nano.read_settings()[WORLD]["ct_kv"]
     if unknown := [name for name in names if name not in pool]:
-        raise ValueError(f"--tasks: there is no {unknown[0]!r}; there are {', '.join(pool[:8])} and {len(pool) - 8} more.")
+        raise ValueError(f"--tasks: there is no {unknown[0]!r}; there are {', '.join(pool[:8])} and {len(pool) - 8} "
+                         "more.")
     return list(map(make, names)), ct_kv.Config(**chosen)
 
 
@@ -89,9 +90,9 @@ def main():
     print(f"{folder}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights, which stay as they are.")
     for task in shown:
         show(task, model, tokenizer, config)
-    print("\nNext: `python -m nanoct.reproduce`, ten methods on four small worlds, two minutes; "
-          "read nanoct/methods/ct_kv.py;\n" + ("`python -m nanoct.paper --help`, the paper's benchmarks." if args.model else
-          "`make smollm2`, then `python -m nanoct.demo --model weights/smollm2`: the same with real words."))
+    print("\nNext: read nanoct/methods/ct_kv.py; `python -m nanoct.reproduce`, ten methods on four small worlds;")
+    print("`python -m nanoct.paper --help`, the paper's benchmarks." if args.model else
+          "`make smollm2`, then `python -m nanoct.demo --model weights/smollm2`: the same with real words.")
 
 
 if __name__ == "__main__":

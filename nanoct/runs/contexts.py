@@ -137,8 +137,9 @@ def read_about(path):
         about = read_json((entry or "").encode(), f"{ENTRY} of its metadata", dict)
         version = about["version"]
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} is a safetensors file but no context ({str(error).partition(':')[0]}): give a file that "
-                         "nanoct.tune wrote.") from None
+        reason = str(error).partition(":")[0]
+        raise ValueError(f"{path} is a safetensors file but no context ({reason}): give a file that nanoct.tune "
+                         "wrote.") from None
     if version != VERSION:
         raise ValueError(f"{path} has version {version!r} of the format and this nanoct reads {VERSION}: update it, or "
                          "tune again.")
