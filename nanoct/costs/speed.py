@@ -135,8 +135,10 @@ def own(model, method, config, task, seed=0):
     """A turn of a method itself: it adapts in two steps, the first warms up."""
 
     def turn():
-        (step,), _, loss = adapting(model, method, replace(config, n_step=2), task, seed)
-        return loss, step
+        steps, _, loss = adapting(model, method, replace(config, n_step=2), task, seed)
+        if not steps:
+            raise ValueError(f"{method} was stopped before its second step, as the warning says: no time is reported.")
+        return loss, steps[0]
 
     return turn
 

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from nanoct.costs import memory, peers, speed
+from nanoct.costs import peers, speed
 from nanoct.costs.task import random_task
 from nanoct.methods import METHODS
 
@@ -108,10 +108,7 @@ def test_the_steps_of_ttt_ct_kv_are_ct_kvs():
 
 
 def test_a_method_that_does_not_say_its_cost_is_measured_all_the_same(run, monkeypatch, capsys):
-    def estimate(*args):
-        raise ValueError("ct_kv has no footprint.")
-
-    monkeypatch.setattr(memory, "estimate", estimate)
+    monkeypatch.delattr(METHODS["ct_kv"], "footprint")
     with pytest.warns(UserWarning, match="no footprint"):
         (line,) = run("--alone", "--methods", "ct_kv")
     assert line["seconds_step"] > 0 and line["estimated_bytes"] is line["flops_step"] is line["share"] is None

@@ -15,6 +15,7 @@ from nanoct.costs.task import random_task
 from nanoct.fewshot import encode_context
 from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.methods import ct_kv
+from nanoct.model import Llama
 from nanoct.packing import pack_demos
 from nanoct.weights import save_model
 
@@ -78,6 +79,14 @@ def test_a_step_that_differs_is_refused(pair, break_it):
     contest["transformers, labels only"].turn = lambda: (step(), 0.0)
     with pytest.raises(ValueError, match="labels only differs from nanoct by .* no time is reported"):
         speed.agree(contest, 1e-4)
+
+
+def test_a_loss_that_is_not_finite_is_refused_in_a_sentence(pair):
+    model = Llama(pair[0].config).requires_grad_(False)
+    model.load_state_dict(pair[0].state_dict())
+    model.model.norm.weight.fill_(math.inf)
+    with pytest.warns(UserWarning, match="stopped"), pytest.raises(ValueError, match="ct_kv was stopped"):
+        speed.one_step(model, None, pair[2], 1)
 
 
 def test_a_methods_turn_is_its_second_step(monkeypatch, pair):
