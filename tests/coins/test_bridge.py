@@ -34,7 +34,8 @@ def small():
 def test_a_task_is_sessions_of_the_target():
     task = make_task(Coins([0.2, 0.8]), 8, seed=3)
     x, truth = sessions(Coins([0.2, 0.8]), 8, 25, 3)
-    assert [demo.y for demo in task.demos] == x.tolist() and all(demo.x == [START] for demo in task.demos) and task.others == ()
+    assert [demo.y for demo in task.demos] == x.tolist() and task.others == ()
+    assert all(demo.x == [START] for demo in task.demos)
     assert len(truth[:, 0].unique()) == 2 and (truth == truth[:, :1]).all()  # one coin a session
     many = make_task(Coins([0.2]), 64, seed=3)
     assert len(many.others) == 8 and not {tuple(d.y) for d in many.others} & {tuple(d.y) for d in many.demos}
@@ -58,9 +59,10 @@ def test_two_coins_by_enumeration():
     bias = [1 / 6, 3 / 6, 5 / 6]
     p = lambda flips, b: torch.tensor([b if f else 1 - b for f in flips]).prod().item()
     session = lambda flips, pair: sum(p(flips, b) for b in pair) / 2
+    demo_pair = lambda pair: session(demos[0], pair) * session(demos[1], pair)
 
     def joint(flips):  # of the demos and of a session that begins so
-        return sum(session(demos[0], pair) * session(demos[1], pair) * session(flips, pair) for pair in product(bias, bias))
+        return sum(demo_pair(pair) * session(flips, pair) for pair in product(bias, bias))
 
     got = two_coins(demos, x, n=3)
     for i, t in product(range(2), range(3)):
@@ -107,17 +109,22 @@ def test_plan():
     assert len({bridge.key(run) for run in runs}) == len(runs)
     many = {run["method"] for run in runs if run["k"] == bridge.MANY}
     assert many == {"prefix_tuning", "lora", "ct_kv"}
-    assert all((run["config"].get("start") == "others") == (run["k"] == bridge.MANY and run["method"] == "ct_kv") for run in runs)
+    for run in runs:
+        from_others = run["config"].get("start") == "others"
+        assert from_others == (run["k"] == bridge.MANY and run["method"] == "ct_kv")
     sweep = plan(sweep=True, n_seed=2)
-    assert {run["pool"] for run in sweep} == {"others"} and not {run["seed"] for run in sweep} & {run["seed"] for run in runs}
+    assert {run["pool"] for run in sweep} == {"others"}
+    assert not {run["seed"] for run in sweep} & {run["seed"] for run in runs}
     assert all(bridge.OTHERS[target] != TARGETS[target] for target in TARGETS)
     for run in runs + sweep:
         bridge.MODULES[run["method"]].Config(**run["config"])
 
 
 def test_choose_takes_the_lowest_mean_regret():
-    lines = [dict(target=target, method=method, k=k, config=dict(lr=lr), regret=[0.0, r]) for target in TARGETS for method in bridge.TUNED
-             for k in (8, 64) for lr, of in ((1, (0.1, 0.9)), (2, (0.4, 0.4)), (3, (0.3, 0.3) if k == 64 else (1, 1))) for r in of]
+    few = {1: (0.1, 0.9), 2: (0.4, 0.4), 3: (1, 1)}  # the last regret of two seeds by learning rate
+    regrets = {8: few, 64: few | {3: (0.3, 0.3)}}
+    lines = [dict(target=target, method=method, k=k, config=dict(lr=lr), regret=[0.0, last])
+             for target, method, k, lr in product(TARGETS, bridge.TUNED, regrets, few) for last in regrets[k][lr]]
     each = lambda lr: {method: dict(lr=lr) for method in bridge.TUNED}
     assert bridge.choose(lines) == {target: {"8": each(2), "64": each(3)} for target in TARGETS}
 
@@ -145,15 +152,16 @@ def test_table_and_figure(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bridge, "SEVERAL", (2, 4))
     monkeypatch.setattr(bridge, "MANY", 6)
     monkeypatch.setattr(bridge, "SWEEP", {4: bridge.SWEEP[8], 6: bridge.SWEEP[64]})
-    short = {target: {str(k): {method: dict(n_step=1) for method in methods} for k, methods in bridge.SWEEP.items()} for target in TARGETS}
-    (tmp_path / "bridge.json").write_text(json.dumps(short))
+    short = {str(k): {method: dict(n_step=1) for method in methods} for k, methods in bridge.SWEEP.items()}
+    (tmp_path / "bridge.json").write_text(json.dumps({target: short for target in TARGETS}))
     monkeypatch.setattr(bridge, "SETTINGS", tmp_path / "bridge.json")
     monkeypatch.setattr(bridge, "execute", lambda runs, results, work, n_worker: [work(run) for run in runs])
     monkeypatch.setattr(sys, "argv", ["bridge", "--seeds", "2", "--out", str(tmp_path)])
     bridge.main()
     text = (tmp_path / "bridge.md").read_text()
     assert text in capsys.readouterr().out and (tmp_path / "bridge.png").stat().st_size > 10_000
-    rows = {row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:-1]] for row in text.splitlines() if row.startswith("| ")}
+    table = [row.split("|")[1:-1] for row in text.splitlines() if row.startswith("| ")]
+    rows = {name.strip(): [cell.strip() for cell in cells] for name, *cells in table}
     assert set(rows) > {"zero_shot", "icl", *bridge.TUNED, "TargetBayes", "PreBayes"}
     assert all(rows["ct_kv"]) and rows["icl"][2] == "" and rows["TargetBayes"][0] == "0.00 ± 0.00"
     with pytest.raises(ValueError, match="--seeds 0"):

@@ -1,4 +1,4 @@
-"""The sources of the coin-flip study and their exact predictors, against brute-force enumeration and published figures."""
+"""The sources of the coin-flip study and their exact predictors, against enumeration and published figures."""
 
 import itertools
 from math import exp, lgamma, log
@@ -17,8 +17,10 @@ def joint(source, biases):
     return torch.stack([b**ones * (1 - b) ** (6 - ones) for b in biases]).mean(0)
 
 
-@pytest.mark.parametrize("source, biases", [(Beta(), (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000),
-                                            (Coins([0.2]), [0.2]), (Coins([0.2, 0.8]), [0.2, 0.8]), (Coins([0.1, 0.5, 0.5]), [0.1, 0.5, 0.5])])
+@pytest.mark.parametrize("source, biases", [
+    (Beta(), (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000),
+    *((Coins(biases), biases) for biases in ([0.2], [0.2, 0.8], [0.1, 0.5, 0.5])),
+])
 def test_bayes_is_the_ratio_of_what_enumeration_gives(source, biases):
     p = joint(source, biases)
     assert p.sum().item() == pytest.approx(1)
@@ -50,7 +52,8 @@ def test_samples_follow_their_law(source):
         begins = (x[:, :3] == torch.tensor(past)).all(1)
         if n := begins.sum().item():
             p = source.bayes(x[begins])[0, 3].item()
-            assert x[begins, 3].double().mean().item() == pytest.approx(p, abs=4 * (max(p * (1 - p), 1e-9) / n) ** 0.5 + 1e-9)
+            error = (max(p * (1 - p), 1e-9) / n) ** 0.5
+            assert x[begins, 3].double().mean().item() == pytest.approx(p, abs=4 * error + 1e-9)
             assert truth[begins, 3].mean().item() == pytest.approx(p, abs=0.05)
     again, _ = source.sample(40_000, 4, torch.Generator().manual_seed(0))
     other, _ = source.sample(40_000, 4, torch.Generator().manual_seed(1))
@@ -58,19 +61,23 @@ def test_samples_follow_their_law(source):
 
 
 def exact_regret(n, p_ones):
-    """Regret of the Beta(1,1) predictor after n flips: sum over counts k of p_ones(k) times log(P_true(x) / P_bayes(x)), where
-    P_bayes(x) = k! (n-k)! / (n+1)!."""
-    return sum(p * (log_true - (lgamma(k + 1) + lgamma(n - k + 1) - lgamma(n + 2))) for k, (p, log_true) in enumerate(p_ones))
+    """Regret of the Beta(1,1) predictor after n flips.
+
+    It is the sum over counts k of p_ones(k) times log(P_true(x) / P_bayes(x)), where P_bayes(x) = k! (n-k)! / (n+1)!.
+    """
+    log_bayes = lambda k: lgamma(k + 1) + lgamma(n - k + 1) - lgamma(n + 2)
+    return sum(p * (log_true - log_bayes(k)) for k, (p, log_true) in enumerate(p_ones))
 
 
 @pytest.mark.parametrize("n", [50, 100, 200])
 def test_regret_is_the_closed_form(n):
     """On Beta(1,1) 1.57, 1.90, 2.24 nats at 50, 100, 200, on the coin of .2 and on the mixture 1.48, 1.81, 2.15."""
     choose = lambda k: lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
-    coin = [(exp(choose(k) + k * log(0.2) + (n - k) * log(0.8)), k * log(0.2) + (n - k) * log(0.8)) for k in range(n + 1)]
-    single = exact_regret(n, coin)
+    log_true = [k * log(0.2) + (n - k) * log(0.8) for k in range(n + 1)]
+    single = exact_regret(n, [(exp(choose(k) + log_p), log_p) for k, log_p in enumerate(log_true)])
     assert single == pytest.approx({50: 1.48, 100: 1.81, 200: 2.15}[n], abs=0.01)
-    own = sum((log(n + 1) + choose(k)) / (n + 1) for k in range(n + 1)) - n / 2  # H(x) - E H(x | bias), half a nat a flip
+    # H(x) - E H(x | bias), half a nat a flip
+    own = sum((log(n + 1) + choose(k)) / (n + 1) for k in range(n + 1)) - n / 2
     g = torch.Generator().manual_seed(0)
     for source, wanted in ((Beta(), own), (Coins([0.2]), single), (Coins([0.2, 0.8]), single)):
         x, truth = source.sample(20_000, n, g)
@@ -82,7 +89,8 @@ def test_target_bayes_pays_for_the_choice_of_the_coin_alone():
     x, truth = Coins([0.2]).sample(2_000, 200, torch.Generator().manual_seed(0))
     assert regret(Coins([0.2]).bayes(x), x, truth).abs().max() < 1e-9
     x, truth = Coins([0.2, 0.8]).sample(2_000, 200, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(regret(Coins([0.2, 0.8]).bayes(x), x, truth)[:, -1], torch.full((2_000,), log(2), dtype=torch.float64))
+    last = regret(Coins([0.2, 0.8]).bayes(x), x, truth)[:, -1]
+    torch.testing.assert_close(last, torch.full((2_000,), log(2), dtype=torch.float64))
     x, truth = Markov(0.9).sample(10, 50, torch.Generator().manual_seed(0))
     assert regret(Markov(0.9).bayes(x), x, truth).abs().max() == 0
 

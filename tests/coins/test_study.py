@@ -13,7 +13,10 @@ from nanoct.coins.coins import Beta, regret
 from nanoct.coins.predictors import FOLDER, Config, load
 from nanoct.coins.tuning import METHODS
 
-TINY = experiment.Preset(2, 4, 2, 16, 4, ("HardPT", "SoftPT", "RealPT", "FullWT"), ("SoftPT",), (1,), ("single", "markov"), ((128, 1, 4),))
+TINY = experiment.Preset(
+    2, 4, 2, 16, 4, methods=("HardPT", "SoftPT", "RealPT", "FullWT"), untrained=("SoftPT",), lengths=(1,),
+    targets=("single", "markov"), sizes=((128, 1, 4),),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -48,18 +51,21 @@ def test_plans_hold_what_the_paper_asks(preset):
             assert {run["method"] for run in of(target=target, trained=True)} == {*experiment.BASELINES, *METHODS}
             assert {"SoftPT", "HardPT", "FullWT"} <= {run["method"] for run in of(target=target, trained=False)}
         assert {1, 6, 25} <= {run["length"] for run in of(target="mixture", method="SoftPT")}
-        assert of(n_embd=4, method="RealPT") and of(n_embd=4, method="SoftPT") and of(width=256, n_layer=2, method="FullWT")
+        assert of(n_embd=4, method="RealPT") and of(n_embd=4, method="SoftPT")
+        assert of(width=256, n_layer=2, method="FullWT")
         assert len({run["seed"] for run in of(width=256)}) == experiment.PRESETS[preset].n_wide
     assert {run["seed"] for run in runs} == set(range(experiment.PRESETS[preset].n_repetition))
 
 
 def test_the_full_preset_is_the_papers():
     full = experiment.PRESETS["full"]
-    assert (full.n_step, full.batch, full.n_repetition, full.n_eval, full.n_search) == (1000, 256, 10, 2048, 2048) and experiment.T == 200
+    assert (full.n_step, full.batch, full.n_repetition) == (1000, 256, 10)
+    assert (full.n_eval, full.n_search, experiment.T) == (2048, 2048, 200)
 
 
 def test_a_line_is_what_it_says():
-    run = next(run for run in experiment.plan(TINY) if run["method"] == "NoTuning" and run["target"] == "single" and run["trained"])
+    untuned = ("NoTuning", "single", True)
+    run = next(run for run in experiment.plan(TINY) if (run["method"], run["target"], run["trained"]) == untuned)
     line, again = experiment.work(run), experiment.work(run)
     assert line["regret"] == again["regret"] and len(line["regret"]) == 200
     x, truth = experiment.fresh("single", 16, 0)
@@ -69,7 +75,9 @@ def test_a_line_is_what_it_says():
 
 
 def test_repetitions_differ_in_weights_and_in_the_start_of_tuning():
-    runs = [dict(zip(experiment.KEY, ("single", "lstm", 128, 1, 128, trained, "SoftPT", 3, seed, 1, 2, 0, 0))) for trained in (True, False) for seed in (0, 1)]
+    keys = [("single", "lstm", 128, 1, 128, trained, "SoftPT", 3, seed, 1, 2, 0, 0)
+            for trained in (True, False) for seed in (0, 1)]
+    runs = [dict(zip(experiment.KEY, key)) for key in keys]
     (a, b), (c, d) = ([experiment.tuned_of(run).prefix for run in pair] for pair in (runs[:2], runs[2:]))
     assert not torch.equal(a, b) and not torch.equal(c, d) and torch.equal(a, experiment.tuned_of(runs[0]).prefix)
     weights = [experiment.predictor_of(run).unembed.weight for run in runs]
@@ -87,7 +95,10 @@ def test_shipped_predictors_are_near_bayes():
 
 @pytest.mark.parametrize("method", ["SoftPT", "FullWT", "HardPT"])
 def test_flops_are_those_that_torch_counts(method):
-    """Of tuning a Transformer: within a fifth, as attention and the optimiser are left out and embedding has no gradient to pass on."""
+    """Of tuning a Transformer, within a fifth.
+
+    Attention and the optimiser are left out, and embedding has no gradient to pass on.
+    """
     run = dict(zip(experiment.KEY, ("single", "transformer", 128, 1, 128, True, method, 4, 0, 3, 8, 0, 8)))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         experiment.tuned_of(run)
@@ -99,36 +110,45 @@ def test_tables_figures_and_a_second_start(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     text, lines = (tmp_path / "study.md").read_text(), (tmp_path / "runs.jsonl").read_text().splitlines()
     assert "TFLOP" in said and text in said and len(lines) == len(experiment.plan(TINY))
-    for name in ("regret", "regret_untrained", "loss", "loss_untrained", "bars", "lengths", "near_bayes", "ranking", "pca"):
+    curves = ("regret", "regret_untrained", "loss", "loss_untrained")
+    for name in (*curves, "bars", "lengths", "near_bayes", "ranking", "pca"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000, name
     runs = tmp_path / "runs.jsonl"
     runs.write_text("\n".join(lines[:-3]) + "\n" + lines[-3][:40])  # killed while writing
     monkeypatch.setattr(figures, "draw", lambda *_: None)
-    with pytest.warns(UserWarning, match="half-written"), pytest.raises(ValueError, match="lacks 3 of the .* runs of --quick"):
+    lacks = "lacks 3 of the .* runs of --quick"
+    with pytest.warns(UserWarning, match="half-written"), pytest.raises(ValueError, match=lacks):
         start(monkeypatch, "--quick", "--report", "--out", tmp_path)
     start(monkeypatch, "--quick", "--out", tmp_path)
     assert (tmp_path / "study.md").read_text() == text
-    assert sorted(map(experiment.key, map(json.loads, runs.read_text().splitlines()))) == sorted(map(experiment.key, experiment.plan(TINY)))
+    written = map(json.loads, runs.read_text().splitlines())
+    assert sorted(map(experiment.key, written)) == sorted(map(experiment.key, experiment.plan(TINY)))
 
 
 def lines_of(values):
-    """Lines of single-coin runs of a Transformer: {(method, trained, length, size): [regret after 50 flips of each repetition]}."""
+    """Lines of single-coin runs of a Transformer.
+
+    values is {(method, trained, length, size): [regret after 50 flips of each repetition]}.
+    """
     found = []
     for (method, trained, length, size), of in values.items():
         for seed, value in enumerate(of):
-            run = dict(zip(experiment.KEY, ("single", "transformer", *size, trained, method, length, seed, 2, 4, 16, 4)))
+            key = ("single", "transformer", *size, trained, method, length, seed, 2, 4, 16, 4)
+            run = dict(zip(experiment.KEY, key))
             found.append(run | dict(regret=[value] * 200, seconds=1.0))
     return found[::-1]  # in whatever order they came
 
 
 def test_differences_are_paired_and_errors_over_repetitions():
     base, narrow = experiment.BASE, (128, 1, 4)
-    lines = report.Lines(lines_of({("SoftPT", True, 6, base): [0.3, 0.5], ("RealPT", True, 6, base): [1.3, 1.6],
-                                   ("SoftPT", False, 6, base): [2.0, 3.0], ("SoftPT", True, 25, base): [0.1, 0.2]}), TINY)
+    values = {("SoftPT", True, 6, base): [0.3, 0.5], ("RealPT", True, 6, base): [1.3, 1.6],
+              ("SoftPT", False, 6, base): [2.0, 3.0], ("SoftPT", True, 25, base): [0.1, 0.2]}
+    lines = report.Lines(lines_of(values), TINY)
     assert lines.of("single", "transformer", "SoftPT")[:, 0].tolist() == pytest.approx([0.3, 0.5])
     assert lines.of("single", "transformer", "SoftPT", length=25)[:, 0].tolist() == pytest.approx([0.1, 0.2])
     assert lines.of("single", "transformer", "SoftPT", False)[:, 0].tolist() == [2, 3]
-    assert report.gap(lines, "single", "transformer", base) == "+1.05 ± 0.05" and report.gap(lines, "single", "transformer", narrow) == ""
+    assert report.gap(lines, "single", "transformer", base) == "+1.05 ± 0.05"
+    assert report.gap(lines, "single", "transformer", narrow) == ""
     above = lines.above("single", "transformer", "SoftPT", bayes="PreBayes")
     for seed, value in enumerate((0.3, 0.5)):
         x, truth = experiment.fresh("single", 16, seed)
@@ -148,7 +168,10 @@ def test_running_mean():
     torch.testing.assert_close(figures.smooth(values, 3), torch.tensor([1.5, 3, 11 / 3, 17 / 3, 5.5]))
 
 
-@pytest.mark.parametrize("arguments, said", [(("--workers", "0"), "--workers 0 must be at least 1"), (("--device", "abacus"), "abacus")])
+@pytest.mark.parametrize("arguments, said", [
+    (("--workers", "0"), "--workers 0 must be at least 1"),
+    (("--device", "abacus"), "abacus"),
+])
 def test_mistakes_are_a_sentence(monkeypatch, tmp_path, arguments, said):
     with pytest.raises(ValueError, match=said):
         start(monkeypatch, "--quick", "--out", tmp_path, *arguments)

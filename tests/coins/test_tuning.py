@@ -1,4 +1,4 @@
-"""Predictors and tuning of the coin-flip study: shapes, causality, what is trained and what is not, gradients, the hard search."""
+"""Predictors and tuning of the coin-flip study: shapes, causality, what is trained, gradients, the hard search."""
 
 import itertools
 import json
@@ -71,7 +71,8 @@ def test_meta_training_lowers_the_loss_and_files_hold_it(predictor, tmp_path):
 
 
 def test_predictors_are_made_once_and_said_to_be_near_bayes(tmp_path, monkeypatch, capsys):
-    command = ["predictors", "--kind", "lstm", "--width", "8", "--n-step", "2", "--batch", "4", "--out", str(tmp_path / "new")]
+    sizes = ["--width", "8", "--n-step", "2", "--batch", "4"]
+    command = ["predictors", "--kind", "lstm", *sizes, "--out", str(tmp_path / "new")]
     monkeypatch.setattr(sys, "argv", command)
     for said in "nats above Bayes", "is there; delete it":
         predictors.main()
@@ -94,9 +95,11 @@ def test_only_what_is_tuned_changes_and_seeds_decide(predictor, method):
     assert torch.equal(a.predict(x), b.predict(x))
     assert method == "HardPT" or not torch.equal(a.predict(x), other.predict(x))
     assert (a.prefix is not None) == (method in PREFIX) and bool(a.weights) == (method not in PREFIX)
-    wanted = {"FullWT": set(before), "EmbedWT": {"embed.weight", "embed.bias"}, "UnembedWT": {"unembed.weight", "unembed.bias"},
-              "Un+EmbedWT": {"embed.weight", "embed.bias", "unembed.weight", "unembed.bias"},
-              "LoRAWT": {name for name, p in before.items() if name.startswith("body.") and p.dim() == 2}}.get(method, set())
+    embed, unembed = {"embed.weight", "embed.bias"}, {"unembed.weight", "unembed.bias"}
+    matrices = {name for name, p in before.items() if name.startswith("body.") and p.dim() == 2}
+    trained = {"FullWT": set(before), "EmbedWT": embed, "UnembedWT": unembed, "Un+EmbedWT": embed | unembed,
+               "LoRAWT": matrices}
+    wanted = trained.get(method, set())
     assert set(a.weights) == wanted
     assert all(not torch.equal(a.weights[name], before[name]) for name in wanted if name.endswith("weight"))
     if method in PREFIX:
@@ -111,7 +114,8 @@ def test_tuning_starts_from_the_predictor(predictor, method):
     weights, prefix = make(leaves)
     if method not in PREFIX:
         assert prefix is None
-        torch.testing.assert_close(torch.func.functional_call(predictor, weights, (flips(),)), predictor(flips()), rtol=0, atol=0)
+        got = torch.func.functional_call(predictor, weights, (flips(),))
+        torch.testing.assert_close(got, predictor(flips()), rtol=0, atol=0)
     else:
         before = torch.randint(2, (3,), generator=torch.Generator().manual_seed(0))
         rows = torch.nn.functional.one_hot(before, 2).float()
@@ -122,8 +126,8 @@ def test_tuning_starts_from_the_predictor(predictor, method):
 def test_gradients_are_those_of_finite_differences(predictor, method):
     x = flips(4, 5)
     leaves, make = start(predictor, method, 2, torch.Generator().manual_seed(0))
-    leaves = {name: (leaf + 0.1 * torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1))).requires_grad_(True)
-              for name, leaf in leaves.items()}
+    noise = lambda leaf: 0.1 * torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1))
+    leaves = {name: (leaf + noise(leaf)).requires_grad_(True) for name, leaf in leaves.items()}
 
     def loss():
         weights, prefix = make(leaves)
@@ -179,4 +183,5 @@ def test_the_search_on_exact_bayes_is_the_closed_form():
     assert sum(best) == 1
     x, truth = Coins([0.2]).sample(2000, 50, torch.Generator().manual_seed(5))
     torch.testing.assert_close(after(Beta(), best, x), Beta(2, 6).bayes(x))
-    assert regret(after(Beta(), best, x), x, truth)[:, -1].mean() < 0.5 * regret(Beta().bayes(x), x, truth)[:, -1].mean()
+    last = lambda p: regret(p, x, truth)[:, -1].mean()
+    assert last(after(Beta(), best, x)) < 0.5 * last(Beta().bayes(x))
