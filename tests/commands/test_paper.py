@@ -241,12 +241,12 @@ def own_words(tmp_path):
 
 
 def words_job(model, out, *more):
-    return [*map(str, ("--benchmark", "words", "--model", model, "--out", out, "--tokenizer", "bytes", "--k", 2, "--device",
-                       "cpu", "--limit-queries", 2, *more))]
+    return [*map(str, ("--benchmark", "words", "--model", model, "--out", out, "--tokenizer", "bytes", "--k", 2,
+                       "--device", "cpu", "--limit-queries", 2, *more))]
 
 
 def test_words_has_lists_and_pools_of_its_own(model, own_words, tmp_path, monkeypatch):
-    """Without --tasks the pool's, test by default; with them the line says of which pool they are; no published score."""
+    """Without --tasks the pool's, test by default; with them the line says of which pool; no published score."""
     seen = lambda: [(line["world"], line["pool"], line["task"]) for line in read(tmp_path / "results.jsonl")]
     job = lambda *more: run(monkeypatch, *words_job(model, tmp_path, "--methods", "icl", "--seeds", 42, *more))
     job("--tasks", "agent", "language")
@@ -280,7 +280,8 @@ def test_a_sweep_runs_every_setting_on_validation_tasks_and_compares_them(model,
     monkeypatch.setattr(paper, "report_sweep", lambda lines, args: seen.extend(lines))
     seen = []  # a benchmark without a list of its own takes that of words
     run(monkeypatch, *job(model, data, tmp_path / "bbh", "--sweep", "--methods", "ttt"))
-    assert {line["config"]["lr"] for line in seen} == {3e-5, 1e-4, 3e-4, 1e-3} and {line["seed"] for line in seen} == {42}
+    assert {line["config"]["lr"] for line in seen} == {3e-5, 1e-4, 3e-4, 1e-3}
+    assert {line["seed"] for line in seen} == {42}
 
 
 def test_bbhs_sentence_on_the_answer_can_be_left_out_and_is_in_the_line(model, data, tmp_path, monkeypatch):
