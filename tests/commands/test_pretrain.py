@@ -266,6 +266,7 @@ def test_the_first_loss_that_is_not_finite_ends_a_run(tmp_path, monkeypatch, at,
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert "not finite at step" in refused(replace(SHORT, lr=1e38), tmp_path)
+    assert "not finite at step 1:" in refused(replace(SHORT, lr=1e38, weight_decay=1e9, every=1), tmp_path)
     assert not (tmp_path / "state.safetensors").exists() and not (tmp_path / "log.jsonl").exists()
 
 
