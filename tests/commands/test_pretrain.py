@@ -143,7 +143,10 @@ def test_a_model_older_than_the_state_is_written(tmp_path):
         train(SHORT, tmp_path, device="cpu")
         assert contents(tmp_path) == whole
     written = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    for name in ("state.safetensors", "model.safetensors", "config.json", "log.jsonl"):
+        (tmp_path / f".{name}.123").write_bytes(b"half")  # as a kill leaves it
     train(SHORT, tmp_path, device="cpu")
+    assert not list(tmp_path.glob(".*"))
     assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
 
 
