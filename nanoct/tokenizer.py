@@ -98,8 +98,8 @@ class Tokenizer:
 
     @cached_property
     def _pieces(self):
-        """The pattern for `regex`, whose stack has no end; its \\s has four control characters more than tiktoken's."""
-        return regex.compile(self._pattern.replace(r"\s", r"\p{White_Space}").replace(r"\S", r"\P{White_Space}"))
+        """The pattern for `regex`, whose stack has no end; it means the same blanks, letters and numbers."""
+        return regex.compile(self._pattern)
 
     def check_belongs(self, vocab_size):
         """ValueError if a model of that vocabulary lacks tokens of this one, or has many that it lacks.

@@ -143,7 +143,10 @@ def test_a_model_older_than_the_state_is_written(tmp_path):
         train(SHORT, tmp_path, device="cpu")
         assert contents(tmp_path) == whole
     written = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    for name in ("state.safetensors", "model.safetensors", "config.json", "log.jsonl"):
+        (tmp_path / f".{name}.123").write_bytes(b"half")  # as a kill leaves it
     train(SHORT, tmp_path, device="cpu")
+    assert not list(tmp_path.glob(".*"))
     assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
 
 
@@ -266,6 +269,7 @@ def test_the_first_loss_that_is_not_finite_ends_a_run(tmp_path, monkeypatch, at,
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert "not finite at step" in refused(replace(SHORT, lr=1e38), tmp_path)
+    assert "not finite at step 1:" in refused(replace(SHORT, lr=1e38, weight_decay=1e9, every=1), tmp_path)
     assert not (tmp_path / "state.safetensors").exists() and not (tmp_path / "log.jsonl").exists()
 
 
