@@ -327,7 +327,7 @@ def _short(value):
 
 
 def main():
-    parser = cli.Parser(prog="nanoct.gguf", description=__doc__.split("\n")[0])
+    parser = cli.Parser(prog="nanoct.gguf", description=__doc__)
     parser.add_argument("file", help="a GGUF file")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the four files go")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from nanoct import cli, gguf
+from nanoct.files import read_json
 from nanoct.weights import fetch
 
 FOLDER = Path("weights/smollm2")
@@ -37,7 +38,7 @@ def sha256(file) -> str:
 def source(folder) -> str | None:
     """Where the model in a folder came from; None unless all its files are there, as they were written."""
     try:
-        note = json.loads((folder / "source.json").read_text())
+        note = read_json(folder / "source.json", kind=dict)
         return note["source"] if all(sha256(folder / name) == note["sha256"][name] for name in FILES) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -78,7 +79,7 @@ def _check(file, expected):
 
 
 def main(folder=FOLDER):
-    cli.Parser(prog="nanoct.smollm2", description=__doc__.split("\n")[0]).parse_args()
+    cli.Parser(prog="nanoct.smollm2", description=__doc__).parse_args()
     if not (came_from := source(folder)):
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".new-", dir=folder) as new:

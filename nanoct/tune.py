@@ -204,7 +204,7 @@ def tune(args):
     model, tokenizer = load(args.model, args.device)
     template = args.template or (EMBEDDED if tokenizer.source.name == "vocab.json" else PLAIN)
     try:
-        instruction = tokenizer.encode(args.instruction, bos=tokenizer.bos_id is not None)
+        instruction = tokenizer.encode(args.instruction, bos=tokenizer.adds_bos)
     except ValueError as error:
         raise ValueError(f"--instruction: {error}.") from None
     encoded = [encode(line, model, tokenizer, template, args.metric) for line in lines]
@@ -322,7 +322,7 @@ def main():
     try:
         predict(args) if args.predict else tune(args)
     except KeyboardInterrupt:
-        sys.exit("\nstopped; the context is saved if its size stands above")
+        raise KeyboardInterrupt("\nstopped; the context is saved if its size stands above") from None
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from nanoct import cli
 from nanoct.coins.coins import Beta, Coins, after, ones_before, regret
 from nanoct.coins.predictors import FOLDER
 from nanoct.fewshot import Demo, Task
+from nanoct.files import read_json
 from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
 from nanoct.packing import answer_logits, pack
@@ -152,7 +153,7 @@ def plan(sweep, n_seed):
                 for seed, target in product((100, 101, 102), TARGETS) for setting in settings]
     if not SETTINGS.exists():
         raise ValueError(f"there is no {SETTINGS}: run with --sweep first.")
-    chosen, runs = json.loads(SETTINGS.read_text()), []
+    chosen, runs = read_json(SETTINGS, kind=dict), []
     for seed, target in product(range(n_seed), TARGETS):
         runs.append((target, "targets", "zero_shot", {}, 0, seed))
         for k in (*SEVERAL, MANY):
@@ -231,15 +232,16 @@ def report(lines, seeds, out):
 
 
 def main():
-    p = cli.Parser(prog="nanoct.coins.bridge", description=__doc__.split("\n")[0])
+    p = cli.Parser(prog="nanoct.coins.bridge", description=__doc__)
     p.add_argument("--pretrain", action="store_true", help="meta-train the Llama")
     p.add_argument("--sweep", action="store_true", help="choose settings on other coins; writes bridge.json")
     p.add_argument("--seeds", type=int, default=6, help="draws of demos and queries")
     p.add_argument("--n-step", type=int, default=1500, help="of --pretrain")
     p.add_argument("--workers", type=int, default=n_core(), help="processes of one thread; default: one per core")
-    p.add_argument("--out", type=Path, default=Path("results/coins/bridge"),
+    p.add_argument("--out", default="results/coins/bridge",
                    help="folder of the lines, the table and the figure")
     args = p.parse_args()
+    args.out = Path(args.out)
     cli.at_least_one(args, "seeds", "workers", "n_step")
     if args.pretrain:
         start = time.perf_counter()

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from nanoct import cli
 from nanoct.coins.coins import Beta, regret
-from nanoct.files import replace_file
+from nanoct.files import read_json, replace_file
 from nanoct.runs.report import standard_error
 from nanoct.runs.results import machine
 
@@ -153,7 +153,7 @@ def load(file):
         raise FileNotFoundError(f"there is no predictor {file}: `python -m nanoct.coins.predictors` makes it.")
     try:
         with safe_open(file, "pt") as opened:
-            predictor = Predictor(Config(**json.loads(opened.metadata()["config"])))
+            predictor = Predictor(Config(**read_json(opened.metadata()["config"].encode(), file, dict)))
             predictor.load_state_dict({name: opened.get_tensor(name) for name in opened.keys()})
     except (SafetensorError, TypeError, KeyError, ValueError, RuntimeError):
         raise ValueError(f"{file} is no predictor that nanoct.coins wrote, or broken: make it again.") from None
@@ -166,19 +166,19 @@ def shipped(config):
 
 
 def main():
-    p = cli.Parser(prog="nanoct.coins.predictors", description=__doc__.split("\n")[0])
+    p = cli.Parser(prog="nanoct.coins.predictors", description=__doc__)
     p.add_argument("--kind", nargs="+", choices=KINDS, default=KINDS)
     numbers = {"width": 128, "n-layer": 1, "n-embd": 128, "n-step": 1000, "batch": 256, "seed": 0}
     for name, default in numbers.items():
         p.add_argument(f"--{name}", type=int, default=default)
-    p.add_argument("--out", type=Path, default=FOLDER)
+    p.add_argument("--out", default=str(FOLDER))
     args = p.parse_args()
     about = dict(n_step=args.n_step, batch=args.batch, seed=args.seed)
     cli.at_least_one(args, "n_step", "batch")
     for kind in args.kind:
         predictor = Predictor(Config(kind, args.width, args.n_layer, args.n_embd), args.seed)
         name = predictor.config.name
-        file = args.out / f"{name}.safetensors"
+        file = Path(args.out) / f"{name}.safetensors"
         if file.exists():
             print(f"{file} is there; delete it to train it anew.")
             continue
@@ -191,7 +191,7 @@ def main():
                      above_bayes_se=round(standard_error(above.tolist()), 4), seconds=round(seconds))
         line = about | found | machine(torch.device("cpu"))
         save(predictor, file, **about)
-        with open(args.out / "log.jsonl", "a") as f:
+        with open(Path(args.out) / "log.jsonl", "a") as f:
             f.write(json.dumps(line) + "\n")
         print("{name}: loss {loss}; cumulative regret after 100 flips {above_bayes} ± {above_bayes_se} nats above "
               "Bayes".format(**line))

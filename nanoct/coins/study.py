@@ -21,7 +21,7 @@ from nanoct.weights import pick_device
 
 
 def main():
-    p = cli.Parser(prog="nanoct.coins.study", description=__doc__.split("\n")[0])
+    p = cli.Parser(prog="nanoct.coins.study", description=__doc__)
     group = p.add_mutually_exclusive_group()
     for name, preset in PRESETS.items():
         size = "{0.n_step} steps of {0.batch} sequences, {0.n_repetition} repetitions, {1} runs"
@@ -30,11 +30,11 @@ def main():
     p.add_argument("--report", action="store_true", help="do no runs: tables and figures from the lines in --out")
     p.add_argument("--workers", type=int, help="processes, one thread each; default: one per core, or 1 on a GPU")
     p.add_argument("--device", default="cpu", help="cpu or cuda; default: cpu")
-    p.add_argument("--out", type=Path, help="folder of runs.jsonl, tables and figures; default: results/coins/PRESET")
+    p.add_argument("--out", help="folder of runs.jsonl, tables and figures; default: results/coins/PRESET")
     args = p.parse_args()
     cli.at_least_one(args, "workers")
     name, device = args.preset or "quick", pick_device(args.device)
-    preset, out = PRESETS[name], args.out or Path(f"results/coins/{name}")
+    preset, out = PRESETS[name], Path(args.out or f"results/coins/{name}")
     workers = args.workers if args.workers is not None else n_core() if device.type == "cpu" else 1
     runs, results, start = plan(preset), Results(out / "runs.jsonl", key, ("regret", "seconds")), time.perf_counter()
     if args.report:

@@ -171,7 +171,7 @@ def measure(method, model, k=16, context=700, n_step=2, **settings):
 
 def main():
     known = [name for name in METHODS if name != "zero_shot"]  # which has nothing to measure
-    p = cli.Parser(prog="nanoct.memory", description=__doc__.split("\n")[0])
+    p = cli.Parser(prog="nanoct.memory", description=__doc__)
     p.add_argument("--methods", nargs="+", choices=known, default=known)
     p.add_argument("--context", type=int, default=700, help="tokens of 16 demos")
     p.add_argument("--device")

@@ -325,7 +325,7 @@ def load(name, vocab_size, context, device, dtype, alone=False):
 
 
 def main():
-    p = cli.Parser(prog="nanoct.speed", description=__doc__.split("\n")[0])
+    p = cli.Parser(prog="nanoct.speed", description=__doc__)
     p.add_argument("--model", default="24m", help=f"random: {', '.join(SIZES)}; or a folder or hub name; default: 24m")
     p.add_argument("--vocab", nargs="+", type=int, help="vocabularies of the random Llama; default: 32000 128000")
     p.add_argument("--k", type=int, default=16, help="demos")

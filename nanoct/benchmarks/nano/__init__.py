@@ -15,12 +15,12 @@ before any of them was tuned on: a pool is the whole of what its file names, cut
 Bayes ceiling with the held-out pool in its prior lies at least 10 points above ICL on average over the pool.
 """
 
-import json
 import random
 from pathlib import Path
 
 from nanoct.benchmarks.nano import facts, grids, lexicon, strings
 from nanoct.fewshot import Demo, Query, Task
+from nanoct.files import read_json
 
 BOS, EQUALS, END = "<s>", "=", ";"
 WORLDS = {"strings": strings.WORLD, "grids": grids.WORLD, "lexicon": lexicon.WORLD, "facts": facts.WORLD}
@@ -31,7 +31,7 @@ FOLDER = Path(__file__).parents[3] / "weights" / "nano"
 def read_settings():
     """{world: {method: config}}, what `python -m nanoct.reproduce --sweep` chose; nothing before the first sweep."""
     file = FOLDER / "settings.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return read_json(file, kind=dict) if file.exists() else {}
 
 
 def encode(tokenizer, x, y):

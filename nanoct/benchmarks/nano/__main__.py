@@ -49,7 +49,7 @@ def show(world, name, demos, queries, colour):
 
 
 def main():
-    p = cli.Parser(prog="nanoct.benchmarks.nano", description=__doc__.split("\n")[0])
+    p = cli.Parser(prog="nanoct.benchmarks.nano", description=__doc__)
     p.add_argument("--world", choices=list(WORLDS), default="strings")
     p.add_argument("--pool", choices=("held_out", "validation", "train"), default="held_out")
     p.add_argument("--show", type=int, metavar="N", help="print N tasks instead of all names")
