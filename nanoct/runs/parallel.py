@@ -118,8 +118,8 @@ def wait():
         try:
             dist.barrier()
         except RuntimeError:
-            raise ValueError("another process stopped, for the reason that it gives; the results so far are kept, and the "
-                             "same command goes on from there.") from None
+            raise ValueError("another process stopped, for the reason that it gives; the results so far are kept, and "
+                             "the same command goes on from there.") from None
 
 
 def share(runs):

@@ -1,8 +1,8 @@
 """Tables and figures from results: what the main job prints.
 
 A score is the mean over tasks within a seed, then over seeds, as in the authors' code; error bars are over tasks, the
-cluster. All rows of a world are about the same tasks and seeds: what a method could not do is left out of all, and said.
-Differences between methods are paired by task and seed. Seconds are medians over runs. KL is the divergence of a
+cluster. All rows of a world are about the same tasks and seeds: what a method could not do is left out of all, which is
+said. Differences between methods are paired by task and seed. Seconds are medians over runs. KL is the divergence of a
 method's answers from the exact Bayes predictive, nats per query, the mean over runs.
 """
 
@@ -55,7 +55,7 @@ class Setting:
         return median(line["seconds"] for line in self.lines)
 
     def minus(self, other):
-        """Difference to another setting in points, paired by task and seed: mean and half width of its 95% interval."""
+        """Difference to another setting in points, paired by task and seed: mean and half width of the 95% interval."""
         ours, theirs = self.scores(), other.scores()
         shared = {at: ours[at] - theirs[at] for at in ours if at in theirs}
         centre, error = average(shared) if shared else (math.nan, math.nan)
@@ -101,12 +101,13 @@ def settings(lines):
     for line in lines:
         group = groups.setdefault(line["world"], {}).setdefault(line["method"], {})
         group.setdefault(json.dumps(line["config"]), Setting(line["method"], line["config"])).lines.append(line)
-    for world, method, s in ((w, m, s) for w, methods in groups.items() for m, of in methods.items() for s in of.values()):
+    every = ((w, m, s) for w, methods in groups.items() for m, of in methods.items() for s in of.values())
+    for world, method, s in every:
         if len(s.scores()) < len(s.lines):
             seen = [[line[name] for line in s.lines] for name in ("task", "seed")]
             task, seed = Counter(zip(*seen)).most_common(1)[0][0]
-            raise ValueError(f"{method} on {world} has more than one line of {task}, seed {seed}, as of several k, models or "
-                             "pools: take the lines of one job.")
+            raise ValueError(f"{method} on {world} has more than one line of {task}, seed {seed}, as of several k or "
+                             "models: take the lines of one job.")
     # numbers by size, then words
     order = lambda value: (0, value, "") if isinstance(value, (int, float)) else (1, 0, json.dumps(value))
     by_values = lambda group: sorted(group.values(), key=lambda s: list(map(order, s.config.values())))
@@ -125,8 +126,8 @@ def in_common(methods):
         return methods, ""
     lacks = {method: max(len(every - keys) for keys in of) for method, of in done.items()}
     lacks = ", ".join(f"{method} {n}" for method, n in lacks.items() if n)
-    said = (f"{len(every) - len(shared)} of {len(every)} (task, seed) are left out of all rows, as not every method could "
-            f"do them ({lacks}).")
+    said = (f"{len(every) - len(shared)} of {len(every)} (task, seed) are left out of all rows, as not every method "
+            f"could do them ({lacks}).")
     keep = lambda s: Setting(s.method, s.config, [line for line in s.lines if (line["task"], line["seed"]) in shared])
     return {method: list(map(keep, among)) for method, among in methods.items()} if shared else {}, said
 

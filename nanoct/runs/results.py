@@ -34,6 +34,11 @@ def key(line):
     return json.dumps([*(line[name] for name in KEY), more], sort_keys=True)
 
 
+def distinct(configs):
+    """Configs, each once."""
+    return list({json.dumps(config): config for config in configs}.values())
+
+
 def about(device):
     """What a line says of the machine and the versions."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
@@ -83,7 +88,7 @@ class Results:
             yield file
 
     def _repair(self, file):
-        """Cut off what a process that was killed while writing has left; a line that lacks its line feed alone gets it."""
+        """Cut off what a process that was killed while writing has left; a line that lacks just its end gets it."""
         content = read_bytes(self.path)
         end = content.rfind(b"\n") + 1
         if not content[end:].startswith(b"{"):  # nothing, or nothing of ours: refresh() names it
@@ -109,14 +114,15 @@ class Results:
         with self._alone() as file:
             end = os.fstat(file.fileno()).st_size
             try:
-                reason = None if os.write(file.fileno(), text) == len(text) else "no room"  # a full disk may take a part
+                n_written = os.write(file.fileno(), text)  # a full disk may take a part
+                reason = None if n_written == len(text) else f"{n_written} of {len(text)} bytes went in"
                 os.fsync(file.fileno())
             except OSError as error:
                 reason = error.strerror
             if reason:
                 file.truncate(end)
-                raise OSError(f"cannot write to {self.path} ({reason}): make room, and the same command goes on from what "
-                              "is saved.")
+                raise OSError(f"cannot write to {self.path} ({reason}): make room, and the same command goes on from "
+                              "what is saved.")
         self.lines.append(line)
         self.keys.add(self.key(line))
 
@@ -138,9 +144,10 @@ def read(path, key=key, needs=NEEDS):
 
 
 def fault(line, key=key, needs=NEEDS):
-    """Why this is no line of results, such as "'score' is None", or None: it has its key, its needs, and their KINDS."""
+    """Why this is no line of results, such as "'score' is None"; None for one with its key, its needs, and KINDS."""
+    in_bounds = lambda value, kinds: bool in kinds if isinstance(value, bool) else abs(value) < 1e300  # nor is nan
     fits = lambda value, kinds: isinstance(value, kinds) and (
-        not isinstance(value, (int, float)) or bool in kinds or type(value) is not bool and abs(value) < 1e300)  # no nan
+        not isinstance(value, (int, float)) or in_bounds(value, kinds))
     try:
         key(line), [line[name] for name in needs]
     except KeyError as error:
