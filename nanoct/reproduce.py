@@ -258,6 +258,10 @@ def main():
         if fields(METHODS[method].Config) and not hasattr(METHODS[method], "SWEEP"):
             print(f"{method} has no SWEEP, the values worth trying: it runs at its defaults.")
     models = {world: load_model(folder_of(args.model, world), "cpu", "float32") for world in args.world}
+    for world, model in models.items():
+        if args.k and args.k > model.config.n_position:
+            raise ValueError(f"--k {args.k}: so many demos do not fit the {model.config.n_position} tokens of {world}'s "
+                             "model: take fewer.")
     runs = plan(args, {world: fingerprint(model) for world, model in models.items()})
     job = next((job for job in ("sweep", "ablations", "scaling") if getattr(args, job)), "results")
     results = Results(Path(args.out) / f"{job}.jsonl")

@@ -101,7 +101,7 @@ def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tm
     (["--set", "icl.x=1"], "icl has no setting 'x'"),
     (["--set", "icl.x=1", "--methods", "ct_kv"], "the method one of ct_kv"),
     (["--k", "1000000000"], "--k 1000000000"),
-    (["--k", "1000000"], "1000000"),
+    (["--k", "1000000"], "--k 1000000: so many demos do not fit the 512 tokens of strings"),
     (["--seeds", "1000000000000000000000000000000"], "--seeds 1000000000000000000000000000000"),
     (["--seeds", "-1"], "--seeds -1"),
     (["--workers", "100000"], "--workers 100000"),
