@@ -1,12 +1,15 @@
 """The main job: planning, resuming, error bars, a method of one's own, and every mistake answered with a sentence."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import dataclass
 from math import isclose, sqrt
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
 from nanoct.reproduce import N_STEP, choose, configs, main, plan, read_settings
 from nanoct.runs import plots, report, results
-from nanoct.weights import save_model
+from nanoct.weights import load_model, save_model
 
 
 def line(method="icl", task="a", seed=0, score=0.5, seconds=1.0, config=None, world="strings", kl=0.1, k=10, wrong=0.0):
@@ -258,6 +261,67 @@ def test_the_table_has_a_column_per_world():
     assert cells["bayes_all"] == ["75.0 ± 5.0", ""] and cells["zero_shot"] == ["", "25.0 ± 5.0"]
     minus = next(row for row in said if row.startswith("| bayes_all") and "+" in row)
     assert "+20.0 ± 0.0" in minus
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_not_finite_is_no_line_and_a_model_without_any_is_an_error(model_folder, tmp_path, monkeypatch, capsys,
+                                                                           workers):
+    for world in "facts", "lexicon":
+        shutil.copytree(model_folder, tmp_path / world)
+    broken = load_model(model_folder, "cpu")
+    broken.model.norm.weight.data[3] = float("nan")
+    save_model(broken, tmp_path / "facts")
+    monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, (
+        "--model", tmp_path, "--world", "facts", "lexicon", "--tasks", 1, "--workers", workers, "--out", tmp_path / "out",
+        "--methods", "icl", "ct_kv", "bayes_training", "--set", "ct_kv.n_step=2", "--set", "ct_kv.lr=1e30,1e-3"))])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    said, lines = capsys.readouterr(), results.read(tmp_path / "out" / "results.jsonl")
+    assert sorted((l["world"], l["method"], l["config"].get("lr")) for l in lines) == [
+        ("facts", "bayes_training", None), ("lexicon", "bayes_training", None), ("lexicon", "ct_kv", 1e-3),
+        ("lexicon", "icl", None)]
+    assert said.out.count("left out: ") == 4 and "left out: icl on " in said.out and "5 of 8 runs" not in said.out
+    assert stop.value.code == 2 and said.err.splitlines()[-1].startswith(
+        f"error: no run of {tmp_path} on facts came to a result")
+    assert "| icl " in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+
+
+def test_equal_values_of_a_setting_are_one():
+    assert [c["lr"] for c in configs("ct_kv", {}, {"ct_kv": {"lr": ["1e-3", "0.001", "2"], "n_step": ["4", "4"]}})] == [
+        1e-3, 2]
+
+
+def test_reports_are_utf8_in_any_locale(tmp_path):
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line(m, t)) + "\n" for m in ("icl", "ttt") for t in "ab"))
+    plain = dict(os.environ, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", PYTHONIOENCODING="ascii")
+    done = subprocess.run([sys.executable, "-m", "nanoct.reproduce", "--report", tmp_path / "lines.jsonl"], env=plain,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "± s.e." in table and table in done.stdout.decode()
+
+
+def test_a_report_of_an_older_version_is_shown_without_what_it_lacks(tmp_path, monkeypatch, capsys):
+    older = [dict(line(m, t), config=dict(n_step=1)) for m in ("icl", "ttt") for t in "ab"]
+    older[0]["config"] = older[1]["config"] = {}
+    older.append(dict(older[3], task="a", config=dict(n_step=1, lr=.5)))
+    older.append(dict(older[3], task="b", config=dict(n_step=1, lr=.5)))
+    for each in older:
+        del each["n_trained"], each["kl"], each["wrong"]
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(each) + "\n" for each in older))
+    monkeypatch.setattr(sys, "argv", ["reproduce", "--report", str(tmp_path / "lines.jsonl")])
+    main()
+    rows = [[cell.strip() for cell in row.split("|")] for row in capsys.readouterr().out.splitlines()]
+    assert ["", "strings", "icl", "", "50.0 ± 0.0", "1.00", "", "", ""] in rows
+    assert ["", "strings", "ttt", "lr=0.5", "50.0 ± 0.0", "1.00", "", "", ""] in rows
+
+
+def test_a_figure_that_does_not_fit_the_disk_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots.plt.Figure, "savefig", Mock(side_effect=OSError(28, "No space left on device")))
+    groups = report.settings([line(m, t) for m in ("icl", "ttt") for t in "ab"])
+    with pytest.raises(OSError, match="cannot write .*a.png .No space left on device.: make room") as error:
+        plots.accuracy_vs_seconds(groups, tmp_path / "a.png")
+    assert error.value.errno is None and not list(tmp_path.iterdir())
 
 
 @dataclass

@@ -104,8 +104,7 @@ def fails(monkeypatch, n, error=None):
     monkeypatch.setattr(results.os, "write", write)
 
 
-@pytest.mark.parametrize("error", [None, errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("n_worker", [0, 1])
+@pytest.mark.parametrize("n_worker, error", [(0, None), (0, errno.ENOSPC), (0, errno.EDQUOT), (1, None)])
 def test_a_full_disk_costs_the_run_that_met_it_and_no_other(tmp_path, monkeypatch, error, n_worker):
     file, runs = tmp_path / "lines.jsonl", [line(task) for task in "abcd"]
     fails(monkeypatch, 2, error)
