@@ -1,7 +1,7 @@
 """The paper's protocol on public models and data: methods x tasks x seeds of a benchmark -> JSON lines and a table.
 
     python -m nanoct.paper --model weights/smollm2 --benchmark words        # the lists come with the package
-    python -m nanoct.paper --model weights/smollm2 --benchmark words --sweep        # choose settings on its validation pool
+    python -m nanoct.paper --model weights/smollm2 --benchmark words --sweep        # settings, on its validation pool
     python -m nanoct.paper --model HuggingFaceTB/SmolLM2-1.7B-Instruct --benchmark bbh --data data/bbh
     python -m nanoct.paper --model meta-llama/Meta-Llama-3-8B-Instruct --benchmark bbh --data data/bbh --device cuda
     python -m nanoct.paper --model M --benchmark B --data F --dry-run       # memory and time, before anything is loaded
@@ -30,13 +30,14 @@ from nanoct.files import replace_file
 from nanoct.methods import METHODS
 from nanoct.runs.measure import measure
 from nanoct.runs.parallel import execute, join
-from nanoct.runs.report import settings, table, varied
+from nanoct.runs.report import PAIRS, chosen, complete, difference, in_common, settings, shown, table, varied
 from nanoct.runs.report import words as words_of
-from nanoct.runs.results import n_core
+from nanoct.runs.results import distinct, n_core
 from nanoct.score import BATCH, ROOM
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, fingerprint, load_model, pick_device, read_config, resolve_dtype
 
+FEW = 10  # queries: fewer are said
 RATES = 0.05, 50, 400  # TFLOP/s, in the order of two CPU cores, a consumer's GPU, and a data centre's
 BENCHMARKS = {"nlp_lr": nlp_lr, "mmlu": mmlu, "bbh": bbh, "arc": arc, "words": words}
 
@@ -45,8 +46,8 @@ def parse():
     p = cli.Parser(prog="nanoct.paper", description=__doc__.split("\n")[0])
     p.add_argument("--benchmark", choices=list(BENCHMARKS), required=True)
     p.add_argument("--model", required=True, help="folder or hub name of a Llama or GPT-2")
-    p.add_argument("--data", help="folder of its files; `python -m nanoct.benchmarks.fetch` gets them; default for words: "
-                   "the lists of the package")
+    p.add_argument("--data", help="folder of its files; `python -m nanoct.benchmarks.fetch` gets them; default for "
+                   "words: the lists of the package")
     p.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: all")
     p.add_argument("--tasks", nargs="+", help="names; default: all of the pool")
     p.add_argument("--pool", choices=("validation", "test"), help="of words; default: that of the --tasks, else test")
@@ -56,8 +57,8 @@ def parse():
     p.add_argument("--limit-queries", type=int, metavar="N", help="the first N queries of a task")
     p.add_argument("--set", action="append", default=[], metavar="METHOD.FIELD=V1,V2",
                    help="a setting, or several to compare")
-    p.add_argument("--sweep", action="store_true", help="each method at all settings of SWEEPS (benchmarks/presets.py) on "
-                   "the validation pool, or on the --tasks of a benchmark without one; writes sweep.jsonl and sweep.md")
+    p.add_argument("--sweep", action="store_true", help="each method at all settings of SWEEPS (benchmarks/presets.py) "
+                   "on the validation pool, or on the --tasks of a benchmark without one; writes sweep.jsonl, sweep.md")
     p.add_argument("--no-form", action="store_true", help="bbh without the sentence on how to answer")
     p.add_argument("--device", help="cuda, mps or cpu; default: the first there is")
     p.add_argument("--dtype", help="of the model; default: bfloat16 on cuda, float32 elsewhere")
@@ -79,12 +80,13 @@ def parse():
         raise ValueError(f"--data is missing: give the folder of {args.benchmark}'s files, which `python -m "
                          "nanoct.benchmarks.fetch` gets.")
     args.pool, args.tasks = pick(args, benchmark)
-    overrides = cli.overrides(args.set, METHODS)
-    args.configs = {method: cli.configs(method, METHODS[method].Config, values(method, args), overrides.get(method, {}))
-                    for method in args.methods}
+    overrides = cli.overrides(args.set, args.methods)
+    args.configs = {method: distinct(cli.configs(method, METHODS[method].Config, values(method, args),
+                                                 overrides.get(method, {}))) for method in args.methods}
+    args.rank, args.n_process, local = cli.ranks()
     args.device = pick_device(args.device)
     if args.device.type == "cuda" and args.device.index is None:
-        args.device = pick_device(f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}")
+        args.device = pick_device(f"cuda:{local % torch.cuda.device_count()}")
     args.dtype = resolve_dtype(args.dtype, args.device)
     args.out = Path(args.out or f"results/{args.benchmark}")
     return args
@@ -100,14 +102,15 @@ def pick(args, benchmark):
     names, has_own = list(dict.fromkeys(args.tasks or ())), bool(pools.get("validation"))
     check_names(names, list(pool_of), args.data)
     if args.sweep and not names and not has_own:
-        raise ValueError(f"--sweep: {args.benchmark} in {args.data} has no validation pool: name the --tasks to choose on.")
+        raise ValueError(f"--sweep: {args.benchmark} in {args.data} has no validation pool: name the --tasks to choose "
+                         "on.")
     pool = args.pool or (pool_of[names[0]] if names else "validation" if args.sweep else "test")
     if args.sweep and has_own and pool != "validation":
-        raise ValueError(f"--sweep chooses on the validation pool, and {names[0] if names else '--pool test'} is of the "
-                         "pool that is reported: leave it out.")
+        raise ValueError(f"--sweep chooses on the validation pool, and {names[0] if names else '--pool test'} is of "
+                         "the pool that is reported: leave it out.")
     if others := [name for name in names if pool_of[name] != pool]:
-        raise ValueError(f"--tasks: {others[0]!r} is of the {pool_of[others[0]]} pool and not of the {pool} pool: give the "
-                         "tasks of one pool.")
+        raise ValueError(f"--tasks: {others[0]!r} is of the {pool_of[others[0]]} pool and not of the {pool} pool: give "
+                         "the tasks of one pool.")
     if not pools.get(pool):
         raise ValueError(f"--pool {pool}: {args.benchmark} in {args.data} has no such pool.")
     return pool, names or pools[pool]
@@ -159,35 +162,56 @@ def worker(args, model, tokenizer):
 
 
 def report(lines, args):
-    """Print the table beside the paper's scores and write it to table.md."""
-    rows, published = [], PUBLISHED.get(args.benchmark, {})
-    for method, among in settings(lines).get(args.benchmark, {}).items():
-        for s in among:
-            of = lambda name: [line[name] for line in s.lines]
-            rows.append([method, f"{len(set(of('task')))}", f"{s.score:.1f} ± {s.error:.1f}",
-                         f"{published.get(method, '–')}", f"{s.seconds:.1f}", f"{median(of('seconds_score')):.1f}",
-                         f"{max(of('peak_bytes')) / 1e9:.2f}", f"{mean(of('n_trained')):,.0f}"])
-    first, n_task = lines[0], len({line["task"] for line in lines})
-    head = (f"{args.benchmark}, {args.model}: {n_task} tasks, k = {first['k'] or 'all'}, {len(args.seeds)} seeds, "
-            f"{first['dtype']} on {first['device']}; score % ± s.e. over tasks, seconds a task, peak memory of "
-            "adapting and scoring")
-    header = ["method", "tasks", "score", "paper", "s to adapt", "s to score", "peak GB", "trained"]
-    written = f"{head}\n\n{table(rows, header)}\n"
+    """Print the table beside the paper's scores and write it to table.md. All its rows are about the same tasks."""
+    asked, rows, published = len(args.tasks) * len(args.seeds), [], PUBLISHED.get(args.benchmark, {})
+    done = {(line["task"], line["seed"]) for line in lines}
+    methods, left_out = in_common(settings(lines)[args.benchmark])
+    notes = [f"No method could do {asked - len(done)} of the {asked} (task, seed)."] if len(done) < asked else []
+    notes += [left_out] if left_out else []
+    if not methods:
+        raise ValueError(f"there is no task that all methods did, so nothing to compare: {left_out}")
+    icl = methods.get("icl", [None])[0]
+    for method, s in ((method, s) for method, among in methods.items() for s in among):
+        known = lambda name: all(name in line for line in s.lines)
+        of = lambda name, by: by(line[name] for line in s.lines) if known(name) else None
+        peak = of("peak_bytes", max)
+        rows.append([f"{method} {words_of(varied(s, methods[method]))}".strip(), f"{len({at[0] for at in s.scores()})}",
+                     f"{s.score:.1f} ± {s.error:.1f}", f"{published.get(method, '–')}",
+                     "" if icl in (None, s) else difference(s, icl), f"{s.seconds:.1f}",
+                     shown(of("seconds_score", median), ".1f"), "" if peak is None else f"{peak / 1e9:.2f}",
+                     shown(s.mean("n_trained"), ",.0f")])
+    first = s.lines[0]
+    if few := [line for line in s.lines if line.get("n_query", FEW) < FEW]:
+        least = min(few, key=lambda line: line["n_query"])
+        notes.append(f"{len(few)} of the {len(s.lines)} (task, seed) have fewer than {FEW} queries, {least['task']}, "
+                     f"seed {least['seed']}, only {least['n_query']}: a query weighs much in them.")
+    n_task, n_seed = len({at[0] for at in s.scores()}), len({at[1] for at in s.scores()})
+    head = (f"{args.benchmark}, {args.model}: {n_task} tasks of the {args.pool} pool, k = {args.k or 'all'}, {n_seed} "
+            f"seeds, {first['dtype']} on {first.get('device', 'an unknown device')}; score %, the mean over tasks "
+            "within a seed, then over seeds, ± s.e. over tasks, seconds a task, peak memory of adapting and scoring")
+    header = ["method", "tasks", "score", "paper", "minus ICL, 95%", "s to adapt", "s to score", "peak GB", "trained"]
+    parts = [head, *notes, table(rows, header)]
+    main = {method: chosen(among, SETTINGS[args.benchmark].get(method, {})) for method, among in methods.items()}
+    if pairs := [[f"{a} - {b}", difference(main[a], main[b])] for a, b in PAIRS if {a, b} <= main.keys()]:
+        parts.append(table(pairs, ["difference", "points, 95%"]))
+    written = "\n\n".join(parts) + "\n"
     print(f"\n{written}")
     replace_file(args.out / "table.md", written.encode())
 
 
 def report_sweep(lines, args):
     """Print every setting of every method, each beside the method's best, and write it to sweep.md."""
-    rows = []
+    rows, asked = [], len(args.tasks) * len(args.seeds)
     for method, among in settings(lines)[args.benchmark].items():
-        best = max(among, key=lambda s: s.score)
+        best = max(complete(among), key=lambda s: s.score)  # a setting that came to no result on some tasks is not
         for s in among:
-            beside = "" if len(among) == 1 else "best" if s is best else "{:+.1f} ± {:.1f}".format(*s.minus(best))
-            rows.append([method, words_of(varied(s, among)), f"{s.score:.1f} ± {s.error:.1f}", beside, f"{s.seconds:.1f}"])
-    header = ["method", "setting", "score % ± s.e.", "minus the best, 95%", "s to adapt"]
+            beside = "" if len(among) == 1 else "best" if s is best else difference(s, best)
+            rows.append([method, words_of(varied(s, among)), f"{len(s.lines)} of {asked}",
+                         f"{s.score:.1f} ± {s.error:.1f}", beside, f"{s.seconds:.1f}"])
+    header = ["method", "setting", "runs", "score % ± s.e.", "minus the best, 95%", "s to adapt"]
     n_task, names = len({line["task"] for line in lines}), ", ".join(map(str, args.seeds))
-    head = f"{args.benchmark}, {args.model}: {n_task} tasks of the {args.pool} pool, k = {args.k}, demos of seed {names}"
+    head = (f"{args.benchmark}, {args.model}: {n_task} tasks of the {args.pool} pool, k = {args.k or 'all'}, demos of "
+            f"seed {names}; differences are over the runs that both have")
     written = f"{head}\n\n{table(rows, header)}\n"
     print(f"\n{written}")
     replace_file(args.out / "sweep.md", written.encode())
@@ -196,7 +220,7 @@ def report_sweep(lines, args):
 def read_all(args, tokenizer):
     """Read every task and seed once and say what was left out, so that a broken file stops the job before it begins."""
     total, n_empty, tasks = Counts(), 0, list(itertools.product(args.tasks, args.seeds))
-    is_first = int(os.environ.get("RANK", 0)) == 0
+    is_first = args.rank == 0
     for name, seed in tqdm(tasks, desc="reading", leave=False, disable=not is_first):
         total += (counts := read(args, tokenizer, name, seed)[1])
         n_empty += counts.queries == 0
@@ -270,9 +294,9 @@ def main():
     if args.dry_run:
         return dry_run(args, config, tokenizer)
     read_all(args, tokenizer)
-    n_process = int(os.environ.get("WORLD_SIZE", 1))
-    if args.device.type == "cpu" and (n_process > 1 or "OMP_NUM_THREADS" not in os.environ):  # torchrun sets it to 1
-        torch.set_num_threads(max(1, n_core() // n_process))
+    # torchrun sets it to 1
+    if args.device.type == "cpu" and (args.n_process > 1 or "OMP_NUM_THREADS" not in os.environ):
+        torch.set_num_threads(max(1, n_core() // args.n_process))
     model = load_model(folder, args.device, args.dtype)
     model.checkpoint = args.checkpoint
     common = dict(model=fingerprint(model), name=str(args.model), world=args.benchmark, pool=args.pool, k=args.k,
@@ -283,7 +307,7 @@ def main():
     runs = [common | dict(method=method, config=config, task=task, seed=seed)
             for task, seed in itertools.product(args.tasks, args.seeds)
             for method in args.methods for config in args.configs[method]]
-    results = join(args.out / ("sweep.jsonl" if args.sweep else "results.jsonl"))
+    results = join(args.out / ("sweep.jsonl" if args.sweep else "results.jsonl"), args.n_process)
     lines = execute(runs, results, worker(args, model, tokenizer))
     if lines is None:
         return  # the first process reports

@@ -30,11 +30,12 @@ import torch
 
 from nanoct import cli
 from nanoct.benchmarks.nano import FOLDER, WORLDS, bayes, encode, make_task
+from nanoct.files import read_json, replace_file
 from nanoct.methods import METHODS
-from nanoct.runs.measure import check_finite, measure
+from nanoct.runs.measure import check_finite, finite, measure
 from nanoct.runs.parallel import execute
-from nanoct.runs.report import report, settings
-from nanoct.runs.results import Results, about, n_core, read
+from nanoct.runs.report import complete, report, settings
+from nanoct.runs.results import Results, about, distinct, n_core, read
 from nanoct.score import evaluate
 from nanoct.studies import ablations, scaling
 from nanoct.tokenizer import load_tokenizer
@@ -57,12 +58,12 @@ def configs(method, chosen, overrides, sweep=False):
         values["n_step"] = N_STEP[method]
     if sweep:
         values |= getattr(METHODS[method], "SWEEP", {})
-    return cli.configs(method, METHODS[method].Config, values, overrides.get(method, {}))
+    return distinct(cli.configs(method, METHODS[method].Config, values, overrides.get(method, {})))
 
 
 def read_settings():
     """{world: {method: config}}, what --sweep chose; nothing before the first sweep."""
-    return json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
+    return read_json(SETTINGS, kind=dict) if SETTINGS.exists() else {}
 
 
 def plan(args, model_ids):
@@ -152,15 +153,17 @@ def work(run, progress=None):
         return dict(run, score=bayes.evaluate(world, predicted, queries).score, n_query=len(queries), n_trained=0,
                     seconds=round(time.perf_counter() - start, 4), kl=None, **about(torch.device("cpu")))
     model, tokenizer = load(name)
-    warm_up(name, method)
+    with finite(method, run["task"]):
+        warm_up(name, method)
     task = make_task(name, run["task"], tokenizer, run["seed"], run["k"], wrong=run["wrong"])
     if run["config"].get("start") == "others":
         pool = world.pools()[run["pool"]]
         task.others = make_task(name, pool[pool.index(run["task"]) - 1], tokenizer, run["seed"], run["k"]).demos
     measured, adapted = measure(model, task, method, run["config"], run["seed"], progress, MODULES[method])
     queries, predicted = ceiling(name, *of_task, "all")
-    kl = bayes.divergence(adapted, predicted, [{y: encode(tokenizer, x, y) for y in p}
-                                               for (x, _, _), p in zip(queries, predicted)])
+    with finite(method, run["task"]):
+        kl = bayes.divergence(adapted, predicted, [{y: encode(tokenizer, x, y) for y in p}
+                                                   for (x, _, _), p in zip(queries, predicted)])
     check_finite(method, task, [kl])
     return dict(run, kl=round(kl, 4), **measured)
 
@@ -213,7 +216,7 @@ def parse():
     args.seeds = args.seeds or ([0, 1, 2] if args.full else [0])
     args.methods, args.world, args.seeds = map(list, map(dict.fromkeys, (args.methods, args.world, args.seeds)))
     args.tasks = {world: pick(world, WORLDS[world].pools()[args.pool], args) for world in args.world}
-    args.set = cli.overrides(args.set, METHODS)
+    args.set = cli.overrides(args.set, [method for method in args.methods if method in METHODS])
     if (args.ablations or args.scaling) and (args.set or args.methods != rows):
         raise ValueError("--ablations and --scaling have methods and settings of their own: no --methods and no --set.")
     return args
@@ -221,7 +224,7 @@ def parse():
 
 def pick(world, pool, args):
     """The tasks of a world that are asked for. Raises ValueError on a number or a name that its pool does not have."""
-    if args.tasks and not args.tasks[0].isdigit():
+    if args.tasks and not (len(args.tasks) == 1 and args.tasks[0].isdecimal()):
         if unknown := [task for task in args.tasks if task not in pool]:
             raise ValueError(f"--tasks: {unknown[0]!r} is not in the {args.pool} pool of {world}; `python -m "
                              f"nanoct.benchmarks.nano --world {world} --pool {args.pool}` lists it.")
@@ -235,7 +238,7 @@ def pick(world, pool, args):
 
 def choose(lines):
     """{world: {method: config}} of the settings with the highest mean score in the lines of a sweep."""
-    best = lambda among: max(among, key=lambda s: s.score).config
+    best = lambda among: max(complete(among), key=lambda s: s.score).config
     return {world: {method: best(among) for method, among in methods.items() if among[0].config}
             for world, methods in settings(lines).items()}
 
@@ -255,6 +258,10 @@ def main():
         if fields(METHODS[method].Config) and not hasattr(METHODS[method], "SWEEP"):
             print(f"{method} has no SWEEP, the values worth trying: it runs at its defaults.")
     models = {world: load_model(folder_of(args.model, world), "cpu", "float32") for world in args.world}
+    for world, model in models.items():
+        if args.k and args.k > model.config.n_position:
+            raise ValueError(f"--k {args.k}: so many demos do not fit the {model.config.n_position} tokens of {world}'s "
+                             "model: take fewer.")
     runs = plan(args, {world: fingerprint(model) for world, model in models.items()})
     job = next((job for job in ("sweep", "ablations", "scaling") if getattr(args, job)), "results")
     results = Results(Path(args.out) / f"{job}.jsonl")
@@ -262,15 +269,21 @@ def main():
     lines = execute(runs, results, work, args.workers, prepare, args.model, args.device)
     chosen = choose(lines) if args.sweep else read_settings()
     if args.sweep:
-        (Path(args.out) / "settings.json").write_text(json.dumps(chosen, indent=1) + "\n")
-    if args.ablations:
+        replace_file(Path(args.out) / "settings.json", (json.dumps(chosen, indent=1) + "\n").encode())
+    if not lines:
+        pass
+    elif args.ablations:
         ablations.report(lines, args.out)
     elif args.scaling:
         embedded = load_model(folder_of(args.model, "strings"), args.device)
         scaling.report(lines, scaling.passes(embedded, Path(args.out)), args.out)
     else:
         report(lines, chosen, args.out)
-    print(f"{len(runs)} runs, {time.perf_counter() - start:.0f} seconds; lines in {results.path}")
+    print(f"{len(lines)} of {len(runs)} runs, {time.perf_counter() - start:.0f} seconds; lines in {results.path}")
+    of_model = lambda among: {run["world"] for run in among if run["method"] not in CEILINGS}
+    if nothing := of_model(runs) - of_model(lines):
+        raise ValueError(f"no run of {args.model} on {', '.join(sorted(nothing))} came to a result, for the reasons "
+                         "above: see whether its weights are all finite, or try smaller rates.")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
 SETTINGS[benchmark][method] are fields of the method's Config. "ours" marks what the paper and the authors' code leave
 open; nothing was tuned for it. PUBLISHED[benchmark][method] are the paper's scores in percent.
-SWEEPS[benchmark][method] are the values {field: values} that `paper --sweep` tries, in all combinations, around
-those settings.
+SWEEPS[benchmark][method] are the values {field: values} that `paper --sweep` tries, in all combinations.
 """
 
 LORA = dict(rank=64, lr=1e-4)

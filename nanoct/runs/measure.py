@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ def measure(model, task, method, config, seed, progress=None, module=None):
     """Adapt by a method (its name) with config {field: value}, then score: fields of a results line, and the Adapted.
 
     progress(step, loss) is called every step. module: the method's, where METHODS does not have it. Raises what the
-    method raises, and ValueError on a loss or score that is not finite.
+    method raises, and NotFinite on a loss or score that is not finite, also where training stopped before one.
     """
     module, losses = module or METHODS[method], []
 
@@ -31,7 +32,7 @@ def measure(model, task, method, config, seed, progress=None, module=None):
         if progress:
             progress(step, loss)
 
-    with peak(model.device) as used:
+    with peak(model.device) as used, finite(method, task.name):
         start = clock(model.device)
         adapted = module.adapt(model, task, module.Config(**config), seed, note)
         adapted_at = clock(model.device)
@@ -43,11 +44,32 @@ def measure(model, task, method, config, seed, progress=None, module=None):
                 loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None, **about(model.device)), adapted
 
 
+class NotFinite(ValueError):
+    """A run that comes to numbers that are not finite, which is no result: a sentence that names method and task."""
+
+
 def check_finite(method, task, values):
-    """ValueError, naming method and task, if one of these losses and scores is no number."""
+    """NotFinite if one of these losses and scores is no number."""
     if wrong := [value for value in values if not math.isfinite(value)]:
-        raise ValueError(f"{method} on {task.name} comes to {wrong[0]}, which is no result: try a smaller lr, and see "
-                         "whether the model's weights are all finite.")
+        raise NotFinite(f"{method} on {task.name} comes to {wrong[0]}, which is no result: try a smaller lr, and see "
+                        "whether the model's weights are all finite.")
+
+
+@contextmanager
+def finite(method, name):
+    """with finite(method, task's name): NotFinite where a loss or logit in it is not, though the training went back."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            yield
+        except ValueError as error:
+            if "not finite" not in str(error):
+                raise
+            raise NotFinite(f"{method} on {name}: {error}") from None
+    for warning in said:
+        if "stopped, with the values of" in str(warning.message):  # optimise: not the method at these settings
+            raise NotFinite(f"{method} on {name}: {warning.message}")
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def clock(device):

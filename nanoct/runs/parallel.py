@@ -7,6 +7,7 @@ several; or in this process, for a large one, and in those that torchrun has sta
 import os
 import signal
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from datetime import timedelta
 from multiprocessing import get_context, parent_process
 from threading import Thread
@@ -15,6 +16,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from nanoct.files import lock
+from nanoct.runs.measure import NotFinite
 from nanoct.runs.results import Results
 
 
@@ -22,40 +25,49 @@ def execute(runs, results, work, n_worker=0, prepare=None, *arguments):
     """Do the runs that the results do not have yet; returns the lines of all that are done, in their order.
 
     The line of a run is work(run), in n_worker processes of one thread, or, with 0, work(run, progress) in this one;
-    None is that of a run which is left out. prepare(*arguments) is called first in every process that works. Where
-    processes have joined, a task belongs to one of them, and only the first gets lines, the others None.
-    Raises ValueError with a sentence if a process dies.
+    None is that of a run which is left out, and so is one that is NotFinite, which is said. prepare(*arguments) is
+    called first in every process that works. Where processes have joined, a task belongs to one of them, and only the
+    first gets lines, the others None.
+    Raises ValueError with a sentence if a process dies, or if another job is at work in the folder of the results.
     """
     runs = list({results.key(run): run for run in runs}.values())
     mine = runs if n_worker else share(runs)
-    todo = [run for run in mine if results.key(run) not in results.keys]
-    n_done = len(mine) - len(todo)
-    if n_done:
-        print(f"{n_done} of {len(mine)} runs are in {results.path} already; going on from there.")
-    if todo:
-        with tqdm(total=len(mine), initial=n_done, desc="runs", smoothing=0, miniters=0, disable=rank() > 0) as bar:
+    with nullcontext() if rank() else lock(results.path.parent):  # one for all that have joined
+        wait()
+        results.refresh()  # another job may have come to its end since they were read
+        todo = [run for run in mine if results.key(run) not in results.keys]
+        n_done = len(mine) - len(todo)
+        if n_done:
+            print(f"{n_done} of {len(mine)} runs are in {results.path} already; going on from there.")
+        if todo:
+            with tqdm(total=len(mine), initial=n_done, desc="runs", smoothing=0, miniters=0, disable=rank() > 0) as bar:
 
-            def done(line):
-                if line is not None:
-                    results.append(line)
-                bar.update()
+                def done(get):
+                    try:
+                        line = get()
+                    except NotFinite as error:
+                        bar.write(f"left out: {error}")
+                        line = None
+                    if line is not None:
+                        results.append(line)
+                    bar.update()
 
-            if n_worker:
-                in_workers(todo, work, done, n_worker, (prepare, arguments))
-            else:
-                _prepare(prepare, arguments)
-                for run in todo:
-                    done(work(run, shows(bar, run)))
-    return results.of(runs) if n_worker or leave(results) else None
+                if n_worker:
+                    in_workers(todo, work, done, n_worker, (prepare, arguments))
+                else:
+                    _prepare(prepare, arguments)
+                    for run in todo:
+                        done(lambda: work(run, shows(bar, run)))
+        return results.of(runs) if leave(results) else None
 
 
 def in_workers(todo, work, done, n_worker, start):
-    """done(work(run)) of all runs, work in n_worker processes, done in this one."""
+    """done(get) of all runs, get() being work(run), which n_worker processes do."""
     with ProcessPoolExecutor(n_worker, get_context("spawn"), _start_worker, start) as pool:
         futures = [pool.submit(work, run) for run in todo]
         try:
             for future in as_completed(futures):
-                done(future.result())
+                done(future.result)
         except BrokenExecutor:
             raise ValueError("a worker process died, perhaps for want of memory: use fewer --workers; the same command "
                              "goes on from what is saved.") from None
@@ -93,14 +105,21 @@ def rank():
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def join(path):
+def join(path, n_process):
     """Join the processes that torchrun has started, if it has; the Results in a file that all of them append to."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if n_process > 1:
         dist.init_process_group("gloo", timeout=timedelta(days=30))
-    results = None if rank() else Results(path)  # alone, as that may repair the file
+    return Results(path)
+
+
+def wait():
+    """Wait for all that have joined. ValueError if one of them has stopped."""
     if dist.is_initialized():
-        dist.barrier()
-    return results or Results(path)
+        try:
+            dist.barrier()
+        except RuntimeError:
+            raise ValueError("another process stopped, for the reason that it gives; the results so far are kept, and "
+                             "the same command goes on from there.") from None
 
 
 def share(runs):
@@ -114,11 +133,7 @@ def leave(results):
     """Wait for all that have joined; whether this is the first, whose results then have the lines of all."""
     if not dist.is_initialized():
         return True
-    try:
-        dist.barrier()
-    except RuntimeError:
-        raise ValueError("another process stopped, for the reason that it gives; the results so far are kept, and the "
-                         "same command goes on from there.") from None
+    wait()
     is_first = rank() == 0
     dist.destroy_process_group()
     if is_first:

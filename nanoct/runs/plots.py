@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import ListedColormap
 
 from nanoct.benchmarks.nano.grids import PALETTE
+from nanoct.files import replacing
 from nanoct.methods import METHODS
 
 CEILINGS = {"bayes_training": ("Bayes, training prior", "#c9a227"),
@@ -30,7 +31,12 @@ def style(method):
 
 def _save(figure, path):
     figure.tight_layout()
-    figure.savefig(path)
+    _write(figure, path)
+
+
+def _write(figure, path):
+    with replacing(path) as new:
+        figure.savefig(new, format="png")
     plt.close(figure)
 
 
@@ -58,7 +64,8 @@ def _curves(groups, path, point, x_label, y_label):
         lines = [line for among in methods.values() for s in among for line in s.lines]
         for method, among in methods.items():
             name, colour = style(method)
-            points = sorted((*point(s), s.config.get("n_step", "")) for s in among if point(s)[1] is not None)
+            points = sorted(((*point(s), s.config.get("n_step", "")) for s in among if point(s)[1] is not None),
+                            key=lambda at: at[:2])
             if len(points) == 1 and not points[0][3]:  # not tuned
                 axes.axhline(points[0][1], color=colour, linewidth=1, linestyle="--")
                 left = not method.startswith("bayes")  # two sides, as lines may lie close together
@@ -198,5 +205,4 @@ def grids(tasks, path):
     for panel in axes.flat:
         panel.axis("off")
     figure.subplots_adjust(0, 0, 1, 1 - 0.45 / figure.get_figheight(), wspace=0, hspace=0.55 / (size * cell))
-    figure.savefig(path)
-    plt.close(figure)
+    _write(figure, path)

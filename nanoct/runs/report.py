@@ -1,15 +1,21 @@
 """Tables and figures from results: what the main job prints.
 
-Error bars are over tasks, the cluster: seeds of one task are averaged first. Differences between methods are
-paired by task. Seconds are medians over runs. KL is the divergence of a method's answers from the exact Bayes
-predictive, nats per query, the mean over tasks.
+A score is the mean over tasks within a seed, then over seeds, as in the authors' code; error bars are over tasks, the
+cluster. All rows of a world are about the same tasks and seeds: what a method could not do is left out of all, which is
+said. Differences between methods are paired by task and seed. Seconds are medians over runs. KL is the divergence of a
+method's answers from the exact Bayes predictive, nats per query, the mean over runs.
 """
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from statistics import NormalDist, mean, median, stdev
+
+from nanoct.files import replace_file
 
 PAIRS = [("ct_kv", "ttt"), ("ct_kv", "prefix_tuning"), ("ct_prompt", "prompt_tuning"), ("dora", "lora"),
          ("ttt", "lora"), ("ttt_ct_kv", "ttt"), ("ttt_ct_kv", "ct_kv")]  # shown as paired differences
@@ -23,34 +29,52 @@ class Setting:
     config: dict
     lines: list = field(default_factory=list)
 
-    def by_task(self):
-        """{task: score in percent, the mean over its seeds}."""
-        scores = {}
-        for line in self.lines:
-            scores.setdefault(line["task"], []).append(100 * line["score"])
-        return {task: mean(values) for task, values in scores.items()}
+    def scores(self):
+        """{(task, seed): score in percent}."""
+        return {(line["task"], line["seed"]): 100 * line["score"] for line in self.lines}
 
     @property
     def score(self):
-        return mean(self.by_task().values())
+        return average(self.scores())[0]
 
     @property
     def error(self):
-        return standard_error(list(self.by_task().values()))
+        return average(self.scores())[1]
+
+    def mean(self, name):
+        """Mean of a field over the lines; None where one lacks it, as those of an older version may."""
+        found = [line.get(name) for line in self.lines]
+        return None if None in found else mean(found)
 
     @property
     def kl(self):
-        found = [line.get("kl") for line in self.lines]
-        return None if None in found else mean(found)
+        return self.mean("kl")
 
     @property
     def seconds(self):
         return median(line["seconds"] for line in self.lines)
 
     def minus(self, other):
-        """Difference to another setting in points, paired by task: mean and half width of its 95% interval."""
-        ours, theirs = self.by_task(), other.by_task()
-        return interval([ours[task] - theirs[task] for task in ours if task in theirs])
+        """Difference to another setting in points, paired by task and seed: mean and half width of the 95% interval."""
+        ours, theirs = self.scores(), other.scores()
+        shared = {at: ours[at] - theirs[at] for at in ours if at in theirs}
+        centre, error = average(shared) if shared else (math.nan, math.nan)
+        return centre, student(len({task for task, _ in shared})) * error
+
+
+def average(values):
+    """{(task, seed): x}: the mean over tasks within a seed, then over seeds, and its standard error over tasks.
+
+    A task's share of the mean is the sum of the weights of its seeds, which differ where a seed has fewer tasks.
+    """
+    n_task, n_seed = Counter(seed for _, seed in values), len({seed for _, seed in values})
+    weights = {at: Fraction(1, n_seed * n_task[at[1]]) for at in values}
+    centre = sum(weights[at] * Fraction(x) for at, x in values.items())  # exact, as statistics.mean is
+    parts = Counter()
+    for at, x in values.items():
+        parts[at[0]] += weights[at] * (Fraction(x) - centre)
+    n = len(parts)
+    return float(centre), math.sqrt(sum(part**2 for part in parts.values()) * n / (n - 1)) if n > 1 else math.nan
 
 
 def standard_error(values):
@@ -59,24 +83,63 @@ def standard_error(values):
 
 def interval(values, level=0.95):
     """Mean and half width of its confidence interval, Student's t (Cornish-Fisher expansion, good from 6 values on)."""
-    n, z = len(values) - 1, NormalDist().inv_cdf((1 + level) / 2)
-    t = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2) if n else math.nan
-    return mean(values), t * standard_error(values)
+    return mean(values), student(len(values), level) * standard_error(values)
+
+
+def student(n, level=0.95):
+    """Half width of a confidence interval of the mean of n values, in standard errors."""
+    n, z = n - 1, NormalDist().inv_cdf((1 + level) / 2)
+    return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2) if n > 0 else math.nan
 
 
 def settings(lines):
-    """{world: {method: its settings, in the order of their values}}, worlds and methods in order of appearance."""
+    """{world: {method: its settings, in the order of their values}}, worlds and methods in order of appearance.
+
+    ValueError on lines that are no one's job: a task and seed twice, as with another k.
+    """
     groups = {}
     for line in lines:
         group = groups.setdefault(line["world"], {}).setdefault(line["method"], {})
         group.setdefault(json.dumps(line["config"]), Setting(line["method"], line["config"])).lines.append(line)
-    by_values = lambda group: sorted(group.values(), key=lambda s: list(s.config.values()))
+    every = ((w, m, s) for w, methods in groups.items() for m, of in methods.items() for s in of.values())
+    for world, method, s in every:
+        if len(s.scores()) < len(s.lines):
+            seen = [[line[name] for line in s.lines] for name in ("task", "seed")]
+            task, seed = Counter(zip(*seen)).most_common(1)[0][0]
+            raise ValueError(f"{method} on {world} has more than one line of {task}, seed {seed}, as of several k or "
+                             "models: take the lines of one job.")
+    # numbers by size, then words
+    order = lambda value: (0, value, "") if isinstance(value, (int, float)) else (1, 0, json.dumps(value))
+    by_values = lambda group: sorted(group.values(), key=lambda s: list(map(order, s.config.values())))
     return {world: {method: by_values(group) for method, group in methods.items()} for world, methods in groups.items()}
+
+
+def in_common(methods):
+    """The settings of a world, {method: [Setting]}, on the tasks and seeds that all of them have; and what is left out.
+
+    The latter is a sentence, or "" if nothing is. With nothing in common there are no methods.
+    """
+    done = {method: [s.scores().keys() for s in among] for method, among in methods.items()}
+    every = set().union(*chain(*done.values()))
+    shared = every.intersection(*chain(*done.values()))
+    if shared == every:
+        return methods, ""
+    lacks = {method: max(len(every - keys) for keys in of) for method, of in done.items()}
+    lacks = ", ".join(f"{method} {n}" for method, n in lacks.items() if n)
+    said = (f"{len(every) - len(shared)} of {len(every)} (task, seed) are left out of all rows, as not every method "
+            f"could do them ({lacks}).")
+    keep = lambda s: Setting(s.method, s.config, [line for line in s.lines if (line["task"], line["seed"]) in shared])
+    return {method: list(map(keep, among)) for method, among in methods.items()} if shared else {}, said
+
+
+def complete(among):
+    """The settings of a method that have the most lines: not those that came to no result on some tasks."""
+    return [s for s in among if len(s.lines) == max(len(s.lines) for s in among)]
 
 
 def varied(setting, among):
     """What tells a setting from the others of its method: {name: value}."""
-    return {name: value for name, value in setting.config.items() if any(s.config[name] != value for s in among)}
+    return {name: value for name, value in setting.config.items() if any(s.config.get(name) != value for s in among)}
 
 
 def chosen(among, preset):
@@ -94,6 +157,16 @@ def table(rows, header):
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
+def shown(number, form):
+    """A number in the format `form`; nothing for None."""
+    return "" if number is None else f"{number:{form}}"
+
+
+def difference(a, b):
+    """Setting a minus b, with the half width of the 95% interval, as text."""
+    return "{:+.1f} ± {:.1f}".format(*a.minus(b))
+
+
 def words(config):
     return " ".join(f"{name}={value}" for name, value in config.items())
 
@@ -103,7 +176,12 @@ def text(lines, presets):
 
     presets: {world: {method: config}}, which setting of a method the tables show.
     """
-    groups, first = settings(lines), lines[0]
+    found = {world: in_common(methods) for world, methods in settings(lines).items()}
+    left_out = [f"{world}: {why}" for world, (_, why) in found.items() if why]
+    groups = {world: methods for world, (methods, _) in found.items() if methods}
+    if not groups:
+        raise ValueError(f"there is no task that all methods did, so nothing to compare: {left_out[0]}")
+    lines = [line for methods in groups.values() for among in methods.values() for s in among for line in s.lines]
     main = {world: {method: chosen(among, presets.get(world, {}).get(method, {})) for method, among in methods.items()}
             for world, methods in groups.items()}
     is_ceiling = lambda method: method.startswith("bayes")
@@ -111,20 +189,19 @@ def text(lines, presets):
     here = lambda world, field: [line[field] for line in lines if line["world"] == world]
     worlds = "; ".join(f"{w}: {len(set(here(w, 'task')))} tasks, k = {here(w, 'k')[0]}" for w in groups)
     n_seed = len({line["seed"] for line in lines})
-    parts = [f"{first['pool'].replace('_', '-')} pool; {worlds}; {n_seed} seed{'s' * (n_seed > 1)} of demos; "
-             "score % ± s.e. over tasks, in brackets seconds a task"]
+    parts = [f"{lines[0]['pool'].replace('_', '-')} pool; {worlds}; {n_seed} seed{'s' * (n_seed > 1)} of demos; "
+             "score % ± s.e. over tasks, in brackets seconds a task", *left_out]
     cell = lambda s: f"{s.score:.1f} ± {s.error:.1f}" + (f" ({s.seconds:.2f})" if s.config else "")
     cells = lambda method: [cell(of[method]) if method in of else "" for of in main.values()]
     parts.append(table([[method, *cells(method)] for method in rows], ["method", *groups]))
-    minus = lambda a, b: ["{:+.1f} ± {:.1f}".format(*of[a].minus(of[b])) if {a, b} <= of.keys() else ""
-                          for of in main.values()]
+    minus = lambda a, b: [difference(of[a], of[b]) if {a, b} <= of.keys() else "" for of in main.values()]
     others = [method for method in rows if method != "icl"]
     if "icl" in rows and others:
         parts.append(table([[method, *minus(method, "icl")] for method in others], ["minus ICL, 95%", *groups]))
     if differences := [(a, b) for a, b in PAIRS if {a, b} <= set(rows)]:
         parts.append(table([[f"{a} - {b}", *minus(a, b)] for a, b in differences], ["difference, 95%", *groups]))
     details = [[world, method, words(varied(s, among)), f"{s.score:.1f} ± {s.error:.1f}", f"{s.seconds:.2f}",
-                "" if s.kl is None else f"{s.kl:.3f}", f"{mean(line['n_trained'] for line in s.lines):,.0f}"]
+                shown(s.kl, ".3f"), shown(s.mean("n_trained"), ",.0f")]
                for world, methods in groups.items() for method, among in methods.items() for s in among]
     header = ["world", "method", "setting", "score % ± s.e.", "s per task", "KL to Bayes", "trained"]
     parts.append(table(details, header))
@@ -150,8 +227,8 @@ def report(lines, presets, folder):
     folder = Path(folder)
     written = text(lines, presets)
     print(f"\n{written}")
-    (folder / "table.md").write_text(written)
-    groups = settings(lines)
+    replace_file(folder / "table.md", written.encode())
+    groups = {world: methods for world, of in settings(lines).items() if (methods := in_common(of)[0])}
     if any(varied(s, of).keys() - {"n_step"} for methods in groups.values() for of in methods.values() for s in of):
         print(f"wrote table.md in {folder}")
         return  # a sweep over more than steps is no curve

@@ -8,22 +8,35 @@ import os
 import platform
 import re
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata, util
 from pathlib import Path
+from types import NoneType
 from warnings import warn
 
 import torch
 
+from nanoct.files import fcntl, read_bytes, read_json, read_json_lines
+
 KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed")  # what makes two lines the same run
 MORE = ("wrong", "dtype", "length", "limit_queries", "tokenizer", "form")  # and this, where a job has it
 NEEDS = ("score", "seconds")  # what is reported of it
+KINDS = dict.fromkeys(("model", "world", "pool", "method", "task"), (str,)) | dict(  # of what a line has
+    config=(dict,), seed=(int,), k=(int, NoneType), n_query=(int,), n_trained=(int,), peak_bytes=(int,))
+KINDS |= dict.fromkeys(("score", "seconds", "seconds_score"), (int, float)) | dict(kl=(int, float, NoneType))
+SCALARS = int, float, bool, str, NoneType  # what a config holds
 
 
 def key(line):
     """Identity of a run, hashable."""
     more = {name: line[name] for name in MORE if name in line}
     return json.dumps([*(line[name] for name in KEY), more], sort_keys=True)
+
+
+def distinct(configs):
+    """Configs, each once."""
+    return list({json.dumps(config): config for config in configs}.values())
 
 
 def about(device):
@@ -58,17 +71,35 @@ class Results:
         self.path, self.key, self.needs = Path(path), key, needs
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.open("a").close()
+            with self._alone() as file:
+                self._repair(file)
         except OSError as error:
+            if error.errno is None:  # a sentence already
+                raise
             raise OSError(f"cannot write {self.path} ({error.strerror}): give another folder with --out.") from None
-        text = self.path.read_text()
-        if text and not text.endswith("\n"):  # killed while writing
-            warn(f"{self.path}: the last line was half-written; it is dropped and its run done again.")
-            text = text[: text.rfind("\n") + 1]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text(text)
-            temporary.replace(self.path)
         self.refresh()
+
+    @contextmanager
+    def _alone(self):
+        """The file, open for appending, while no other process writes to it."""
+        with self.path.open("ab", buffering=0) as file:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+
+    def _repair(self, file):
+        """Cut off what a process that was killed while writing has left; a line that lacks just its end gets it."""
+        content = read_bytes(self.path)
+        end = content.rfind(b"\n") + 1
+        if not content[end:].startswith(b"{"):  # nothing, or nothing of ours: refresh() names it
+            return
+        try:
+            read_json(content[end:], self.path)
+        except ValueError:
+            warn(f"{self.path}: the last line was half-written; it is dropped and its run done again.")
+            file.truncate(end)
+        else:
+            file.write(b"\n")
 
     def refresh(self):
         """Read the file anew: other processes may have appended."""
@@ -76,8 +107,22 @@ class Results:
         self.keys = set(map(self.key, self.lines))
 
     def append(self, line):
-        with self.path.open("ab", buffering=0) as f:  # one write: several processes may share the file
-            f.write(json.dumps(line).encode() + b"\n")
+        """Add a line, on the disk when this returns. Where it does not fit, the file stays as it was: OSError."""
+        if said := fault(line, self.key, self.needs):
+            raise ValueError(f"{line.get('method')} on {line.get('task')} has no result: {said}.")
+        text = json.dumps(line).encode() + b"\n"
+        with self._alone() as file:
+            end = os.fstat(file.fileno()).st_size
+            try:
+                n_written = os.write(file.fileno(), text)  # a full disk may take a part
+                reason = None if n_written == len(text) else f"{n_written} of {len(text)} bytes went in"
+                os.fsync(file.fileno())
+            except OSError as error:
+                reason = error.strerror
+            if reason:
+                file.truncate(end)
+                raise OSError(f"cannot write to {self.path} ({reason}): make room, and the same command goes on from "
+                              "what is saved.")
         self.lines.append(line)
         self.keys.add(self.key(line))
 
@@ -89,14 +134,27 @@ class Results:
 
 def read(path, key=key, needs=NEEDS):
     """The lines of a results file. Raises FileNotFoundError, or ValueError with the number of a broken line."""
-    path, lines = Path(path), []
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"there is no results file {path}: give a .jsonl file that reproduce wrote.")
-    for n, text in enumerate(path.read_text().splitlines(), 1):
-        try:
-            line = json.loads(text)
-            key(line), [line[name] for name in needs]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}, line {n} is not a result: {text[:60]!r}; delete that line.") from None
-        lines.append(line)
-    return lines
+    found = read_json_lines(path)
+    for where, line in found:
+        if said := fault(line, key, needs):
+            raise ValueError(f"{where} is not a result: {said}; delete that line and run the job again.")
+    return [line for _, line in found]
+
+
+def fault(line, key=key, needs=NEEDS):
+    """Why this is no line of results, such as "'score' is None"; None for one with its key, its needs, and KINDS."""
+    in_bounds = lambda value, kinds: bool in kinds if isinstance(value, bool) else abs(value) < 1e300  # nor is nan
+    fits = lambda value, kinds: isinstance(value, kinds) and (
+        not isinstance(value, (int, float)) or in_bounds(value, kinds))
+    try:
+        key(line), [line[name] for name in needs]
+    except KeyError as error:
+        return f"it has no {error.args[0]!r}"
+    for name in (name for name in KINDS if name in line):
+        if not fits(line[name], KINDS[name]):
+            return f"{name!r} is {line[name]!r:.60}"
+    for name, value in line.get("config", {}).items():
+        if not fits(value, (int,) if name == "n_step" else SCALARS):
+            return f"{name!r} in its config is {value!r:.60}"

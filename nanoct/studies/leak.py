@@ -24,6 +24,7 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.benchmarks.nano import FOLDER, WORLDS, make_task
 from nanoct.fewshot import concatenate
+from nanoct.files import replace_file
 from nanoct.methods import ct_prompt
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos
@@ -66,18 +67,22 @@ def main():
     p.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     p.add_argument("--out", default="results", help="folder of leak.jsonl and leak.md")
     args = p.parse_args()
+    cli.at_least_one(args, "tasks")
+    args.world = list(dict.fromkeys(args.world))
+    pools = {world: WORLDS[world].pools()["held_out"] for world in args.world}
+    if few := [world for world, pool in pools.items() if len(pool) < args.tasks]:
+        raise ValueError(f"--tasks {args.tasks}: the held-out pool of {few[0]} has {len(pools[few[0]])} tasks.")
     torch.set_num_threads(1)
     folder, lines = Path(args.out), []
-    folder.mkdir(parents=True, exist_ok=True)
     for world in args.world:
         model, tokenizer = load_model(FOLDER / world, "cpu"), load_tokenizer(FOLDER / world)
-        for name in tqdm(WORLDS[world].pools()["held_out"][: args.tasks], desc=world):
+        for name in tqdm(pools[world][: args.tasks], desc=world):
             task = make_task(world, name, tokenizer, seed=0, n_query=1, wrong=1.0)
             for variant, hidden in HIDDEN.items():
                 before, after = retrieved(model, task, *hidden)
                 lines.append(dict(world=world, task=name, variant=variant, before=before, after=after,
                                   torch=torch.__version__))
-        (folder / "leak.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        replace_file(folder / "leak.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def cell(world, variant, when):
         shares = [100 * line[when] for line in lines if (line["world"], line["variant"]) == (world, variant)]
@@ -87,4 +92,4 @@ def main():
             for variant in HIDDEN for when in ("before", "after")]
     written = f"Demos retrieved, % ± s.e. over {args.tasks} held-out tasks\n\n" + table(rows, ["", *args.world]) + "\n"
     print(f"\n{written}")
-    (folder / "leak.md").write_text(written)
+    replace_file(folder / "leak.md", written.encode())

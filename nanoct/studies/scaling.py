@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from nanoct.fewshot import Demo, Task
+from nanoct.files import replace_file
 from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs.report import settings, table
@@ -63,7 +64,7 @@ def passes(embedded, folder):
                                   n_thread=torch.get_num_threads(), device=str(model.device), torch=torch.__version__,
                                   date=time.strftime("%Y-%m-%d")))
                 print(f"a pass of {method} over {k} demos, {name}: {seconds:.3f} s")
-    (folder / "passes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    replace_file(folder / "passes.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     return lines
 
 
@@ -98,7 +99,7 @@ def report(lines, timed, folder):
     parts.append(table(rows, ["model", "method", *(f"k = {k}" for k in K), "a", "b", f"share of b·k² at {max(K)}"]))
     written = "\n\n".join(parts) + "\n"
     print(f"\n{written}")
-    (folder / "scaling.md").write_text(written)
+    replace_file(folder / "scaling.md", written.encode())
     from nanoct.runs import plots  # matplotlib is slow to import
 
     plots.scaling(by_k, timed, folder / "scaling.png")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -21,6 +22,7 @@ from nanoct.benchmarks.presets import PUBLISHED, SETTINGS, SWEEPS
 from nanoct.costs import memory
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
+from nanoct.runs import report
 from nanoct.runs.results import key, read
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import save_model
@@ -76,7 +78,7 @@ def test_all_methods_in_a_table_beside_the_papers(model, data, tmp_path, monkeyp
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
     for method in METHODS:
-        (row,) = [row for row in table.splitlines() if row.startswith(f"| {method} ")]
+        (row,) = [row for row in table.splitlines() if row.startswith(f"| {method} ") and row.count("|") == 10]
         assert f"| {PUBLISHED['bbh'][method]} |" in row.replace("  ", " ").replace("  ", " ")
 
 
@@ -162,11 +164,86 @@ def test_a_method_that_cannot_do_a_task_is_said_and_the_others_go_on(model, data
     assert {line["method"] for line in read(tmp_path / "results.jsonl")} == {"zero_shot"}
 
 
+def cells_of(table):
+    """{first cell: the others} of the rows of tables in Markdown."""
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines() if row.startswith("| ")]
+    return {first: others for first, *others in rows}
+
+
+def test_the_table_is_over_what_all_methods_did(model, data, tmp_path, monkeypatch):
+    """CT-KV cannot do one (task, seed) and none can do another: out of all rows, and said; so are few queries."""
+    scores = {("sums", 1): .2, ("sums", 2): .4, ("words", 1): .8, ("words", 2): .6, ("sums", 3): 1.0}
+
+    def measured(model, task, method, config, seed, progress):
+        if (method, task.name, seed) == ("ct_kv", "sums", 3) or (task.name, seed) == ("words", 3):
+            raise ValueError("no room.")
+        score = scores[task.name, seed] + .1 * (method == "ct_kv") * (task.name == "sums")
+        return dict(score=score, seconds=1, seconds_score=1, peak_bytes=10**9, n_trained=3, loss=None, device="x",
+                    n_query=3 if seed == 2 else 30), None
+
+    monkeypatch.setattr(paper, "measure", measured)
+    run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "ct_kv", "ttt", "--seeds", 1, 2, 3))
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "bbh, " in table and ": 2 tasks of the test pool" in table
+    assert "No method could do 1 of the 6 (task, seed)." in table
+    assert "1 of 5 (task, seed) are left out of all rows, as not every method could do them (ct_kv 1)." in table
+    assert "2 of the 4 (task, seed) have fewer than 10 queries, sums, seed 2, only 3:" in table
+    cells = cells_of(table)
+    assert cells["icl"][:4] == ["2", "50.0 ± 20.0", "50.4", ""]
+    assert cells["ct_kv"][:4] == ["2", "55.0 ± 15.0", "57.9", f"+5.0 ± {report.interval([10, 0])[1]:.1f}"]
+    assert cells["ct_kv - ttt"] == [cells["ct_kv"][3]] and cells["ttt"][3] == "+0.0 ± 0.0"
+
+
+def test_lines_of_an_older_version_are_shown_without_what_they_lack(model, data, tmp_path, monkeypatch):
+    more = ("--methods", "icl", "zero_shot", "--seeds", "42")
+    run(monkeypatch, *job(model, data, tmp_path, *more))
+    lines = read(tmp_path / "results.jsonl")
+    for line in lines:
+        for name in "peak_bytes", "seconds_score", "n_trained", "n_query", "device", "loss":
+            del line[name]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(monkeypatch, *job(model, data, tmp_path, *more))
+    assert cells_of((tmp_path / "table.md").read_text(encoding="utf-8"))["icl"][-3:] == ["", "", ""]
+
+
+@pytest.mark.parametrize("broken, code", [("model", 2), ("method", None)])
+def test_what_is_not_finite_is_no_line(data, tmp_path, monkeypatch, capsys, broken, code):
+    made = Llama(LlamaConfig(256, **SMALL)).init_weights(torch.Generator().manual_seed(0))
+    if broken == "model":
+        made.model.norm.weight.data[2] = float("nan")
+    save_model(made, tmp_path / "model")
+    arguments = job(tmp_path / "model", data, tmp_path, "--methods", "icl", "ct_kv", "--seeds", "42")
+    arguments += [] if broken == "model" else ["--set", "ct_kv.lr=1e30", "--set", "ct_kv.n_step=3"]
+    monkeypatch.setattr(sys, "argv", ["paper", *arguments])
+    with pytest.raises(SystemExit) if code else nullcontext() as stop:
+        cli.run(paper.main)
+    said, lines = capsys.readouterr(), read(tmp_path / "results.jsonl")
+    assert "ct_kv on sums, seed 42, is left out: ct_kv on sums: the loss is" in said.out
+    if code:
+        assert stop.value.code == 2 and said.err.splitlines()[-1].startswith("error: no method could do any task")
+    assert [line["method"] for line in lines] == ([] if code else ["icl", "icl"])
+
+
+def test_a_number_of_processes_without_their_master_is_no_torchrun(model, data, tmp_path, monkeypatch, capsys):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "--seeds", "42"))
+    assert len(read(tmp_path / "results.jsonl")) == 2 and "WORLD_SIZE is '4' but RANK" in capsys.readouterr().err
+
+
+def test_equal_values_of_a_setting_are_one(model, data, tmp_path, monkeypatch):
+    more = ("--methods", "ct_kv", "--set", "ct_kv.lr=1e-3,0.001,1e-2,.0010")
+    monkeypatch.setattr(sys, "argv", ["paper", *job(model, data, tmp_path, *more)])
+    assert [config["lr"] for config in paper.parse().configs["ct_kv"]] == [1e-3, 1e-2]
+
+
 def test_a_method_that_the_paper_and_the_estimate_do_not_know(model, data, tmp_path, monkeypatch, capsys):
     """It has defaults, a row without a published score, and no price; the others have theirs."""
     monkeypatch.setitem(METHODS, "my_own", SimpleNamespace(Config=icl.Config, adapt=icl.adapt))
     run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "my_own", "--seeds", "42"))
-    rows = [[cell.strip() for cell in row.split("|")] for row in (tmp_path / "table.md").read_text().splitlines()[4:]]
+    rows = [row.split("|") for row in (tmp_path / "table.md").read_text().splitlines() if row.startswith("| ")][1:]
+    rows = [[cell.strip() for cell in row] for row in rows]
     (ours,), (known,) = ([row for row in rows if row[1] == method] for method in ("my_own", "icl"))
     assert ours[4] == "–" and known[4] == "50.4" and ours[2:4] == known[2:4]
     capsys.readouterr()
@@ -202,6 +279,18 @@ def test_dry_run_loads_no_weights(model, data, tmp_path, monkeypatch, capsys):
     (("--device", "cuda:77"), "There is no device 'cuda:77'"),
     (("--data", "nowhere"), "--data takes the folder of BBH"),
     (("--set", "icl.lr=1"), "icl has no setting 'lr'"),
+    (("--set", "icl.lr=1", "--methods", "ct_kv"), "the method one of ct_kv"),
+    (("--limit-queries", "0"), "--limit-queries 0 must be at least 1"),
+    (("--limit-queries", "-3"), "--limit-queries -3"),
+    (("--k", "1000000000"), "--k 1000000000"),
+    (("--length", "1000000000"), "--length 1000000000"),
+    (("--seeds", "-1"), "--seeds -1"),
+    (("--seeds", str(10**30)), f"--seeds {10**30}"),
+    (("--set", f"lora.rank={10**23}"), "--set lora.rank=1"),
+    (("--set", "ct_kv.lr=1e300"), "--set ct_kv.lr=1e300"),
+    (("--set", "ct_kv.lr=nan"), "--set ct_kv.lr=nan"),
+    (("--out", ""), "--out is empty"),
+    (("--out", "/dev/null/x", "--methods", "icl"), "/dev/null/x"),
     (("--dtype", "int8"), "dtype is 'int8'"),
     (("--model", "nowhere/at/all"), "nowhere/at/all"),
 ])
@@ -246,7 +335,7 @@ def words_job(model, out, *more):
 
 
 def test_words_has_lists_and_pools_of_its_own(model, own_words, tmp_path, monkeypatch):
-    """Without --tasks the pool's, test by default; with them the line says of which pool; no published score."""
+    """Without --tasks the pool's, test by default; with them the line says of which pool they are."""
     seen = lambda: [(line["world"], line["pool"], line["task"]) for line in read(tmp_path / "results.jsonl")]
     job = lambda *more: run(monkeypatch, *words_job(model, tmp_path, "--methods", "icl", "--seeds", 42, *more))
     job("--tasks", "agent", "language")
@@ -274,14 +363,13 @@ def test_a_sweep_runs_every_setting_on_validation_tasks_and_compares_them(model,
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[4:]]
     ours = [row for row in rows if row[0] == "ct_kv"]
     assert [row[1] for row in ours] == ["lr=0.001", "lr=0.003", "lr=0.01", "lr=0.03"]
-    assert sorted(bool(re.fullmatch(r"[+-]\d+\.\d ± \d+\.\d", row[3])) for row in ours) == [False, True, True, True]
-    assert [row[3] for row in ours].count("best") == 1 and [row[3] for row in rows if row[0] == "icl"] == [""]
+    assert sorted(bool(re.fullmatch(r"[+-]\d+\.\d ± \d+\.\d", row[4])) for row in ours) == [False, True, True, True]
+    assert [row[4] for row in ours].count("best") == 1 and [row[4] for row in rows if row[0] == "icl"] == [""]
     monkeypatch.setattr(paper, "execute", lambda runs, *_: [dict(run, score=0, seconds=0) for run in runs])
     monkeypatch.setattr(paper, "report_sweep", lambda lines, args: seen.extend(lines))
     seen = []  # a benchmark without a list of its own takes that of words
     run(monkeypatch, *job(model, data, tmp_path / "bbh", "--sweep", "--methods", "ttt"))
-    assert {line["config"]["lr"] for line in seen} == {3e-5, 1e-4, 3e-4, 1e-3}
-    assert {line["seed"] for line in seen} == {42}
+    assert {(line["config"]["lr"], line["seed"]) for line in seen} == {(lr, 42) for lr in (3e-5, 1e-4, 3e-4, 1e-3)}
 
 
 def test_bbhs_sentence_on_the_answer_can_be_left_out_and_is_in_the_line(model, data, tmp_path, monkeypatch):
@@ -392,7 +480,7 @@ def torchrun(*arguments):
 
 def test_two_processes_are_as_one_also_after_a_kill(model, data, tmp_path, monkeypatch):
     """The lines are those of one process; killed in the middle and started again they are complete, none is twice."""
-    more = ("--methods", "icl", "lora", "ct_kv", "--seeds", *map(str, range(4)), *SHORT,
+    more = ("--methods", "icl", "lora", "ct_kv", "--seeds", *map(str, range(4)), "--set", "lora.rank=1",
             "--set", "lora.n_step=40", "--set", "ct_kv.n_step=40")
     file = tmp_path / "two" / "results.jsonl"
     first = torchrun(*job(model, data, tmp_path / "two", *more))

@@ -1,12 +1,15 @@
 """The main job: planning, resuming, error bars, a method of one's own, and every mistake answered with a sentence."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import dataclass
 from math import isclose, sqrt
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
 from nanoct.reproduce import N_STEP, choose, configs, main, plan, read_settings
 from nanoct.runs import plots, report, results
-from nanoct.weights import save_model
+from nanoct.weights import load_model, save_model
 
 
 def line(method="icl", task="a", seed=0, score=0.5, seconds=1.0, config=None, world="strings", kl=0.1, k=10, wrong=0.0):
@@ -93,6 +96,20 @@ def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tm
     (["--out", "/dev/null/results"], "/dev/null"),
     (["--sweep", "--ablations"], "choose one"),
     (["--report", "nothing.jsonl"], "nothing.jsonl"),
+    (["--report", ""], "--report is empty"),
+    (["--tasks", "1", "zzz"], "'1' is not in the held_out pool"),
+    (["--tasks", "zzz", "1"], "'zzz' is not in the held_out pool"),
+    (["--tasks", "-1"], "--tasks -1"),
+    (["--tasks", "²"], "'²' is not in"),
+    (["--set", "icl.x=1"], "icl has no setting 'x'"),
+    (["--set", "icl.x=1", "--methods", "ct_kv"], "the method one of ct_kv"),
+    (["--k", "1000000000"], "--k 1000000000"),
+    (["--k", "1000000"], "--k 1000000: so many demos do not fit the 512 tokens of strings"),
+    (["--seeds", "1000000000000000000000000000000"], "--seeds 1000000000000000000000000000000"),
+    (["--seeds", "-1"], "--seeds -1"),
+    (["--workers", "100000"], "--workers 100000"),
+    (["--set", "ct_kv.lr=1e300"], "--set ct_kv.lr=1e300"),
+    (["--set", "lora.rank=100000000000000000000000"], "--set lora.rank=1"),
 ])
 def test_mistakes_get_one_sentence(arguments, says, model_folder, monkeypatch, capsys):
     if "--model" not in arguments:
@@ -126,9 +143,40 @@ def test_error_bars_are_over_tasks_and_differences_paired():
     lines = [line(task=t, seed=s, score=x) for t, s, x in [("a", 0, .2), ("a", 1, .4), ("b", 0, .9), ("b", 1, .9)]]
     lines += [line("ttt", t, score=x) for t, x in [("b", 1.0), ("a", .5), ("c", 0.0)]]
     icl, ttt = (among[0] for among in report.settings(lines)["strings"].values())
-    assert icl.by_task() == pytest.approx({"a": 30, "b": 90})
-    assert isclose(icl.score, 60) and isclose(icl.error, 60 / sqrt(2) / sqrt(2))
-    assert ttt.minus(icl) == pytest.approx(report.interval([20, 10]))  # task c has no pair
+    assert isclose(icl.score, 60) and isclose(icl.error, 60 / sqrt(2) / sqrt(2))  # 30 and 90
+    assert ttt.minus(icl) == pytest.approx(report.interval([30, 10]))  # seed 0 of a and b; task c has no pair
+
+
+def test_a_score_is_the_mean_over_tasks_within_a_seed_then_over_seeds():
+    """As in the release; a lone query of one seed does not weigh as a whole task. Differences are of those scores."""
+    scores = {("a", 0): .2, ("b", 0): .4, ("c", 0): .9, ("a", 1): .6, ("b", 1): .8}
+    s = report.Setting("m", {}, [line(task=t, seed=seed, score=x) for (t, seed), x in scores.items()])
+    assert isclose(s.score, (50 + 70) / 2)
+    parts = [(20 - 60) / 6 + (60 - 60) / 4, (40 - 60) / 6 + (80 - 60) / 4, (90 - 60) / 6]  # of tasks, weighted
+    assert isclose(s.error, sqrt(1.5 * sum(part**2 for part in parts)))
+    other = report.Setting("n", {}, [dict(l, score=l["score"] / 2) for l in s.lines])
+    assert isclose(s.minus(other)[0], s.score - other.score) and isclose(other.error, s.error / 2)
+
+
+def test_rows_are_about_what_all_methods_did_and_the_rest_is_said():
+    """Where TTT leaves out an easy task, the others are not averaged over it."""
+    of = lambda method, scores: [line(method, t, seed, score=x) for (t, seed), x in scores.items()]
+    every = {("a", 0): .2, ("a", 1): .4, ("b", 0): 1.0, ("b", 1): .9, ("c", 0): .6}
+    ttt = {at: .5 for at in every if at[0] != "b"}
+    text = report.text(of("icl", every) + of("ttt", ttt) + of("lora", every), {})
+    assert ("strings: 2 of 5 (task, seed) are left out of all rows, as not every method could do them (ttt 2)." in text
+            and "strings: 2 tasks" in text)
+    cells = {row.split("|")[1].strip(): row.split("|")[2].split()[0] for row in text.splitlines()[::-1] if "± " in row
+             and row.count("|") == 3}
+    assert cells["icl"] == cells["lora"] == "40.0" and cells["ttt"] == "50.0"  # (.2 + .6) / 2, .4
+    assert "left out" not in report.text(of("icl", every) + of("lora", every), {})
+    with pytest.raises(ValueError, match=r"no task that all methods did.*2 of 2 .*icl 1, ttt 1"):
+        report.text(of("icl", {("a", 0): 1}) + of("ttt", {("b", 0): 1}), {})
+
+
+def test_lines_of_two_jobs_are_not_averaged():
+    with pytest.raises(ValueError, match="icl on strings has more than one line of b, seed 2"):
+        report.settings([line(), line(task="b", seed=2), line(task="b", seed=2, k=5)])
 
 
 @pytest.mark.parametrize("n, t", [(10, 2.262), (24, 2.069), (61, 2.000)])  # two-sided 95%, n - 1 degrees of freedom
@@ -164,8 +212,8 @@ def test_the_shipped_settings_are_what_the_shipped_sweep_chose():
 def test_choose_takes_the_best_mean_over_tasks_of_each_world():
     lines = [line("ct_kv", t, score=x, config=dict(lr=lr), world=w) for w, level in (("strings", .4), ("facts", .6))
              for lr, scores in ((1, (.9, .1)), (2, (level, level))) for t, x in zip("ab", scores)]
-    # a mean over lines would take it
-    lines += [line("ct_kv", "a", score=.9, config=dict(lr=1), world="facts", seed=1), line("icl")]
+    # better, where it came to a result
+    lines += [line("ct_kv", "a", score=1.0, config=dict(lr=3), world="facts"), line("icl")]
     assert choose(lines) == {"strings": {"ct_kv": dict(lr=1)}, "facts": {"ct_kv": dict(lr=2)}}
 
 
@@ -213,6 +261,67 @@ def test_the_table_has_a_column_per_world():
     assert cells["bayes_all"] == ["75.0 ± 5.0", ""] and cells["zero_shot"] == ["", "25.0 ± 5.0"]
     minus = next(row for row in said if row.startswith("| bayes_all") and "+" in row)
     assert "+20.0 ± 0.0" in minus
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_not_finite_is_no_line_and_a_model_without_any_is_an_error(model_folder, tmp_path, monkeypatch, capsys,
+                                                                           workers):
+    for world in "facts", "lexicon":
+        shutil.copytree(model_folder, tmp_path / world)
+    broken = load_model(model_folder, "cpu")
+    broken.model.norm.weight.data[3] = float("nan")
+    save_model(broken, tmp_path / "facts")
+    monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, (
+        "--model", tmp_path, "--world", "facts", "lexicon", "--tasks", 1, "--workers", workers, "--out", tmp_path / "out",
+        "--methods", "icl", "ct_kv", "bayes_training", "--set", "ct_kv.n_step=2", "--set", "ct_kv.lr=1e30,1e-3"))])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    said, lines = capsys.readouterr(), results.read(tmp_path / "out" / "results.jsonl")
+    assert sorted((l["world"], l["method"], l["config"].get("lr")) for l in lines) == [
+        ("facts", "bayes_training", None), ("lexicon", "bayes_training", None), ("lexicon", "ct_kv", 1e-3),
+        ("lexicon", "icl", None)]
+    assert said.out.count("left out: ") == 4 and "left out: icl on " in said.out and "5 of 8 runs" not in said.out
+    assert stop.value.code == 2 and said.err.splitlines()[-1].startswith(
+        f"error: no run of {tmp_path} on facts came to a result")
+    assert "| icl " in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+
+
+def test_equal_values_of_a_setting_are_one():
+    assert [c["lr"] for c in configs("ct_kv", {}, {"ct_kv": {"lr": ["1e-3", "0.001", "2"], "n_step": ["4", "4"]}})] == [
+        1e-3, 2]
+
+
+def test_reports_are_utf8_in_any_locale(tmp_path):
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line(m, t)) + "\n" for m in ("icl", "ttt") for t in "ab"))
+    plain = dict(os.environ, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", PYTHONIOENCODING="ascii")
+    done = subprocess.run([sys.executable, "-m", "nanoct.reproduce", "--report", tmp_path / "lines.jsonl"], env=plain,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "± s.e." in table and table in done.stdout.decode()
+
+
+def test_a_report_of_an_older_version_is_shown_without_what_it_lacks(tmp_path, monkeypatch, capsys):
+    older = [dict(line(m, t), config=dict(n_step=1)) for m in ("icl", "ttt") for t in "ab"]
+    older[0]["config"] = older[1]["config"] = {}
+    older.append(dict(older[3], task="a", config=dict(n_step=1, lr=.5)))
+    older.append(dict(older[3], task="b", config=dict(n_step=1, lr=.5)))
+    for each in older:
+        del each["n_trained"], each["kl"], each["wrong"]
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(each) + "\n" for each in older))
+    monkeypatch.setattr(sys, "argv", ["reproduce", "--report", str(tmp_path / "lines.jsonl")])
+    main()
+    rows = [[cell.strip() for cell in row.split("|")] for row in capsys.readouterr().out.splitlines()]
+    assert ["", "strings", "icl", "", "50.0 ± 0.0", "1.00", "", "", ""] in rows
+    assert ["", "strings", "ttt", "lr=0.5", "50.0 ± 0.0", "1.00", "", "", ""] in rows
+
+
+def test_a_figure_that_does_not_fit_the_disk_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots.plt.Figure, "savefig", Mock(side_effect=OSError(28, "No space left on device")))
+    groups = report.settings([line(m, t) for m in ("icl", "ttt") for t in "ab"])
+    with pytest.raises(OSError, match="cannot write .*a.png .No space left on device.: make room") as error:
+        plots.accuracy_vs_seconds(groups, tmp_path / "a.png")
+    assert error.value.errno is None and not list(tmp_path.iterdir())
 
 
 @dataclass

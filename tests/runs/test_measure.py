@@ -2,17 +2,18 @@
 
 import math
 import time
+import warnings
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import random_task
+from conftest import random_task, tiny_llama
 
 from nanoct.fewshot import Adapted
 from nanoct.methods import METHODS, icl
 from nanoct.runs import measure as measured
-from nanoct.runs.measure import measure
+from nanoct.runs.measure import NotFinite, finite, measure
 from nanoct.score import Result, evaluate
 
 
@@ -46,10 +47,30 @@ def test_config_and_seed_are_the_methods(model):
     assert run(0, n_step=1)["loss"][1] == first["loss"][0]
 
 
+def test_weights_that_are_not_finite_are_no_result_of_any_method():
+    """The first option would win, and it is the gold one."""
+    for value in math.nan, math.inf:
+        broken, task = tiny_llama(), random_task(options=3, metric="accuracy")
+        broken.model.embed_tokens.weight.data[:, 2] = value
+        for method in "icl", "ct_kv", "lora":
+            with pytest.raises(NotFinite, match=rf"^{method} on random: [^\n]*not finite[^\n]*\.$"):
+                measure(broken, task, method, {} if method == "icl" else dict(n_step=1), 0)
+
+
+def test_a_training_that_was_stopped_is_no_result_of_its_settings(model):
+    with pytest.raises(NotFinite, match=r"^ct_kv on random: the loss is .*stopped.*a smaller lr than 1e\+30"):
+        measure(model, random_task(), "ct_kv", dict(n_step=3, lr=1e30), 0)
+    with pytest.warns(UserWarning, match="of another kind"), finite("ct_kv", "random"):
+        warnings.warn("of another kind")  # goes through
+    with pytest.raises(ValueError, match="^too long.$") as error, finite("ct_kv", "random"):
+        raise ValueError("too long.")
+    assert type(error.value) is ValueError
+
+
 @pytest.mark.parametrize("losses, score, said", [
     ((2.0, math.nan, 1.0), 0.5, "nan"), ((math.inf,), 0.5, "inf"), ((1.0,), math.nan, "nan")])
 def test_what_is_not_finite_is_no_result(model, monkeypatch, losses, score, said):
     monkeypatch.setitem(METHODS, "mine", learns(*losses))
     monkeypatch.setattr(measured, "evaluate", Mock(return_value=Result(score, [])))
-    with pytest.raises(ValueError, match=f"^mine on random comes to {said}, which is no result: [^\n]*$"):
+    with pytest.raises(NotFinite, match=f"^mine on random comes to {said}, which is no result: [^\n]*$"):
         measure(model, random_task(), "mine", {}, 0)

@@ -7,6 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from nanoct.runs import parallel
+from nanoct.runs.measure import NotFinite
 from nanoct.runs.parallel import execute, share
 from nanoct.runs.results import Results, read
 
@@ -75,6 +76,19 @@ def test_an_error_keeps_the_lines_before_it(tmp_path):
     with pytest.raises(ValueError, match="no c"):
         execute(runs("a", "b", "c", "d"), Results(tmp_path / "lines.jsonl"), work)
     assert [l["task"] for l in read(tmp_path / "lines.jsonl")] == ["a", "b"]
+
+
+def not_finite(run, progress=None):
+    if run["task"] == "b":
+        raise NotFinite(f"icl on {run['task']} comes to nan.")
+    return line(run)
+
+
+@pytest.mark.parametrize("n_worker", [0, 1])
+def test_a_run_that_is_not_finite_is_said_and_left_out_and_the_others_go_on(n_worker, tmp_path, capsys):
+    lines = execute(runs("a", "b", "c"), Results(tmp_path / "lines.jsonl"), not_finite, n_worker)
+    assert [l["task"] for l in lines] == ["a", "c"] == sorted(l["task"] for l in read(tmp_path / "lines.jsonl"))
+    assert "left out: icl on b comes to nan." in capsys.readouterr().out
 
 
 def test_a_worker_that_dies_is_said_and_what_is_done_is_kept(tmp_path):

@@ -5,15 +5,17 @@ import sys
 from dataclasses import asdict
 
 import pytest
+import torch
 from conftest import tiny_llama
 from test_reproduce import line, model_folder  # noqa: F401, a fixture
 
+from nanoct import cli
 from nanoct.benchmarks.nano import WORLDS, mislabel
 from nanoct.methods import METHODS
 from nanoct.model import LlamaConfig
 from nanoct.reproduce import main
 from nanoct.runs import results
-from nanoct.studies import ablations, scaling
+from nanoct.studies import ablations, leak, scaling
 
 base = lambda method: asdict(METHODS[method].Config())
 
@@ -107,3 +109,27 @@ def test_the_jobs_from_end_to_end(job, model_folder, tmp_path, monkeypatch):  # 
         assert len((tmp_path / "passes.jsonl").read_text().splitlines()) == 2 * len(scaling.K) * 3
     assert all((tmp_path / f).stat().st_size > 200 for f in (f"{name}.md", f"{name}.png"))
     assert WORLDS["facts"].k == 16
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--tasks", "-1"], "--tasks -1"), (["--tasks", "0"], "--tasks 0 must be at least 1"),
+    (["--tasks", "25", "--world", "facts"], "--tasks 25: the held-out pool of facts has 24 tasks"),
+    (["--tasks", "zzz"], "zzz"), (["--out", ""], "--out is empty"), (["--world", ""], "--world"),
+])
+def test_mistakes_of_leak_get_one_sentence(arguments, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(leak, "load_model", None)
+    monkeypatch.setattr(sys, "argv", ["leak", "--out", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(leak.main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and says in said and len(said.strip().splitlines()) == 1
+
+
+def test_leak_runs_as_many_tasks_as_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(leak, "retrieved", lambda *_: (0.25, 0.5))
+    monkeypatch.setattr(sys, "argv", ["leak", "--out", str(tmp_path / "new"), "--tasks", "2", "--world", "facts", "facts"])
+    leak.main()
+    lines = (tmp_path / "new" / "leak.jsonl").read_text().splitlines()
+    assert len(lines) == 2 * 3 and torch.get_num_threads() == 1
+    written = (tmp_path / "new" / "leak.md").read_text(encoding="utf-8")
+    assert "25.0 ± 0.0" in written and "over 2 held-out tasks" in written and written in capsys.readouterr().out

@@ -1,0 +1,207 @@
+"""Files of results: what is no result is named, a full disk and a kill lose nothing, one job works in a folder."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+from nanoct.files import lock
+from nanoct.runs import results
+from nanoct.runs.parallel import execute
+from nanoct.runs.results import Results, read
+
+WEIGHTS = Path(__file__).parents[2] / "weights"
+
+
+def line(task="a", **changes):
+    return dict(model="m", world="w", pool="p", k=2, method="icl", config={}, task=task, seed=0, score=0.5,
+                seconds=1.0) | changes
+
+
+def sentence(error, call, *arguments):
+    with pytest.raises(error) as caught:
+        call(*arguments)
+    said = str(caught.value)
+    assert "\n" not in said and said.endswith(".") and len(said) < 400, said
+    return said
+
+
+# --- lines that are none ---
+
+
+@pytest.mark.parametrize("changes, said", [
+    (dict(score=None), "'score' is None"), (dict(score="0.5"), "'score' is '0.5'"),
+    (dict(score=True), "'score' is True"),
+    (dict(score=float("nan")), "'score' is nan"), (dict(score=float("inf")), "'score' is inf"),
+    (dict(score=10**400), "'score' is 1000"), (dict(score=[1]), "'score' is [1]"),
+    (dict(seconds="3 s"), "'seconds' is '3 s'"), (dict(seconds=float("-inf")), "'seconds' is -inf"),
+    (dict(config=[1, 2]), "'config' is [1, 2]"), (dict(config=None), "'config' is None"),
+    (dict(config={"lr": [1]}), "'lr' in its config is [1]"),
+    (dict(config={"n_step": "8"}), "'n_step' in its config is '8'"),
+    (dict(config={"lr": float("nan")}), "'lr' in its config is nan"), (dict(method=7), "'method' is 7"),
+    (dict(task=None), "'task' is None"), (dict(task=["a"]), "'task' is ['a']"), (dict(seed="0"), "'seed' is '0'"),
+    (dict(seed=0.5), "'seed' is 0.5"), (dict(k={}), "'k' is {}"), (dict(world=None), "'world' is None"),
+    (dict(kl="low"), "'kl' is 'low'"), (dict(n_trained=None), "'n_trained' is None"),
+    (dict(n_query=1.5), "'n_query' is 1.5"),
+    (dict(peak_bytes="9"), "'peak_bytes' is '9'"), (dict(seconds_score=None), "'seconds_score' is None"),
+    *((dict({name: ...}), f"it has no {name!r}") for name in (*results.KEY, *results.NEEDS)),
+])
+def test_a_line_of_other_types_is_named_and_is_not_written(tmp_path, changes, said):
+    wrong, file = {name: value for name, value in line(**changes).items() if value is not ...}, tmp_path / "lines.jsonl"
+    file.write_text(json.dumps(line()) + "\n" + json.dumps(wrong) + "\n" + json.dumps(line("b")) + "\n")
+    for call in read, Results:
+        assert sentence(ValueError, call, file).startswith(f"{file}, line 2 is not a result: {said}")
+    file.unlink()
+    found = Results(file)
+    if not said.startswith("it has no"):
+        assert said in sentence(ValueError, found.append, wrong)
+        assert found.lines == read(file) == []
+
+
+@pytest.mark.parametrize("broken, said", [
+    (b"[" * 100_000, "nested"), (b'{"a": ' * 5000 + b"1" + b"}" * 5000, "nested"), (b"[1]", "JSON object"),
+    (b"not json", "not JSON"), (b'{"score": "\xff"}', "not UTF-8"), (b"", "is empty")])
+def test_a_broken_line_is_named(tmp_path, broken, said):
+    whole = json.dumps(line()).encode()
+    (tmp_path / "x.jsonl").write_bytes(whole + b"\n" + broken + b"\n" + whole)
+    found = sentence(ValueError, read, tmp_path / "x.jsonl")
+    assert f"{tmp_path / 'x.jsonl'}, line 2" in found and said in found
+
+
+def test_a_line_separator_within_a_string_ends_no_line(tmp_path):
+    odd = [line("a\u2028b\u0085c\x1dd"), line("b")]
+    text = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in odd)
+    (tmp_path / "x.jsonl").write_text(text, encoding="utf-8", newline="\n")
+    assert read(tmp_path / "x.jsonl") == odd and Results(tmp_path / "x.jsonl").keys == set(map(results.key, odd))
+
+
+def test_the_shipped_lines_are_results():
+    files = [WEIGHTS / "nano" / "results" / f"{name}.jsonl" for name in ("sweep", "ablations", "scaling", "train")]
+    assert all(len(read(file)) > 200 for file in files)
+
+
+# --- a full disk, a kill ---
+
+
+def fails(monkeypatch, n, error=None):
+    """The write after n good ones takes half of its bytes, or none and this error; those behind it are good again."""
+    real, count = os.write, iter(range(1000))
+
+    def write(fd, text):
+        if not text.startswith(b'{"model"') or next(count) != n:
+            return real(fd, text)
+        written = real(fd, text[: len(text) // 2])
+        if error:
+            raise OSError(error, os.strerror(error))
+        return written
+
+    monkeypatch.setattr(results.os, "write", write)
+
+
+@pytest.mark.parametrize("n_worker, error", [(0, None), (0, errno.ENOSPC), (0, errno.EDQUOT), (1, None)])
+def test_a_full_disk_costs_the_run_that_met_it_and_no_other(tmp_path, monkeypatch, error, n_worker):
+    file, runs = tmp_path / "lines.jsonl", [line(task) for task in "abcd"]
+    fails(monkeypatch, 2, error)
+    said = sentence(OSError, execute, runs, Results(file), done, n_worker)
+    assert f"cannot write to {file}" in said and "make room" in said
+    assert len(read(file)) == 2 and file.read_bytes().endswith(b"\n")
+    lines = execute(runs, Results(file), done, n_worker)  # there is room again
+    assert [each["task"] for each in lines] == sorted(each["task"] for each in read(file)) == list("abcd")
+
+
+def done(run, progress=None):
+    return run
+
+
+def test_an_error_of_the_disk_at_the_end_of_a_write_is_one_too(tmp_path, monkeypatch):
+    found = Results(tmp_path / "lines.jsonl")
+    found.append(line())
+    with monkeypatch.context() as patch:
+        patch.setattr(results.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+        assert "Input/output error" in sentence(OSError, found.append, line("b"))
+    assert read(found.path) == [line()] == found.lines
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40, 100])
+def test_what_a_kill_leaves_of_a_line_is_cut_off_and_nothing_else(tmp_path, cut):
+    file, text = tmp_path / "lines.jsonl", json.dumps(line("ä")).encode()
+    file.write_bytes(json.dumps(line()).encode() + b"\n" + text[:cut])
+    with pytest.warns(UserWarning, match="half-written"):
+        found = Results(file)
+    assert found.lines == [line()]
+    found.append(line("b"))
+    assert read(file) == [line(), line("b")]
+
+
+def test_a_whole_line_without_its_end_is_kept(tmp_path):
+    file = tmp_path / "lines.jsonl"
+    file.write_text(json.dumps(line()) + "\n" + json.dumps(line("b")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = Results(file)
+    found.append(line("c"))
+    assert [each["task"] for each in read(file)] == list("abc")
+
+
+def test_a_foreign_file_is_left_as_it_is(tmp_path):
+    (tmp_path / "lines.jsonl").write_text("my notes, without a line feed")
+    assert "line 1" in sentence(ValueError, Results, tmp_path / "lines.jsonl")
+    assert (tmp_path / "lines.jsonl").read_text() == "my notes, without a line feed"
+
+
+# --- two at once ---
+
+
+def test_a_second_job_in_a_folder_is_told_and_does_nothing(tmp_path):
+    found = Results(tmp_path / "lines.jsonl")
+    with lock(tmp_path):
+        said = sentence(ValueError, execute, [line()], found, done)
+        assert f"another process is at work in {tmp_path}" in said
+    assert read(found.path) == [] and execute([line()], found, done) == [line()]
+    seen = []
+
+    def work(run, progress):  # and is the first that is told, not the one at work
+        with pytest.raises(ValueError, match="another process is at work"):
+            execute([line("b")], Results(found.path), done)
+        seen.append(run["task"])
+        return run
+
+    execute([line(), line("c")], found, work)
+    assert seen == ["c"] and [each["task"] for each in read(found.path)] == ["a", "c"]
+
+
+def test_what_another_job_has_done_in_the_meantime_is_not_done_again(tmp_path):
+    first, second = Results(tmp_path / "lines.jsonl"), Results(tmp_path / "lines.jsonl")
+    execute([line()], first, done)
+    assert execute([line()], second, None) == [line()] and len(read(first.path)) == 1
+
+
+APPENDS = """
+import sys
+from nanoct.runs.results import Results
+found = Results(sys.argv[1])
+for n in range(40):
+    found.append(dict(model="m", world="w", pool="p", k=2, method="icl", config={}, task=sys.argv[2] * 3000, seed=n,
+                      score=0.5, seconds=1.0))
+    print(n, flush=True)
+"""
+
+
+def test_lines_of_several_processes_stay_whole_also_when_one_is_killed(tmp_path):
+    file = tmp_path / "lines.jsonl"
+    start = lambda name: subprocess.Popen([sys.executable, "-c", APPENDS, str(file), name], stdout=subprocess.PIPE)
+    two = [start(name) for name in "ab"]
+    two[0].stdout.readline()
+    time.sleep(0.02)
+    two[0].kill()
+    for process in two:
+        process.communicate(timeout=100)
+    lines = Results(file).lines
+    assert len({results.key(each) for each in lines}) == len(lines)
+    assert sum(each["task"][0] == "b" for each in lines) == 40
