@@ -43,7 +43,7 @@ BENCHMARKS = {"nlp_lr": nlp_lr, "mmlu": mmlu, "bbh": bbh, "arc": arc, "words": w
 
 
 def parse():
-    p = cli.Parser(prog="nanoct.paper", description=__doc__.split("\n")[0])
+    p = cli.Parser(prog="nanoct.paper", description=__doc__)
     p.add_argument("--benchmark", choices=list(BENCHMARKS), required=True)
     p.add_argument("--model", required=True, help="folder or hub name of a Llama or GPT-2")
     p.add_argument("--data", help="folder of its files; `python -m nanoct.benchmarks.fetch` gets them; default for "
@@ -245,7 +245,8 @@ def dry_run(args, config, tokenizer):
     longest, rows, whole = max(lengths, key=lambda of: of.context), [], 0
     n_run = len(lengths) * len(args.seeds)
     for method, setting in ((method, setting) for method, configs in args.configs.items() for setting in configs):
-        estimate = lambda of: memory.estimate(config, method, setting, of, args.dtype, args.checkpoint)
+        estimate = lambda of: memory.estimate(config, method, setting, of, args.dtype, args.checkpoint,
+                                              args.device.type == "cuda")
         try:
             e, of_task = estimate(longest), list(map(estimate, lengths))
         except ValueError as error:  # the method does not say what it costs

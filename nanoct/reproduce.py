@@ -29,8 +29,8 @@ from pathlib import Path
 import torch
 
 from nanoct import cli
-from nanoct.benchmarks.nano import FOLDER, WORLDS, bayes, encode, make_task
-from nanoct.files import read_json, replace_file
+from nanoct.benchmarks.nano import FOLDER, WORLDS, bayes, encode, make_task, read_settings
+from nanoct.files import replace_file
 from nanoct.methods import METHODS
 from nanoct.runs.measure import check_finite, finite, measure
 from nanoct.runs.parallel import execute
@@ -46,7 +46,6 @@ N_TASK = 3  # of the held-out pool of each world
 SWEEP_TASKS = 4  # of the validation pool of each world
 MODULES = ChainMap(METHODS, {ablations.NAME: ablations})
 CEILINGS = {"bayes_training": "training", "bayes_all": "all"}  # row of the table -> prior
-SETTINGS = FOLDER / "settings.json"  # {world: {method: config}}
 
 
 def configs(method, chosen, overrides, sweep=False):
@@ -59,11 +58,6 @@ def configs(method, chosen, overrides, sweep=False):
     if sweep:
         values |= getattr(METHODS[method], "SWEEP", {})
     return distinct(cli.configs(method, METHODS[method].Config, values, overrides.get(method, {})))
-
-
-def read_settings():
-    """{world: {method: config}}, what --sweep chose; nothing before the first sweep."""
-    return read_json(SETTINGS, kind=dict) if SETTINGS.exists() else {}
 
 
 def plan(args, model_ids):
@@ -177,7 +171,7 @@ class Moved(argparse.Action):
 
 def parse():
     rows = [*METHODS, *CEILINGS]
-    p = cli.Parser(prog="nanoct.reproduce", description=__doc__.split("\n")[0])
+    p = cli.Parser(prog="nanoct.reproduce", description=__doc__)
     p.add_argument("--methods", nargs="+", choices=rows, default=rows, help="default: all, and the ceilings")
     p.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS), help="default: all")
     p.add_argument("--pool", choices=("held_out", "validation", "train"), default="held_out")
@@ -260,7 +254,7 @@ def main():
     models = {world: load_model(folder_of(args.model, world), "cpu", "float32") for world in args.world}
     for world, model in models.items():
         if args.k and args.k > model.config.n_position:
-            raise ValueError(f"--k {args.k}: so many demos do not fit the {model.config.n_position} tokens of {world}'s "
+            raise ValueError(f"--k {args.k}: they do not fit the {model.config.n_position} tokens of {world}'s "
                              "model: take fewer.")
     runs = plan(args, {world: fingerprint(model) for world, model in models.items()})
     job = next((job for job in ("sweep", "ablations", "scaling") if getattr(args, job)), "results")
