@@ -99,7 +99,8 @@ def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tm
     (["--report", ""], "--report is empty"),
     (["--tasks", "1", "zzz"], "'1' is not in the held_out pool"),
     (["--tasks", "zzz", "1"], "'zzz' is not in the held_out pool"),
-    (["--tasks", "-1"], "--tasks -1"),
+    (["--tasks", "-1"], "'-1' is not in the held_out pool"),
+    (["--tasks", "0"], "--tasks 0"),
     (["--tasks", "²"], "'²' is not in"),
     (["--set", "icl.x=1"], "icl has no setting 'x'"),
     (["--set", "icl.x=1", "--methods", "ct_kv"], "the method one of ct_kv"),
@@ -272,8 +273,8 @@ def test_what_is_not_finite_is_no_line_and_a_model_without_any_is_an_error(model
     broken.model.norm.weight.data[3] = float("nan")
     save_model(broken, tmp_path / "facts")
     monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, (
-        "--model", tmp_path, "--world", "facts", "lexicon", "--tasks", 1, "--workers", workers, "--out", tmp_path / "out",
-        "--methods", "icl", "ct_kv", "bayes_training", "--set", "ct_kv.n_step=2", "--set", "ct_kv.lr=1e30,1e-3"))])
+        "--model", tmp_path, "--world", "facts", "lexicon", "--tasks", 1, "--workers", workers, "--methods", "icl", "ct_kv",
+        "bayes_training", "--set", "ct_kv.n_step=2", "--set", "ct_kv.lr=1e30,1e-3", "--out", tmp_path / "out"))])
     with pytest.raises(SystemExit) as stop:
         cli.run(main)
     said, lines = capsys.readouterr(), results.read(tmp_path / "out" / "results.jsonl")
