@@ -127,7 +127,7 @@ def test_mistakes_of_leak_get_one_sentence(arguments, says, tmp_path, monkeypatc
 
 def test_leak_runs_as_many_tasks_as_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(leak, "retrieved", lambda *_: (0.25, 0.5))
-    monkeypatch.setattr(sys, "argv", ["leak", "--out", str(tmp_path / "new"), "--tasks", "2", "--world", *2 * ["facts"]])
+    monkeypatch.setattr(sys, "argv", ["leak", "--out", str(tmp_path / "new"), "--tasks", "2", "--world", "facts"])
     leak.main()
     lines = (tmp_path / "new" / "leak.jsonl").read_text().splitlines()
     assert len(lines) == 2 * 3 and torch.get_num_threads() == 1
