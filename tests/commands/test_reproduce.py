@@ -7,7 +7,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import dataclass
-from math import isclose, sqrt
+from math import isclose, isnan, sqrt
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -155,6 +155,7 @@ def test_a_score_is_the_mean_over_tasks_within_a_seed_then_over_seeds():
     assert isclose(s.score, (50 + 70) / 2)
     parts = [(20 - 60) / 6 + (60 - 60) / 4, (40 - 60) / 6 + (80 - 60) / 4, (90 - 60) / 6]  # of tasks, weighted
     assert isclose(s.error, sqrt(1.5 * sum(part**2 for part in parts)))
+    assert all(map(isnan, report.average({})))  # and not 0
     other = report.Setting("n", {}, [dict(l, score=l["score"] / 2) for l in s.lines])
     assert isclose(s.minus(other)[0], s.score - other.score) and isclose(other.error, s.error / 2)
 
