@@ -18,7 +18,6 @@ from nanoct.methods import METHODS
 from nanoct.runs.results import about
 from nanoct.score import evaluate
 
-
 SHOWN = {}  # warnings, which Python then says once
 
 

@@ -74,7 +74,8 @@ def average(values):
     for at, x in values.items():
         parts[at[0]] += weights[at] * (Fraction(x) - centre)
     n = len(parts)
-    return float(centre) if n else math.nan, math.sqrt(sum(part**2 for part in parts.values()) * n / (n - 1)) if n > 1 else math.nan
+    variance = sum(part**2 for part in parts.values()) * n / (n - 1) if n > 1 else math.nan
+    return float(centre) if n else math.nan, math.sqrt(variance)
 
 
 def standard_error(values):

@@ -112,7 +112,8 @@ def test_the_jobs_from_end_to_end(job, model_folder, tmp_path, monkeypatch):  # 
 
 
 def test_ablations_are_not_compared_with_one_that_came_to_no_result(model_folder, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("nanoct.reproduce.execute", lambda runs, *_: [dict(run, score=0, seconds=0) for run in runs[1:]])
+    all_but_one = lambda runs, *_: [dict(run, score=0, seconds=0) for run in runs[1:]]
+    monkeypatch.setattr("nanoct.reproduce.execute", all_but_one)
     monkeypatch.setattr(sys, "argv", ["reproduce", "--model", str(model_folder), "--world", "facts", "--tasks", "1",
                                       "--ablations", "--out", str(tmp_path)])
     with pytest.raises(ValueError, match="1 of 17 runs came to no result"):
