@@ -254,8 +254,8 @@ def main():
     models = {world: load_model(folder_of(args.model, world), "cpu", "float32") for world in args.world}
     for world, model in models.items():
         if args.k and args.k > model.config.n_position:
-            raise ValueError(f"--k {args.k}: they do not fit the {model.config.n_position} tokens of {world}'s "
-                             "model: take fewer.")
+            raise ValueError(f"--k {args.k}: so many demos do not fit the {model.config.n_position} tokens of {world}'s"
+                             " model: take fewer.")
     runs = plan(args, {world: fingerprint(model) for world, model in models.items()})
     job = next((job for job in ("sweep", "ablations", "scaling") if getattr(args, job)), "results")
     results = Results(Path(args.out) / f"{job}.jsonl")
@@ -265,7 +265,10 @@ def main():
     if args.sweep:
         replace_file(Path(args.out) / "settings.json", (json.dumps(chosen, indent=1) + "\n").encode())
     if not lines:
-        pass
+        pass  # which is said below
+    elif args.ablations and len(lines) < len(runs):
+        raise ValueError(f"{len(runs) - len(lines)} of {len(runs)} runs came to no result, for the reasons above, and "
+                         "without them there is nothing to compare with: see whether the weights are all finite.")
     elif args.ablations:
         ablations.report(lines, args.out)
     elif args.scaling:

@@ -18,6 +18,8 @@ from nanoct.methods import METHODS
 from nanoct.runs.results import about
 from nanoct.score import evaluate
 
+SHOWN = {}  # warnings, which Python then says once
+
 
 def measure(model, task, method, config, seed, progress=None, module=None):
     """Adapt by a method (its name) with config {field: value}, then score: fields of a results line, and the Adapted.
@@ -69,7 +71,7 @@ def finite(method, name):
     for warning in said:
         if "stopped, with the values of" in str(warning.message):  # optimise: not the method at these settings
             raise NotFinite(f"{method} on {name}: {warning.message}")
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno, registry=SHOWN)
 
 
 def clock(device):

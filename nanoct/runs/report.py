@@ -58,7 +58,7 @@ class Setting:
         """Difference to another setting in points, paired by task and seed: mean and half width of the 95% interval."""
         ours, theirs = self.scores(), other.scores()
         shared = {at: ours[at] - theirs[at] for at in ours if at in theirs}
-        centre, error = average(shared) if shared else (math.nan, math.nan)
+        centre, error = average(shared)
         return centre, student(len({task for task, _ in shared})) * error
 
 
@@ -74,7 +74,8 @@ def average(values):
     for at, x in values.items():
         parts[at[0]] += weights[at] * (Fraction(x) - centre)
     n = len(parts)
-    return float(centre), math.sqrt(sum(part**2 for part in parts.values()) * n / (n - 1)) if n > 1 else math.nan
+    variance = sum(part**2 for part in parts.values()) * n / (n - 1) if n > 1 else math.nan
+    return float(centre) if n else math.nan, math.sqrt(variance)
 
 
 def standard_error(values):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import dataclass
-from math import isclose, sqrt
+from math import isclose, isnan, sqrt
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -99,7 +99,8 @@ def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tm
     (["--report", ""], "--report is empty"),
     (["--tasks", "1", "zzz"], "'1' is not in the held_out pool"),
     (["--tasks", "zzz", "1"], "'zzz' is not in the held_out pool"),
-    (["--tasks", "-1"], "--tasks -1"),
+    (["--tasks", "-1"], "'-1' is not in the held_out pool"),
+    (["--tasks", "0"], "--tasks 0"),
     (["--tasks", "²"], "'²' is not in"),
     (["--set", "icl.x=1"], "icl has no setting 'x'"),
     (["--set", "icl.x=1", "--methods", "ct_kv"], "the method one of ct_kv"),
@@ -154,6 +155,7 @@ def test_a_score_is_the_mean_over_tasks_within_a_seed_then_over_seeds():
     assert isclose(s.score, (50 + 70) / 2)
     parts = [(20 - 60) / 6 + (60 - 60) / 4, (40 - 60) / 6 + (80 - 60) / 4, (90 - 60) / 6]  # of tasks, weighted
     assert isclose(s.error, sqrt(1.5 * sum(part**2 for part in parts)))
+    assert all(map(isnan, report.average({})))  # and not 0
     other = report.Setting("n", {}, [dict(l, score=l["score"] / 2) for l in s.lines])
     assert isclose(s.minus(other)[0], s.score - other.score) and isclose(other.error, s.error / 2)
 
@@ -273,8 +275,8 @@ def test_what_is_not_finite_is_no_line_and_a_model_without_any_is_an_error(model
     save_model(broken, tmp_path / "facts")
     monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, (
         "--model", tmp_path, "--world", "facts", "lexicon", "--tasks", 1, "--workers", workers,
-        "--out", tmp_path / "out", "--methods", "icl", "ct_kv", "bayes_training", "--set", "ct_kv.n_step=2",
-        "--set", "ct_kv.lr=1e30,1e-3"))])
+        "--methods", "icl", "ct_kv",
+        "bayes_training", "--set", "ct_kv.n_step=2", "--set", "ct_kv.lr=1e30,1e-3", "--out", tmp_path / "out"))])
     with pytest.raises(SystemExit) as stop:
         cli.run(main)
     said, lines = capsys.readouterr(), results.read(tmp_path / "out" / "results.jsonl")

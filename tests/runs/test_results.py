@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -180,6 +181,18 @@ def test_what_another_job_has_done_in_the_meantime_is_not_done_again(tmp_path):
     first, second = Results(tmp_path / "lines.jsonl"), Results(tmp_path / "lines.jsonl")
     execute([line()], first, done)
     assert execute([line()], second, None) == [line()] and len(read(first.path)) == 1
+
+
+def test_a_line_waits_for_another_process_that_writes(tmp_path):
+    """Which may yet cut back what did not fit."""
+    found = Results(tmp_path / "lines.jsonl")
+    thread = Thread(target=found.append, args=[line()])
+    with Results(found.path)._alone():
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive() and not found.path.read_bytes()
+    thread.join()
+    assert read(found.path) == [line()]
 
 
 APPENDS = """

@@ -111,6 +111,15 @@ def test_the_jobs_from_end_to_end(job, model_folder, tmp_path, monkeypatch):  # 
     assert WORLDS["facts"].k == 16
 
 
+def test_ablations_are_not_compared_with_one_that_came_to_no_result(model_folder, tmp_path, monkeypatch):  # noqa: F811
+    all_but_one = lambda runs, *_: [dict(run, score=0, seconds=0) for run in runs[1:]]
+    monkeypatch.setattr("nanoct.reproduce.execute", all_but_one)
+    monkeypatch.setattr(sys, "argv", ["reproduce", "--model", str(model_folder), "--world", "facts", "--tasks", "1",
+                                      "--ablations", "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="1 of 17 runs came to no result"):
+        main()
+
+
 @pytest.mark.parametrize("arguments, says", [
     (["--tasks", "-1"], "--tasks -1"), (["--tasks", "0"], "--tasks 0 must be at least 1"),
     (["--tasks", "25", "--world", "facts"], "--tasks 25: the held-out pool of facts has 24 tasks"),
@@ -127,8 +136,7 @@ def test_mistakes_of_leak_get_one_sentence(arguments, says, tmp_path, monkeypatc
 
 def test_leak_runs_as_many_tasks_as_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(leak, "retrieved", lambda *_: (0.25, 0.5))
-    arguments = ["--out", str(tmp_path / "new"), "--tasks", "2", "--world", "facts", "facts"]
-    monkeypatch.setattr(sys, "argv", ["leak", *arguments])
+    monkeypatch.setattr(sys, "argv", ["leak", "--out", str(tmp_path / "new"), "--tasks", "2", "--world", "facts"])
     leak.main()
     lines = (tmp_path / "new" / "leak.jsonl").read_text().splitlines()
     assert len(lines) == 2 * 3 and torch.get_num_threads() == 1
