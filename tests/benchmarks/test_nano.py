@@ -633,7 +633,7 @@ def test_a_picture_of_grids(command, tmp_path):
     ("--world facts --show 1 --k 30", "30 demos and 3 queries are more than the 32 people"),
     ("--world facts --show 1 --picture a.png", "--picture draws the grids that are shown"),
     ("--world grids --picture a.png", "with --world grids --show N"),
-    ("--world grids --show 1 --picture nowhere/a.png", "nowhere/a.png"),
+    ("--world grids --show 1 --picture /dev/null/a.png", "/dev/null/a.png"),
     ("--show two", "invalid int value"),
     ("--world words", "invalid choice"),
 ])

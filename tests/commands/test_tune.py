@@ -136,8 +136,8 @@ def test_the_context_is_saved_before_it_is_scored(here, small, monkeypatch, caps
 
     monkeypatch.setattr(tune, "answer", dies)
     with pytest.raises(SystemExit) as stopped:
-        call(monkeypatch, "--data", "mine.jsonl", "--out", "ctx", "--model", small, "--held-out", "test.jsonl",
-             "--set=n_step=1")
+        cli.run(lambda: call(monkeypatch, "--data", "mine.jsonl", "--out", "ctx", "--model", small, "--held-out",
+                             "test.jsonl", "--set=n_step=1"))
     assert read_about("ctx")["k"] == 4 and stopped.value.code == 130 and "saved" in capsys.readouterr().err
 
 
