@@ -50,15 +50,15 @@ SETTINGS = {
         "ttt_ct_kv": dict(rank=128, alpha=16.0, ttt_n_step=200, ttt_lr=1e-4, batch=4, n_step=25, lr=3e-3,
                           token_dropout=0.1, leave_one_out=False),
     },
-    "words": {  # ours
-        "prompt_tuning": dict(n_prefix=32, n_step=20, lr=3e-3),
-        "prefix_tuning": dict(n_prefix=32, n_step=20, lr=3e-3),
-        "lora": LORA | dict(alpha=64.0, n_step=20),
-        "dora": LORA | dict(alpha=64.0, n_step=20),
-        "ttt": TTT | dict(n_step=8, batch=5),
-        "ct_prompt": dict(n_step=12, lr=1e-3, token_dropout=0.1),
-        "ct_kv": dict(n_step=20, lr=3e-3, token_dropout=0.1),
-        "ttt_ct_kv": TTT | dict(ttt_n_step=8, ttt_lr=1e-4, batch=5, n_step=8, lr=3e-3, token_dropout=0.1),
+    "words": {  # ours, chosen by --sweep with SmolLM2-135M, but for those marked: their sweep is not done
+        "prompt_tuning": dict(n_prefix=32, n_step=20, lr=1e-2),  # not chosen
+        "prefix_tuning": dict(n_prefix=32, n_step=20, lr=1e-2),
+        "lora": LORA | dict(alpha=64.0, n_step=20, lr=3e-4),
+        "dora": LORA | dict(alpha=64.0, n_step=20, lr=3e-4),  # not chosen, LoRA's
+        "ttt": TTT | dict(n_step=8, batch=5, lr=1e-3),
+        "ct_prompt": dict(n_step=12, lr=1e-3, token_dropout=0.1),  # not chosen
+        "ct_kv": dict(n_step=20, lr=1e-2, token_dropout=0.1),
+        "ttt_ct_kv": TTT | dict(ttt_n_step=8, ttt_lr=1e-3, batch=5, n_step=8, lr=3e-3, token_dropout=0.1),  # not chosen
     },
 }
 

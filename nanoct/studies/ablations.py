@@ -66,7 +66,7 @@ def groups(lines):
     found = {}
     for world in dict.fromkeys(line["world"] for line in lines):
         here = [line for line in lines if line["world"] == world]
-        full = next(line["config"] for line in here if line["method"] == NAME)  # the first variant
+        full = next(line["config"] for line in here if line["method"] == NAME and line["wrong"])  # CT-KV as it is
         at = lambda method, config, wrong: Setting(method, config, [
             line for line in here if (line["method"], line["config"], line["wrong"]) == (method, config, wrong)])
         by_share = lambda method, config: {wrong: at(method, config, wrong) for wrong in WRONG}

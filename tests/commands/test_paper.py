@@ -478,6 +478,7 @@ def torchrun(*arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one_also_after_a_kill(model, data, tmp_path, monkeypatch):
     """The lines are those of one process; killed in the middle and started again they are complete, none is twice."""
     more = ("--methods", "icl", "lora", "ct_kv", "--seeds", *map(str, range(4)), "--set", "lora.rank=1",

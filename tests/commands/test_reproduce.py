@@ -47,6 +47,7 @@ def reproduce(*arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tmp_path):
     job = ("--model", model_folder, "--world", "lexicon", "facts", "--k", 3, "--tasks", 1, "--workers", 2,
            "--out", tmp_path, "--set", "ct_kv.n_step=1,2", *SHORT)
