@@ -78,7 +78,9 @@ def overrides(texts, methods):
         name, equals, values = rest.partition("=")
         if not (dot and equals and values) or method not in methods:
             raise ValueError(f"--set {text!r}: write METHOD.FIELD=VALUE, the method one of {', '.join(methods)}.")
-        found.setdefault(method, {})[name] = values.split(",")
+        if name in found.setdefault(method, {}):
+            raise ValueError(f"--set {method}.{name} is given twice: write its values with commas between them.")
+        found[method][name] = values.split(",")
     return found
 
 

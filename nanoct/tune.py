@@ -161,6 +161,8 @@ def configure(method, settings):
         name, equals, value = text.partition("=")
         if not equals or name not in types:
             raise ValueError(f"--set {text!r}: write FIELD=VALUE; {method} has {', '.join(types) or 'no fields'}.")
+        if name in values:
+            raise ValueError(f"--set {name} is given twice: give it once.")
         values[name] = cli.value(f"--set {name}", value, types[name])
     return Config(**values)
 

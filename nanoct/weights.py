@@ -76,7 +76,7 @@ def load_model(folder_or_name, device=None, dtype=None) -> Llama | GPT2:
                          + "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names) + ".")
     # copy: a view of the mapped file would change, and die, with the file
     state = {name: _as_in_file(name, t[:]).to(device, dtype, copy=True).contiguous() for name, t in tensors.items()}
-    if config.tied and not torch.equal(state.pop(HEAD, state[embedding]), state[embedding]):
+    if config.tied and not torch.allclose(state.pop(HEAD, state[embedding]), state[embedding], 0, 0, equal_nan=True):
         raise ValueError(f"{folder}: tie_word_embeddings is true, but {HEAD} differs from {embedding}; set it to "
                          "false.")
     model.load_state_dict(state, assign=True)

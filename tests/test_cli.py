@@ -190,3 +190,8 @@ def test_ranks_that_cannot_be(environment, wrong):
     name, value = next(iter(wrong.items()))
     with pytest.raises(ValueError, match=f"{name}={value}.* cannot be: start with torchrun, or unset them.$"):
         cli.ranks()
+
+
+def test_a_setting_that_is_given_twice_is_no_silent_choice():
+    with pytest.raises(ValueError, match=r"--set ct_kv\.lr is given twice"):
+        cli.overrides(["ct_kv.lr=1e-3", "icl.lr=1", "ct_kv.lr=1e-2"], ["ct_kv", "icl"])

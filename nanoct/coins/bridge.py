@@ -34,7 +34,7 @@ from nanoct import cli
 from nanoct.coins.coins import Beta, Coins, after, ones_before, regret
 from nanoct.coins.predictors import FOLDER
 from nanoct.fewshot import Demo, Task
-from nanoct.files import read_json
+from nanoct.files import read_json, replace_file
 from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
 from nanoct.packing import answer_logits, pack
@@ -223,7 +223,7 @@ def report(lines, seeds, out):
                f"queries; columns: demos of {T_DEMO} flips\n\n"
                + table(rows, ["", *(f"{target}, {k}" for target, k in columns)]) + "\n")
     print(f"\n{written}")
-    (out / "bridge.md").write_text(written)
+    replace_file(out / "bridge.md", written.encode())
     from nanoct.coins import figures  # matplotlib is slow to import
 
     average = lambda name, target: torch.tensor(curves(name, target, max(SEVERAL))).mean(0)
@@ -252,7 +252,7 @@ def main():
     results = Results(args.out / ("sweep.jsonl" if args.sweep else "bridge.jsonl"), key, ("regret", "seconds"))
     lines = execute(plan(args.sweep, args.seeds), results, work, args.workers)
     if args.sweep:
-        SETTINGS.write_text(json.dumps(choose(lines), indent=1) + "\n")
+        replace_file(SETTINGS, (json.dumps(choose(lines), indent=1) + "\n").encode())
         print(f"wrote {SETTINGS}")
     else:
         report(lines, args.seeds, args.out)

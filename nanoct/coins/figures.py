@@ -13,6 +13,7 @@ from nanoct.coins import experiment
 from nanoct.coins.coins import Beta, log_loss
 from nanoct.coins.predictors import KINDS, Config, shipped
 from nanoct.coins.tuning import METHODS, Tuned, one_hot, tune
+from nanoct.files import replacing
 from nanoct.runs import plots
 from nanoct.runs.report import standard_error
 
@@ -48,7 +49,8 @@ def grid(n_row, n_column, height, **options):
 
 def save(figure, path, bottom=0.0):
     figure.tight_layout(rect=(0, bottom, 1, 1))
-    figure.savefig(path)
+    with replacing(path) as new:
+        figure.savefig(new, format="png")
     plt.close(figure)
 
 
@@ -211,7 +213,8 @@ def pca(preset, path, n=200, length=6):
         axes.set_title(f"{kind}: {share[0]:.0%} and {share[1]:.0%} of the variance", fontsize=9)
     axes.legend(fontsize=7, frameon=False)
     figure.colorbar(points, ax=panels.ravel().tolist(), label="share of ones so far").ax.tick_params(labelsize=7)
-    figure.savefig(path)
+    with replacing(path) as new:
+        figure.savefig(new, format="png")
     plt.close(figure)
 
 

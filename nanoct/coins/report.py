@@ -13,6 +13,7 @@ from nanoct.coins import experiment, figures
 from nanoct.coins.coins import Beta, after, log_loss, regret
 from nanoct.coins.predictors import KINDS, Config, shipped
 from nanoct.coins.tuning import METHODS, PREFIX, rank
+from nanoct.files import replace_file
 from nanoct.runs.report import standard_error, table
 
 BAYES = "PreBayes", "TargetBayes"
@@ -158,6 +159,6 @@ def report(lines, preset, out):
     parts += [sizes(lines)] if preset.sizes else []
     written = "\n\n".join(part for pair in (*parts, ranking(ranked)) for part in pair) + "\n"
     print(f"\n{written}")
-    (out / "study.md").write_text(written)
+    replace_file(out / "study.md", written.encode())
     figures.draw(lines, ranked, out)
     print(f"wrote study.md and figures in {out}")

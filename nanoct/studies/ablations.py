@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from nanoct.fewshot import encode_context, noise_like
+from nanoct.files import replace_file
 from nanoct.methods import ct_kv
 from nanoct.runs.report import Setting, table
 
@@ -90,7 +91,7 @@ def report(lines, folder):
     parts.append(table(rows, ["labels of demos", *found]))
     written = "\n\n".join(parts) + "\n"
     print(f"\n{written}")
-    (folder / "ablations.md").write_text(written)
+    replace_file(folder / "ablations.md", written.encode())
     from nanoct.runs import plots  # matplotlib is slow to import
 
     plots.ablations(found, folder / "ablations.png")

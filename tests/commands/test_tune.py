@@ -288,6 +288,7 @@ def test_bad_lines(here, small, monkeypatch, capsys, content, says, option):
     ({"--method": "magic"}, ["magic", "ct_kv"]),
     ({"--set": "speed=3"}, ["speed", "n_step"]),
     ({"--set": "lr"}, ["'lr'", "FIELD=VALUE"]),
+    ({"--set": "lr=1", "--set=lr=2": True}, ["--set lr is given twice"]),
     ({"--set": "lr=fast"}, ["'fast' is no float"]),
     ({"--set": "n_step=1.5"}, ["'1.5' is no int"]),
     ({"--set": "leave_one_out=maybe"}, ["'maybe' is no bool"]),
