@@ -21,7 +21,7 @@ from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, load_model, quiet_threads
 
 WORLD, N_QUERY = "strings", 50
-WORDS = "antonym", "past_tense", "english_to_french"  # the default among the words
+WORDS = "antonym", "past_tense", "animal_foo_plant_bar"  # the default among the words: meaning, grammar, new labels
 N_SHOWN = 4  # questions; the demos are shown in as many columns as fit
 
 
