@@ -13,6 +13,7 @@ from nanoct.coins.coins import Beta, regret
 from nanoct.coins.predictors import FOLDER, Config, load
 from nanoct.coins.tuning import METHODS
 from nanoct.files import lock
+from nanoct.runs.parallel import execute
 
 TINY = experiment.Preset(
     2, 4, 2, 16, 4, methods=("HardPT", "SoftPT", "RealPT", "FullWT"), untrained=("SoftPT",), lengths=(1,),
@@ -179,7 +180,7 @@ def test_mistakes_are_a_sentence(monkeypatch, tmp_path, arguments, said):
 
 
 def test_a_second_study_in_the_same_folder_is_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(experiment.PRESETS, "quick", TINY)
+    monkeypatch.setattr(study, "execute", execute)
     with lock(tmp_path), pytest.raises(ValueError, match="another process is at work"):
         start(monkeypatch, "--quick", "--out", tmp_path, "--workers", 1)
     assert not (tmp_path / "study.md").exists()
