@@ -58,7 +58,7 @@ SETTINGS = {
         "ttt": TTT | dict(n_step=8, batch=5, lr=1e-3),
         "ct_prompt": dict(n_step=12, lr=1e-3, token_dropout=0.1),  # not chosen
         "ct_kv": dict(n_step=20, lr=1e-2, token_dropout=0.1),
-        "ttt_ct_kv": TTT | dict(ttt_n_step=8, ttt_lr=1e-3, batch=5, n_step=8, lr=3e-3, token_dropout=0.1),  # not chosen
+        "ttt_ct_kv": TTT | dict(ttt_n_step=8, ttt_lr=1e-3, batch=5, n_step=8, lr=3e-3, token_dropout=0.1),
     },
 }
 
