@@ -9,13 +9,13 @@ demos and keeps their KV cache; CT-KV starts from that cache and optimises it (m
 are held-out ones: no model was trained on them.
 """
 
-import time
 from itertools import zip_longest
 
 from nanoct import cli
 from nanoct.benchmarks import nano, words
 from nanoct.benchmarks.presets import SETTINGS
 from nanoct.methods import ct_kv, icl
+from nanoct.runs.measure import clock
 from nanoct.score import decode, evaluate
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, load_model, quiet_threads
@@ -61,9 +61,9 @@ def show(task, model, tokenizer, config):
         print(f"    {left:34}{right}".rstrip())
     found, adapted = {}, {}
     for name, method, settings in (("ICL", icl, icl.Config()), ("CT-KV", ct_kv, config)):
-        start = time.perf_counter()
+        start = clock(model.device)
         adapted[name] = method.adapt(model, task, settings)
-        seconds = time.perf_counter() - start
+        seconds = clock(model.device) - start
         found[name] = evaluate(adapted[name], task).per_query, seconds
     said = {name: answers(one, task, tokenizer) for name, one in adapted.items()}
     print(f"    {'question':20}{'right':16}{'ICL':16}CT-KV")

@@ -8,6 +8,10 @@ import torch
 from nanoct.fewshot import check_dropout
 
 
+class Stopped(UserWarning):
+    """What says that a training ended before its last step, as its loss was not finite."""
+
+
 def optimise(loss, leaves, config, progress=None):
     """config.n_step updates of the leaves, at most config.lr each, along the gradient of loss() -> scalar.
 
@@ -28,7 +32,7 @@ def optimise(loss, leaves, config, progress=None):
         norm = torch.nn.utils.clip_grad_norm_(leaves, 1.0)
         if not (now + norm).isfinite():
             warn(f"the loss is {now.item()} and its gradient {norm.item()} at step {step}: stopped, with the values of "
-                 f"{f'step {step - 1}' if step else 'the start'}; a smaller lr than {config.lr} may help.")
+                 f"{f'step {step - 1}' if step else 'the start'}; a smaller lr than {config.lr} may help.", Stopped)
             with torch.no_grad():
                 for leaf, value in zip(leaves, finite):
                     leaf.copy_(value)

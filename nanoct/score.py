@@ -163,16 +163,21 @@ def generate(adapted, prompts, max_new_tokens, stop=None):
         logits = model.logits(hidden[:, -1])
         check_finite(logits[running])
         tokens = logits.argmax(-1, keepdim=True)  # (B, 1)
+        ids = tokens[:, 0].tolist()  # at once: each look at a GPU's memory waits for it
         for i in running:
-            new[i].append(tokens[i].item())
+            new[i].append(ids[i])
         running = [i for i in running if not is_end(new[i])]
         if not running:
             break
     return new
 
 
+class NotFinite(ValueError):
+    """Numbers that are no result, in a sentence."""
+
+
 def check_finite(numbers):
-    """ValueError if a logit or a loss is NaN or infinite: the most likely answer would be the first one there is."""
+    """NotFinite if a logit or a loss is NaN or infinite: the most likely answer would be the first one there is."""
     if not numbers.isfinite().all():
-        raise ValueError("the model's outputs are not finite (NaN or infinite), so nothing can be scored: weights or "
-                         "context hold such numbers, or the dtype is too small for them.")
+        raise NotFinite("the model's outputs are not finite (NaN or infinite), so nothing can be scored: weights or "
+                        "context hold such numbers, or the dtype is too small for them.")

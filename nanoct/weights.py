@@ -150,10 +150,8 @@ def fetch(folder_or_name) -> Path:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise FileNotFoundError(f"There is no folder {name!r}, nor is that a hub name such as "
                                 "'meta-llama/Llama-3.2-1B'.")
-    from huggingface_hub import (  # a folder needs neither the hub nor its import
-        errors,
-        snapshot_download,
-    )
+    from huggingface_hub import errors, snapshot_download  # only here: a folder needs neither
+
     try:
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "tokenizer.model"],
                                       ignore_patterns=["original/*"]))

@@ -109,7 +109,8 @@ def main(benchmark):
     """The command line of a benchmark's module."""
     name = benchmark.__spec__.name if benchmark.__spec__ else benchmark.__name__
     p = cli.Parser(prog=name, description=benchmark.__doc__)
-    p.add_argument("--data", required=True, help="folder of the public files")
+    packaged = getattr(benchmark, "PACKAGED", None)  # the name of the files that come with nanoct
+    p.add_argument("--data", required=packaged is None, default=packaged, help="folder of the benchmark's files")
     p.add_argument("--model", help="folder or hub name whose tokenizer is used; default: UTF-8 bytes as tokens")
     p.add_argument("--tasks", nargs="+", help="names; default: all in the folder")
     p.add_argument("--seed", type=int, default=benchmark.SEEDS[0], help="of the demos")

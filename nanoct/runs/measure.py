@@ -15,8 +15,9 @@ from types import SimpleNamespace
 import torch
 
 from nanoct.methods import METHODS
+from nanoct.optimise import Stopped
 from nanoct.runs.results import about
-from nanoct.score import evaluate
+from nanoct.score import NotFinite, evaluate
 
 SHOWN = {}  # warnings, which Python then says once
 
@@ -46,10 +47,6 @@ def measure(model, task, method, config, seed, progress=None, module=None):
                 loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None, **about(model.device)), adapted
 
 
-class NotFinite(ValueError):
-    """A run that comes to numbers that are not finite, which is no result: a sentence that names method and task."""
-
-
 def check_finite(method, task, values):
     """NotFinite if one of these losses and scores is no number."""
     if wrong := [value for value in values if not math.isfinite(value)]:
@@ -64,12 +61,10 @@ def finite(method, name):
         warnings.simplefilter("always")
         try:
             yield
-        except ValueError as error:
-            if "not finite" not in str(error):
-                raise
+        except NotFinite as error:
             raise NotFinite(f"{method} on {name}: {error}") from None
     for warning in said:
-        if "stopped, with the values of" in str(warning.message):  # optimise: not the method at these settings
+        if issubclass(warning.category, Stopped):  # what was trained is not the method at these settings
             raise NotFinite(f"{method} on {name}: {warning.message}")
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno, registry=SHOWN)
 

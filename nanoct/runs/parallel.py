@@ -17,8 +17,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from nanoct.files import lock
-from nanoct.runs.measure import NotFinite
 from nanoct.runs.results import Results
+from nanoct.score import NotFinite
 
 
 def execute(runs, results, work, n_worker=0, prepare=None, *arguments):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nanoct.benchmarks import common
 from nanoct.fewshot import Demo, Query, Task
+from nanoct.files import BOM, as_text, read_bytes
 
 K, LENGTH = 10, 2048
 SEEDS = (42, 43, 44)
@@ -64,14 +65,11 @@ def read(file):
     """The (input, output) of all lines of a file, blanks around them left out; blank lines at the end do not count."""
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}: take other --tasks, or write it, a line input<TAB>output a pair.")
-    text = file.read_bytes().removeprefix(b"\xef\xbb\xbf")  # without the mark that some editors put first
+    text = read_bytes(file).removeprefix(BOM)
     pairs, first = [], {}  # first: input -> its line
     for n, line in enumerate(text.rstrip(b" \r\n").splitlines(), 1):
         at = f"{file}, line {n}"
-        try:
-            cells = [cell.strip() for cell in line.decode().split("\t")]
-        except UnicodeDecodeError:
-            raise ValueError(f"{at}, is not UTF-8 text: save the file as UTF-8.") from None
+        cells = [cell.strip() for cell in as_text(line, f"{at},").split("\t")]
         wrong = ("no tab" if len(cells) == 1 else "more than one tab" if len(cells) > 2 else
                  "an empty input" if not cells[0] else "an empty output" if not cells[1] else None)
         if wrong:

@@ -1,7 +1,7 @@
-import sys
+"""Look at tasks of real words: `python -m nanoct.benchmarks.words --show 2`."""
 
 from nanoct import cli
 from nanoct.benchmarks import common, words
 
-sys.argv[1:1] = ["--data", words.PACKAGED]  # the packaged lists, unless another --data follows
-cli.run(lambda: common.main(words))
+if __name__ == "__main__":
+    cli.run(lambda: common.main(words))
