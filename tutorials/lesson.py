@@ -1,0 +1,58 @@
+"""What the tutorials share: whether a run is the full one, claims, planted bugs, and how figures look.
+
+NANOCT_QUICK=1 makes a run of seconds, as the test suite does it: `few` takes the smaller number, and a `claim` about
+what was measured is printed and not asserted. What must hold exactly is a plain `assert`, in both.
+"""
+
+import os
+import sys
+import warnings
+from contextlib import contextmanager
+
+import torch
+
+from nanoct.runs.plots import style
+
+QUICK = os.environ.get("NANOCT_QUICK") == "1"
+torch.set_num_threads(1)  # the embedded models are so small that a second thread makes them slower
+if "ipykernel" not in sys.modules:
+    import matplotlib
+
+    matplotlib.use("Agg")  # as a script: figures are drawn and not shown
+
+import matplotlib.pyplot as plt  # noqa: E402
+
+warnings.filterwarnings("ignore", message=".*non-interactive.*")
+plt.rcParams.update({"figure.figsize": (8, 3.6), "figure.dpi": 100, "savefig.dpi": 100, "font.size": 10,
+                     "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True})
+
+
+def few(full, quick):
+    """The first in the full run, the second in a quick one."""
+    return quick if QUICK else full
+
+
+def claim(holds, said):
+    """Print what is claimed of a measurement; AssertionError if it does not hold in the full run."""
+    print(("measured: " if not QUICK else "quick run, not a measurement: ") + said)
+    assert holds or QUICK, f"this did not come out: {said}"
+
+
+@contextmanager
+def breaks(why):
+    """with breaks(why): the check inside must fail, as a bug is planted; its message is printed."""
+    try:
+        yield
+    except AssertionError as error:
+        print(f"caught ({why}): {str(error).splitlines()[0] if str(error) else 'AssertionError'}")
+    else:
+        raise RuntimeError(f"the planted bug was not noticed: {why}")
+
+
+def colour(method):
+    """The colour of a method, the same in every figure of the project."""
+    return style(method)[1]
+
+
+def label(method):
+    return style(method)[0]
