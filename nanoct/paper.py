@@ -2,13 +2,15 @@
 
     python -m nanoct.paper --model weights/smollm2 --benchmark words        # the lists come with the package
     python -m nanoct.paper --model weights/smollm2 --benchmark words --sweep        # settings, on its validation pool
+    python -m nanoct.paper --model weights/smollm2 --benchmark words --ablations    # CT-KV without its parts
     python -m nanoct.paper --model HuggingFaceTB/SmolLM2-1.7B-Instruct --benchmark bbh --data data/bbh
     python -m nanoct.paper --model meta-llama/Meta-Llama-3-8B-Instruct --benchmark bbh --data data/bbh --device cuda
     python -m nanoct.paper --model M --benchmark B --data F --dry-run       # memory and time, before anything is loaded
     torchrun --nproc-per-node 4 -m nanoct.paper --model M --benchmark B --data F    # tasks over 4 GPUs, or processes
 
-Beside the scores stand the paper's. Settings are the paper's (benchmarks/presets.py); --set changes one. Finished runs
-are in --out and a second start goes on from there, with as many processes as it is given; all append to one file.
+Beside the scores stand the paper's, and what always answering alike would score. Settings are the paper's
+(benchmarks/presets.py); --set changes one. Finished runs are in --out and a second start goes on from there, with as
+many processes as it is given; all append to one file.
 """
 
 import itertools
@@ -16,7 +18,7 @@ import os
 from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 import torch
 from tqdm import tqdm
@@ -24,20 +26,20 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.benchmarks import arc, bbh, mmlu, nlp_lr, words
 from nanoct.benchmarks.common import Counts, check_names
-from nanoct.benchmarks.presets import PUBLISHED, SETTINGS, SWEEPS
+from nanoct.benchmarks.presets import SETTINGS, SWEEPS
 from nanoct.costs import memory
-from nanoct.files import replace_file
 from nanoct.methods import METHODS
 from nanoct.runs.measure import measure
 from nanoct.runs.parallel import execute, join
-from nanoct.runs.report import PAIRS, chosen, complete, difference, in_common, settings, shown, table, varied
-from nanoct.runs.report import words as words_of
+from nanoct.runs.public import report, report_ablations, report_sweep
+from nanoct.runs.report import table
 from nanoct.runs.results import distinct, n_core
-from nanoct.score import BATCH, ROOM
+from nanoct.runs.results import read as read_lines
+from nanoct.score import BATCH, ROOM, constants
+from nanoct.studies import ablations
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, fingerprint, load_model, pick_device, read_config, resolve_dtype
 
-FEW = 10  # queries: fewer are said
 RATES = 0.05, 50, 400  # TFLOP/s, in the order of two CPU cores, a consumer's GPU, and a data centre's
 BENCHMARKS = {"nlp_lr": nlp_lr, "mmlu": mmlu, "bbh": bbh, "arc": arc, "words": words}
 
@@ -51,7 +53,8 @@ def parse():
     p.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: all")
     p.add_argument("--tasks", nargs="+", help="names; default: all of the pool")
     p.add_argument("--pool", choices=("validation", "test"), help="of words; default: that of the --tasks, else test")
-    p.add_argument("--seeds", nargs="+", type=int, help="of the demos; default: the paper's, the first with --sweep")
+    p.add_argument("--seeds", nargs="+", type=int, help="of the demos; default: the paper's, the first of them with "
+                   "--sweep and --ablations")
     p.add_argument("--k", type=int, help="demos a task; default: the paper's")
     p.add_argument("--length", type=int, help="tokens of context and query; default: the paper's, at most the model's")
     p.add_argument("--limit-queries", type=int, metavar="N", help="the first N queries of a task")
@@ -59,6 +62,10 @@ def parse():
                    help="a setting, or several to compare")
     p.add_argument("--sweep", action="store_true", help="each method at all settings of SWEEPS (benchmarks/presets.py) "
                    "on the validation pool, or on the --tasks of a benchmark without one; writes sweep.jsonl, sweep.md")
+    p.add_argument("--ablations", action="store_true", help="CT-KV without its parts and from other starts, as in "
+                   "studies/ablations.py; writes ablations.jsonl, ablations.md")
+    p.add_argument("--seconds", metavar="FILE", help="lines of a run on a quiet machine, for the seconds and memory "
+                   "of the table")
     p.add_argument("--no-form", action="store_true", help="bbh without the sentence on how to answer")
     p.add_argument("--device", help="cuda, mps or cpu; default: the first there is")
     p.add_argument("--dtype", help="of the model; default: bfloat16 on cuda, float32 elsewhere")
@@ -71,7 +78,7 @@ def parse():
     benchmark = BENCHMARKS[args.benchmark]
     cli.at_least_one(args, "k", "length", "limit_queries")
     args.k = args.k or benchmark.K
-    args.seeds = list(dict.fromkeys(args.seeds or benchmark.SEEDS[: 1 if args.sweep else None]))
+    args.seeds = list(dict.fromkeys(args.seeds or benchmark.SEEDS[: 1 if args.sweep or args.ablations else None]))
     args.methods = list(dict.fromkeys(args.methods))
     if args.no_form and args.benchmark != "bbh":
         raise ValueError(f"--no-form: {args.benchmark} has no sentence on how to answer; bbh has.")
@@ -83,6 +90,13 @@ def parse():
     overrides = cli.overrides(args.set, args.methods)
     args.configs = {method: distinct(cli.configs(method, METHODS[method].Config, values(method, args),
                                                  overrides.get(method, {}))) for method in args.methods}
+    if args.ablations:
+        if args.sweep or args.set or args.dry_run or args.methods != list(METHODS):
+            raise ValueError("--ablations has methods and settings of its own: no --sweep, --methods, --set and "
+                             "--dry-run.")
+        args.rows = ablations.rows(SETTINGS[args.benchmark]["ct_kv"])
+        args.configs = {"icl": [{}], ablations.NAME: list(args.rows.values())}
+    args.timed = read_lines(args.seconds) if args.seconds else ()
     args.rank, args.n_process, local = cli.ranks()
     args.device = pick_device(args.device)
     if args.device.type == "cuda" and args.device.index is None:
@@ -139,6 +153,8 @@ def worker(args, model, tokenizer):
     @lru_cache(1)
     def task_of(name, seed):
         task, counts = read(args, tokenizer, name, seed)
+        if args.ablations:  # one of them starts from the demos of another task
+            task.others = read(args, tokenizer, args.tasks[args.tasks.index(name) - 1], seed)[0].demos
         if not task.queries:
             tqdm.write(f"{name}, seed {seed}: given up, no query fits {args.length} tokens behind the demos.")
         return task, asdict(counts)
@@ -149,7 +165,8 @@ def worker(args, model, tokenizer):
         if not task.queries:
             return
         try:
-            return dict(run, **counts, **measure(model, task, method, run["config"], seed, progress)[0])
+            module = ablations if method == ablations.NAME else METHODS[method]
+            return dict(run, **counts, **measure(model, task, method, run["config"], seed, progress, module)[0])
         except (MemoryError, RuntimeError) as error:
             if not cli.is_out_of_memory(error):
                 raise
@@ -161,74 +178,25 @@ def worker(args, model, tokenizer):
     return work
 
 
-def report(lines, args):
-    """Print the table beside the paper's scores and write it to table.md. All its rows are about the same tasks."""
-    asked, rows, published = len(args.tasks) * len(args.seeds), [], PUBLISHED.get(args.benchmark, {})
-    done = {(line["task"], line["seed"]) for line in lines}
-    methods, left_out = in_common(settings(lines)[args.benchmark])
-    notes = [f"No method could do {asked - len(done)} of the {asked} (task, seed)."] if len(done) < asked else []
-    notes += [left_out] if left_out else []
-    if not methods:
-        raise ValueError(f"there is no task that all methods did, so nothing to compare: {left_out}")
-    icl = methods.get("icl", [None])[0]
-    for method, s in ((method, s) for method, among in methods.items() for s in among):
-        known = lambda name: all(name in line for line in s.lines)
-        of = lambda name, by: by(line[name] for line in s.lines) if known(name) else None
-        peak = of("peak_bytes", max)
-        rows.append([f"{method} {words_of(varied(s, methods[method]))}".strip(), f"{len({at[0] for at in s.scores()})}",
-                     f"{s.score:.1f} ± {s.error:.1f}", f"{published.get(method, '–')}",
-                     "" if icl in (None, s) else difference(s, icl), f"{s.seconds:.1f}",
-                     shown(of("seconds_score", median), ".1f"), "" if peak is None else f"{peak / 1e9:.2f}",
-                     shown(s.mean("n_trained"), ",.0f")])
-    first = s.lines[0]
-    if few := [line for line in s.lines if line.get("n_query", FEW) < FEW]:
-        least = min(few, key=lambda line: line["n_query"])
-        notes.append(f"{len(few)} of the {len(s.lines)} (task, seed) have fewer than {FEW} queries, {least['task']}, "
-                     f"seed {least['seed']}, only {least['n_query']}: a query weighs much in them.")
-    n_task, n_seed = len({at[0] for at in s.scores()}), len({at[1] for at in s.scores()})
-    head = (f"{args.benchmark}, {args.model}: {n_task} tasks of the {args.pool} pool, k = {args.k or 'all'}, {n_seed} "
-            f"seeds, {first['dtype']} on {first.get('device', 'an unknown device')}; score %, the mean over tasks "
-            "within a seed, then over seeds, ± s.e. over tasks, seconds a task, peak memory of adapting and scoring")
-    header = ["method", "tasks", "score", "paper", "minus ICL, 95%", "s to adapt", "s to score", "peak GB", "trained"]
-    parts = [head, *notes, table(rows, header)]
-    main = {method: chosen(among, SETTINGS[args.benchmark].get(method, {})) for method, among in methods.items()}
-    if pairs := [[f"{a} - {b}", difference(main[a], main[b])] for a, b in PAIRS if {a, b} <= main.keys()]:
-        parts.append(table(pairs, ["difference", "points, 95%"]))
-    written = "\n\n".join(parts) + "\n"
-    print(f"\n{written}")
-    replace_file(args.out / "table.md", written.encode())
-
-
-def report_sweep(lines, args):
-    """Print every setting of every method, each beside the method's best, and write it to sweep.md."""
-    rows, asked = [], len(args.tasks) * len(args.seeds)
-    for method, among in settings(lines)[args.benchmark].items():
-        best = max(complete(among), key=lambda s: s.score)  # a setting that came to no result on some tasks is not
-        for s in among:
-            beside = "" if len(among) == 1 else "best" if s is best else difference(s, best)
-            rows.append([method, words_of(varied(s, among)), f"{len(s.lines)} of {asked}",
-                         f"{s.score:.1f} ± {s.error:.1f}", beside, f"{s.seconds:.1f}"])
-    header = ["method", "setting", "runs", "score % ± s.e.", "minus the best, 95%", "s to adapt"]
-    n_task, names = len({line["task"] for line in lines}), ", ".join(map(str, args.seeds))
-    head = (f"{args.benchmark}, {args.model}: {n_task} tasks of the {args.pool} pool, k = {args.k or 'all'}, demos of "
-            f"seed {names}; differences are over the runs that both have")
-    written = f"{head}\n\n{table(rows, header)}\n"
-    print(f"\n{written}")
-    replace_file(args.out / "sweep.md", written.encode())
-
-
 def read_all(args, tokenizer):
-    """Read every task and seed once and say what was left out, so that a broken file stops the job before it begins."""
-    total, n_empty, tasks = Counts(), 0, list(itertools.product(args.tasks, args.seeds))
+    """Read every task and seed once and say what was left out, so that a broken file stops the job before it begins.
+
+    Returns {(task, seed): scores of constant answers}.
+    """
+    total, found, tasks = Counts(), {}, list(itertools.product(args.tasks, args.seeds))
     is_first = args.rank == 0
     for name, seed in tqdm(tasks, desc="reading", leave=False, disable=not is_first):
-        total += (counts := read(args, tokenizer, name, seed)[1])
-        n_empty += counts.queries == 0
+        task, counts = read(args, tokenizer, name, seed)
+        total += counts
+        if task.queries:
+            found[name, seed] = constants(task)
+    n_empty = len(tasks) - len(found)
     if n_empty == len(tasks):
         raise ValueError(none_fits(args))
     if is_first:
         print(f"{args.benchmark}, {len(args.tasks)} tasks, {len(args.seeds)} seeds: {total}; {n_empty} without a query "
               f"that fits {args.length} tokens")
+    return found
 
 
 def none_fits(args):
@@ -294,7 +262,7 @@ def main():
     args.length = min(args.length or BENCHMARKS[args.benchmark].LENGTH, config.n_position)
     if args.dry_run:
         return dry_run(args, config, tokenizer)
-    read_all(args, tokenizer)
+    alike = read_all(args, tokenizer)
     # torchrun sets it to 1
     if args.device.type == "cpu" and (args.n_process > 1 or "OMP_NUM_THREADS" not in os.environ):
         torch.set_num_threads(max(1, n_core() // args.n_process))
@@ -307,14 +275,23 @@ def main():
         common["form"] = not args.no_form
     runs = [common | dict(method=method, config=config, task=task, seed=seed)
             for task, seed in itertools.product(args.tasks, args.seeds)
-            for method in args.methods for config in args.configs[method]]
-    results = join(args.out / ("sweep.jsonl" if args.sweep else "results.jsonl"), args.n_process)
+            for method, configs in args.configs.items() for config in configs]
+    job = "sweep" if args.sweep else "ablations" if args.ablations else "results"
+    results = join(args.out / f"{job}.jsonl", args.n_process)
     lines = execute(runs, results, worker(args, model, tokenizer))
     if lines is None:
         return  # the first process reports
     if not lines:
         raise ValueError("no method could do any task, for the reasons above: take other --methods or a lower --k.")
-    (report_sweep if args.sweep else report)(lines, args)
+    if args.ablations and len(lines) < len(runs):
+        raise ValueError(f"{len(runs) - len(lines)} of {len(runs)} runs came to no result, for the reasons above, and "
+                         "without them there is nothing to compare with.")
+    if args.ablations:
+        report_ablations(lines, args, args.rows)
+    elif args.sweep:
+        report_sweep(lines, args)
+    else:
+        report(lines, args, alike, args.timed)
     print(f"{len(lines)} of {len(runs)} runs; lines in {results.path}")
 
 

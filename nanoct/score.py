@@ -4,6 +4,7 @@ All queries and options of a task are packed into as few rows as memory allows (
 scores dozens of pairs behind one copy of the prefix.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +95,24 @@ def macro_f1(predicted, gold):
         hits = sum(p == g == c for p, g in zip(predicted, gold))
         f1.append(2 * hits / (predicted.count(c) + gold.count(c)))
     return sum(f1) / len(f1)
+
+
+def constants(task):
+    """Scores of answering every query alike: of the best such answer, the most frequent one, and their mean.
+
+    With options an answer is an option's number, of accuracy the mean is that of guessing; without, it is a text.
+    """
+    gold = [tuple(q.y) for q in task.queries]
+    if any(q.options is None for q in task.queries):
+        counts = Counter(gold)
+        return max(counts.values()) / len(gold), 1 / len(counts)
+    options = [list(map(tuple, q.options)) for q in task.queries]
+    alike = [[of[i % len(of)] for of in options] for i in range(max(map(len, options)))]
+    if task.metric == "macro_f1":
+        scores = [macro_f1(predicted, gold) for predicted in alike]
+        return max(scores), sum(scores) / len(scores)
+    best = max(sum(map(tuple.__eq__, predicted, gold)) for predicted in alike)
+    return best / len(gold), sum(1 / len(of) for of in options) / len(gold)
 
 
 def text_answers(adapted, task):

@@ -11,7 +11,7 @@ from conftest import V, random_ids, random_task, tiny_llama
 
 from nanoct.adapters import LoRA, attach
 from nanoct.fewshot import Adapted, Query, Task, encode_context
-from nanoct.score import BATCH, decode, evaluate, generate, macro_f1, score_pairs
+from nanoct.score import BATCH, constants, decode, evaluate, generate, macro_f1, score_pairs
 
 
 def icl(model, task):
@@ -266,3 +266,15 @@ def test_generate_refuses_what_it_cannot_decode(model):
         generate(Adapted(model), [[1], []], 3)
     with pytest.raises(ValueError, match="max_new_tokens = 0"):
         generate(Adapted(model), [[1]], 0)
+
+
+def test_constants_are_what_answering_alike_scores():
+    query = lambda y, options=None: Query([1], y, options)
+    of = lambda metric, *queries: constants(Task("t", [], list(queries), metric=metric))
+    assert of("ids", query([2]), query([3]), query([2]), query([4])) == (0.5, 1 / 3)
+    yes, no = [2, 3], [4]
+    two = [query(yes, [yes, no]), query(yes, [yes, no]), query(no, [yes, no])]
+    assert of("accuracy", *two) == (2 / 3, 1 / 2)
+    assert of("macro_f1", *two) == pytest.approx((0.4, (0.4 + 0.25) / 2))  # F1 of yes .8 and of no 0; of no .5
+    uneven = [query([5], [[6], [5]]), query([7], [[6], [8], [7]])]
+    assert of("accuracy", *uneven) == (1 / 2, (1 / 2 + 1 / 3) / 2)

@@ -64,7 +64,7 @@ SETTINGS = {
 
 SWEEPS = {
     "words": {  # four settings of every method
-        "prompt_tuning": dict(n_step=(20, 60), lr=(1e-2, 3e-2)),
+        "prompt_tuning": dict(lr=(3e-3, 1e-2, 3e-2, 1e-1)),
         "prefix_tuning": dict(n_step=(20, 60), lr=(1e-2, 3e-2)),
         "lora": dict(lr=(1e-4, 3e-4, 1e-3, 3e-3)),
         "dora": dict(lr=(1e-4, 3e-4, 1e-3, 3e-3)),

@@ -123,6 +123,33 @@ def ablations(groups, path):
     _save(figure, path)
 
 
+def tasks(main, path):
+    """A line a task from ICL's score to CT-KV's, in the order of ICL's, and TTT's score where it is there; 800 px wide.
+
+    main: {method: Setting}; a task's score is the mean over its seeds.
+    """
+    seen = {}
+    for method in ("icl", "ttt", "ct_kv"):
+        for (task, _), score in main[method].scores().items() if method in main else ():
+            seen.setdefault(method, {}).setdefault(task, []).append(score)
+    seen = {method: {task: sum(of) / len(of) for task, of in by_task.items()} for method, by_task in seen.items()}
+    order = sorted(seen["icl"], key=lambda task: (seen["icl"][task], seen["ct_kv"][task]))
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.24 * len(order)), dpi=100)
+    across = lambda method: [seen[method][task] for task in order]
+    axes.hlines(order, across("icl"), across("ct_kv"), color=style("ct_kv")[1], linewidth=2, alpha=0.4)
+    for method in seen:
+        name, colour = style(method)
+        axes.scatter(across(method), order, s=30, color=colour, marker="|" if method == "ttt" else "o", label=name,
+                     zorder=4 if method == "ttt" else 3, linewidths=2)
+    axes.set_xlabel("answers right, %", fontsize=9)
+    axes.set_xlim(-2, 102)
+    axes.tick_params(labelsize=8)
+    axes.set_yticks(range(len(order)), [task.replace("_", " ") for task in order])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    _save(figure, path)
+
+
 def scaling(by_k, timed, path):
     """Score against k, a panel per world, and seconds of one pass against k, a panel per model. 800 px wide.
 

@@ -54,10 +54,16 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     return ct_kv.adapt(model, task, same, seed, progress, context=context, values_only=config.values_only)
 
 
+def rows(chosen):
+    """{row of the table: config}; chosen: CT-KV's settings."""
+    return {row: asdict(Config(**chosen)) | change for row, change in ABLATIONS.items()}
+
+
 def variants(k, base):
     """(method, config, k, share of wrong labels) of every run on a task; base(method): its config in this world."""
-    full = asdict(Config(**base("ct_kv")))
-    runs = [(NAME, full | change, k, 0.0) for change in ABLATIONS.values()]
+    configs = rows(base("ct_kv"))
+    full = configs["CT-KV"]
+    runs = [(NAME, config, k, 0.0) for config in configs.values()]
     runs += [("icl", {}, k, wrong) for wrong in WRONG]
     return runs + [(NAME, full, k, wrong) for wrong in WRONG if wrong]
 

@@ -24,6 +24,7 @@ from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs import report
 from nanoct.runs.results import key, read
+from nanoct.studies import ablations
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import save_model
 
@@ -174,7 +175,7 @@ def test_the_table_is_over_what_all_methods_did(model, data, tmp_path, monkeypat
     """CT-KV cannot do one (task, seed) and none can do another: out of all rows, and said; so are few queries."""
     scores = {("sums", 1): .2, ("sums", 2): .4, ("words", 1): .8, ("words", 2): .6, ("sums", 3): 1.0}
 
-    def measured(model, task, method, config, seed, progress):
+    def measured(model, task, method, config, seed, progress, module):
         if (method, task.name, seed) == ("ct_kv", "sums", 3) or (task.name, seed) == ("words", 3):
             raise ValueError("no room.")
         score = scores[task.name, seed] + .1 * (method == "ct_kv") * (task.name == "sums")
@@ -319,6 +320,56 @@ def test_pools_and_the_folder_are_said_in_a_sentence(model, data, own_words, mon
     with pytest.raises(ValueError) as error:
         run(monkeypatch, "--benchmark", "words", "--model", str(model), *more)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_scores_stand_beside_those_of_answering_alike(model, data, tmp_path, monkeypatch):
+    run(monkeypatch, *job(model, data, tmp_path, "--seeds", "42", "--methods", "icl", "zero_shot"))
+    rows = cells_of((tmp_path / "table.md").read_text())
+    task = {name: paper.BENCHMARKS["bbh"].make_task(data, name, load_tokenizer("bytes"), 42, 2) for name in
+            ("sums", "words")}
+    best = [max(Counter(map(str, (q.y for q in t.queries))).values()) / 4 for t, _ in task.values()]
+    assert rows["always the most frequent answer"][1].startswith(f"{50 * sum(best):.1f} ±")
+    assert rows["sums"][0] == f"{100 * best[0]:.0f}" and rows["sums"][1] == "50"
+
+
+def test_seconds_and_memory_of_a_quiet_run_stand_in_the_table(model, data, tmp_path, monkeypatch):
+    arguments = job(model, data, tmp_path / "out", "--seeds", "42", "--methods", "icl", "prefix_tuning")
+    run(monkeypatch, *arguments)
+    lines = [line | dict(task=task, seed=7, seconds=12.0 + i, seconds_score=3.0, peak_bytes=int((7 + i) * 1e9))
+             for line in read(tmp_path / "out" / "results.jsonl") if line["task"] == "sums" and line["method"] != "icl"
+             for i, task in enumerate("abc")]
+    quiet = tmp_path / "quiet.jsonl"
+    quiet.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(monkeypatch, *arguments, "--seconds", str(quiet))
+    table = (tmp_path / "out" / "table.md").read_text()
+    rows = cells_of(table)
+    assert rows["prefix_tuning"][4:7] == ["13.0", "3.0", "9.00"] and rows["icl"][4] == "0.0"
+    assert "Seconds and memory of icl are not of the timed lines." in table
+
+
+def test_ablations_stand_beside_ct_kv(model, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SETTINGS["bbh"], "ct_kv", dict(n_step=2, lr=1e-1))
+    run(monkeypatch, *job(model, data, tmp_path, "--ablations", "--limit-queries", "2"))
+    lines = read(tmp_path / "ablations.jsonl")
+    assert len(lines) == 2 * (1 + len(ablations.ABLATIONS)) and {line["seed"] for line in lines} == {42}
+    rows = cells_of((tmp_path / "ablations.md").read_text())
+    assert list(rows)[1:] == ["ICL", *ablations.ABLATIONS]
+    of = {name: [line["loss"] for line in lines if line["config"].get("start") == name] for name in ("demos", "others")}
+    assert of["others"][0] not in of["demos"]
+    monkeypatch.setattr(ablations, "ABLATIONS", {})
+    for more in ("--sweep",), ("--set", "ct_kv.lr=1"), ("--methods", "icl"), ("--dry-run",):
+        with pytest.raises(ValueError, match="--ablations has methods and settings of its own"):
+            run(monkeypatch, *job(model, data, tmp_path, "--ablations", *more))
+
+
+def test_settings_that_are_compared_do_not_overwrite_the_table(model, data, tmp_path, monkeypatch):
+    arguments = job(model, data, tmp_path, "--seeds", "42", "--methods", "icl", "ct_kv", "--set")
+    run(monkeypatch, *arguments, "ct_kv.n_step=1")
+    before = (tmp_path / "table.md").read_text()
+    assert (tmp_path / "tasks.png").exists() and not (tmp_path / "accuracy_vs_seconds.png").exists()
+    run(monkeypatch, *arguments, "ct_kv.n_step=1,2")
+    assert (tmp_path / "table.md").read_text() == before and "n_step=2" in (tmp_path / "settings.md").read_text()
+    assert (tmp_path / "accuracy_vs_seconds.png").exists()
 
 
 @pytest.fixture
