@@ -4,9 +4,9 @@
     python -m nanoct.demo --model weights/smollm2       # a public model, real words (`make smollm2` gets it)
     python -m nanoct.demo --model weights/smollm2 --tasks capital antonym
 
-Three tasks; of each the demos, some questions, and the answers of in-context learning (ICL) and of CT-KV. ICL reads the
-demos and keeps their KV cache; CT-KV starts from that cache and optimises it (methods/ct_kv.py). Tasks of the strings
-are held-out ones: no model was trained on them.
+Three tasks; of each the demos, four questions, those first on which the two methods differ, and the answers of
+in-context learning (ICL) and of CT-KV. ICL reads the demos and keeps their KV cache; CT-KV starts from that cache and
+optimises it (methods/ct_kv.py). Tasks of the strings are held-out ones: no model was trained on them.
 """
 
 from itertools import zip_longest
@@ -21,8 +21,8 @@ from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, load_model, quiet_threads
 
 WORLD, N_QUERY = "strings", 50
-WORDS = "antonym", "past_tense", "animal_foo_plant_bar"  # the default among the words: meaning, grammar, new labels
-N_SHOWN = 4  # questions; the demos are shown in as many columns as fit
+WORDS = "opposite_gender", "past_tense", "animal_foo_plant_bar"  # the default: meaning, grammar, new labels
+N_SHOWN = 4  # questions, those first on which the two methods differ
 
 
 def tasks(args, tokenizer):
@@ -43,17 +43,17 @@ def tasks(args, tokenizer):
     return list(map(make, names)), ct_kv.Config(**chosen)
 
 
-def answers(adapted, task, tokenizer):
-    """What is decoded for the first questions, as text."""
-    end = tokenizer.decode(task.queries[0].y[-1:])
-    longest = max(len(q.y) for q in task.queries)
-    return [text.strip() for text in decode(adapted, [q.x for q in task.queries[:N_SHOWN]], longest + 4,
-                                            tokenizer.decode, end, set(tokenizer.special.values()))]
+def answers(adapted, queries, tokenizer):
+    """What is decoded for some queries, as text."""
+    end = tokenizer.decode(queries[0].y[-1:])
+    longest = max(len(q.y) for q in queries)
+    return [text.strip() for text in decode(adapted, [q.x for q in queries], longest + 4, tokenizer.decode, end,
+                                            set(tokenizer.special.values()))]
 
 
 def show(task, model, tokenizer, config):
     """Print one task: demos, questions, both answers, and how many are right."""
-    text = lambda ids: tokenizer.decode(ids).strip().removesuffix(nano.END)
+    text = lambda ids: tokenizer.decode(ids).strip().removesuffix(nano.END).replace(nano.EQUALS, f" {nano.EQUALS}")
     pairs = [f"{text(d.x)} {text(d.y)}" for d in task.demos]
     half = (len(pairs) + 1) // 2
     print(f"\n{task.name}: {len(pairs)} demonstrations")
@@ -65,11 +65,13 @@ def show(task, model, tokenizer, config):
         adapted[name] = method.adapt(model, task, settings)
         seconds = clock(model.device) - start
         found[name] = evaluate(adapted[name], task).per_query, seconds
-    said = {name: answers(one, task, tokenizer) for name, one in adapted.items()}
+    right = {name: right for name, (right, _) in found.items()}
+    first = sorted(range(len(task.queries)), key=lambda i: right["ICL"][i] == right["CT-KV"][i])[:N_SHOWN]
+    said = {name: answers(one, [task.queries[i] for i in first], tokenizer) for name, one in adapted.items()}
     print(f"    {'question':20}{'right':16}{'ICL':16}CT-KV")
-    for i, query in enumerate(task.queries[:N_SHOWN]):
-        mark = {name: said[name][i] + ("" if right[i] else " ✗") for name, (right, _) in found.items()}
-        print(f"    {text(query.x):20}{text(query.y):16}{mark['ICL']:16}{mark['CT-KV']}")
+    for n, i in enumerate(first):
+        mark = {name: said[name][n] + ("" if right[name][i] else " ✗") for name in said}
+        print(f"    {text(task.queries[i].x):20}{text(task.queries[i].y):16}{mark['ICL']:16}{mark['CT-KV']}")
     score = {name: f"{name} {sum(right)} of {len(right)} right, {seconds:.2f} s to adapt"
              for name, (right, seconds) in found.items()}
     print(f"    {score['ICL']}; {score['CT-KV']}, {config.n_step} steps", flush=True)
@@ -87,7 +89,7 @@ def main():
     tokenizer.check_belongs(model.config.vocab_size)
     quiet_threads(model)
     shown, config = tasks(args, tokenizer)
-    print(f"{folder}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights, which stay as they are.")
+    print(f"{args.model or 'the embedded model of ' + WORLD}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights, which stay as they are.")
     for task in shown:
         show(task, model, tokenizer, config)
     print("\nNext: read nanoct/methods/ct_kv.py; `python -m nanoct.reproduce`, ten methods on four small worlds;")

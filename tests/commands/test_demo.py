@@ -7,7 +7,7 @@ import pytest
 
 from nanoct import cli, demo
 from nanoct.benchmarks import nano
-from nanoct.methods import icl
+from nanoct.methods import ct_kv, icl
 from nanoct.score import evaluate
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import load_model
@@ -24,12 +24,19 @@ def test_the_embedded_demo(monkeypatch, capsys):
     said = capsys.readouterr().out
     model, tokenizer = load_model(folder, "cpu"), load_tokenizer(folder)
     task = nano.make_task("strings", name, tokenizer, seed=0, n_query=demo.N_QUERY)
-    right = evaluate(icl.adapt(model, task), task).per_query
+    tuned = ct_kv.adapt(model, task, ct_kv.Config(**nano.read_settings()["strings"]["ct_kv"]))
+    right, ours = (evaluate(adapted, task).per_query for adapted in (icl.adapt(model, task), tuned))
     assert f"{name}: 10 demonstrations" in said and f"ICL {sum(right)} of {demo.N_QUERY} right" in said
-    for pair in task.demos + task.queries[: demo.N_SHOWN]:
-        assert tokenizer.decode(pair.x) in said and tokenizer.decode(pair.y[:-1]) in said
-    icl_column = [line[40:56] for line in said.splitlines() if re.match(" {4}[a-p]+= {2,}[a-p]+ {2,}", line)]
-    assert [not cell.rstrip().endswith("✗") for cell in icl_column[-demo.N_SHOWN :]] == right[: demo.N_SHOWN]
+    assert f"CT-KV {sum(ours)} of {demo.N_QUERY} right" in said
+    differ = [i for i, (a, b) in enumerate(zip(right, ours)) if a != b]
+    shown = (differ + [i for i in range(demo.N_QUERY) if i not in differ])[: demo.N_SHOWN]
+    text = lambda ids: tokenizer.decode(ids).removesuffix("=").removesuffix(";")
+    for demonstration in task.demos:
+        assert f"{text(demonstration.x)} = {text(demonstration.y)}" in said
+    rows = [line for line in said.splitlines() if re.match(" {4}[a-p]+ = {2,}[a-p]+ {2,}", line)]
+    for row, i in zip(rows, shown, strict=True):
+        assert row.split()[0] == text(task.queries[i].x) and row.split()[2] == text(task.queries[i].y)
+        assert row[40:56].rstrip().endswith("✗") != right[i] and row[56:].endswith("✗") != ours[i]
 
 
 @pytest.mark.parametrize("arguments, says", [
