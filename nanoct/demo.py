@@ -89,7 +89,8 @@ def main():
     tokenizer.check_belongs(model.config.vocab_size)
     quiet_threads(model)
     shown, config = tasks(args, tokenizer)
-    print(f"{args.model or 'the embedded model of ' + WORLD}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights, which stay as they are.")
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{args.model or f'the embedded model of {WORLD}'}: {size:.1f} million weights, which stay as they are.")
     for task in shown:
         show(task, model, tokenizer, config)
     print("\nNext: read nanoct/methods/ct_kv.py; `python -m nanoct.reproduce`, ten methods on four small worlds;")
