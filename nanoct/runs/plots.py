@@ -10,13 +10,15 @@ import matplotlib
 matplotlib.use("Agg")  # files, no window
 import matplotlib.pyplot as plt
 from matplotlib.colors import ListedColormap
+from matplotlib.text import Text
+from matplotlib.ticker import LogLocator
 
 from nanoct.benchmarks.nano.grids import PALETTE
 from nanoct.files import replacing
 from nanoct.methods import METHODS
 
 CEILINGS = {"bayes_training": ("Bayes, training prior", "#c9a227"),
-            "bayes_all": ("Bayes, all tasks in the prior", "#3c8d5a")}
+            "bayes_all": ("Bayes, all tasks", "#3c8d5a")}
 MORE = "#8c564b", "#17becf", "#bcbd22", "#e377c2", "#1b7837", "#b15928"
 
 
@@ -29,9 +31,39 @@ def style(method):
     return getattr(module, "LABEL", method.replace("_", " ")), getattr(module, "COLOUR", colour)
 
 
+def _name(axes, name, colour, x, y, xycoords="data"):
+    """The name of what ends at (x, y), to the right of the panel, with a thin line to it; _save finds its height."""
+    line = dict(arrowstyle="-", color=colour, linewidth=0.6, alpha=0.6, shrinkA=0, shrinkB=0, relpos=(0, 0.5))
+    axes.annotate(name, (x, y), xytext=(1.05, 0.5), xycoords=xycoords, textcoords="axes fraction", va="center",
+                  color=colour, fontsize=8, arrowprops=line, annotation_clip=False, gid="name")
+
+
 def _save(figure, path):
     figure.tight_layout()
+    for axes in figure.axes:
+        names = [text for text in axes.texts if text.get_gid() == "name"]
+        ends = {text: axes.transData.transform(text.xy)[1] for text in names}
+        names.sort(key=ends.get)
+        gap = 1.25 * max((Text.get_window_extent(text).height for text in names), default=0)
+        for text, height in zip(names, apart([ends[text] for text in names], gap, axes.bbox.y0, axes.bbox.y1)):
+            text.xyann = 1.05, (height - axes.bbox.y0) / axes.bbox.height
     _write(figure, path)
+
+
+def apart(heights, gap, low, high):
+    """Ascending heights moved to at least `gap` from each other, as little as can be, within low and high if they fit.
+
+    Least squares: the heights less i·gap have to ascend, so neighbours that do not are taken together to their mean.
+    """
+    blocks = []  # (sum, number) of what is together
+    for i, height in enumerate(heights):
+        blocks.append((height - i * gap, 1))
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            (a, n), (b, m) = blocks.pop(), blocks.pop()
+            blocks.append((a + b, n + m))
+    means = [total / n for total, n in blocks for _ in range(n)]
+    top = high - (len(heights) - 1) * gap
+    return [max(min(mean, top), low) + i * gap for i, mean in enumerate(means)]
 
 
 def _write(figure, path):
@@ -46,7 +78,7 @@ def accuracy_vs_seconds(groups, path):
     groups: {world: {method: [Setting]}} of report.py; methods at one number of steps are points, those that are not
     tuned dashed lines. The image is 800 px wide.
     """
-    seconds = "seconds of adaptation a task (median); numbers: optimiser steps"
+    seconds = "seconds of adaptation a task (median); numbers behind a name: optimiser steps, from left to right"
     _curves(groups, path, lambda s: (s.seconds, s.score, s.error), seconds, "score on {pool} tasks, %")
 
 
@@ -64,28 +96,24 @@ def _curves(groups, path, point, x_label, y_label):
         lines = [line for among in methods.values() for s in among for line in s.lines]
         for method, among in methods.items():
             name, colour = style(method)
-            points = sorted(((*point(s), s.config.get("n_step", "")) for s in among if point(s)[1] is not None),
-                            key=lambda at: at[:2])
+            points = sorted((*point(s), s.config.get("n_step")) for s in among if point(s)[1] is not None)
             if len(points) == 1 and not points[0][3]:  # not tuned
                 axes.axhline(points[0][1], color=colour, linewidth=1, linestyle="--")
-                left = not method.startswith("bayes")  # two sides, as lines may lie close together
-                axes.annotate(name, (0.01 if left else 0.99, points[0][1]), xycoords=("axes fraction", "data"),
-                              xytext=(0, 2), textcoords="offset points", ha="left" if left else "right", color=colour,
-                              fontsize=8)
+                _name(axes, name, colour, 1, points[0][1], ("axes fraction", "data"))
             elif points:
-                x, y, error, labels = zip(*points)
+                x, y, error, steps = zip(*points)
                 axes.plot(x, y, color=colour, marker="o", markersize=4, linewidth=2)
                 axes.errorbar(x, y, yerr=error, color=colour, linestyle="", elinewidth=1, alpha=0.35)
-                for at, height, label in zip(x, y, labels):
-                    axes.annotate(label, (at, height), xytext=(4, -9), textcoords="offset points", color=colour,
-                                  fontsize=7)
-                left = method in ("prefix_tuning", "lora")  # whose twins are close by
-                axes.annotate(name, (x[-1], y[-1]), xytext=(-6 if left else 6, 4), textcoords="offset points",
-                              ha="right" if left else "left", color=colour, fontsize=9, fontweight="bold")
+                _name(axes, " ".join(map(str, [name, *filter(None, steps)])), colour, x[-1], y[-1])
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         axes.set_title(f"{world}: {len({line['task'] for line in lines})} tasks, k = {lines[0]['k']}", fontsize=10)
-        axes.margins(x=0.3, y=0.1)
+        axes.margins(x=0.05, y=0.1)
+        left, right = axes.get_xlim()
+        wider = max(1, 10 * left / right) ** 0.5  # to a decade at least, which has two ticks
+        axes.set_xlim(left / wider, right * wider)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels.flat[len(groups) :]:
@@ -113,7 +141,7 @@ def ablations(groups, path):
             x, y, e = zip(*((100 * share, s.score, s.error) for share, s in shares.items()))
             name, own = style(method)
             column[1].errorbar(x, y, yerr=e, color=own, marker="o", markersize=4)
-            column[1].annotate(name, (x[0], y[0]), xytext=(4, 4), textcoords="offset points", color=own, fontsize=8)
+            _name(column[1], name, own, x[-1], y[-1])
         column[1].set_xlabel("wrong labels among the demos, %", fontsize=8)
         for axes in column:
             axes.tick_params(labelsize=7)
@@ -170,12 +198,12 @@ def scaling(by_k, timed, path):
         for method, points in of_method.items():
             name, colour = style(method)
             axes.plot(*zip(*points), color=colour, marker="o", markersize=4)
-            axes.annotate(name, points[-1], xytext=(5, 0), textcoords="offset points", color=colour, fontsize=8)
+            _name(axes, name, colour, *points[-1])
         axes.set_xscale("log", base=2)
         axes.set_yscale("log" if title.startswith("seconds") else "linear")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_title(title, fontsize=10)
-        axes.margins(x=0.2)
+        axes.margins(x=0.05)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels.flat[len(curves) :]:
