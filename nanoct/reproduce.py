@@ -1,25 +1,24 @@
-"""The main job: methods x held-out tasks x seeds of four worlds -> a table, JSON lines, accuracy against seconds.
+"""The main job: methods x held-out tasks x seeds of four worlds, held against the committed runs of the same.
 
     python -m nanoct.reproduce                          # 3 held-out tasks of each embedded world, minutes on two cores
     python -m nanoct.reproduce --quick                  # 1 task of each
     python -m nanoct.reproduce --full                   # every held-out task, 3 seeds of demos
     python -m nanoct.reproduce --world lexicon facts    # two of the worlds
-    python -m nanoct.reproduce --sweep                  # choose the settings, on validation tasks
+    python -m nanoct.reproduce --sweep                  # choose the settings, on validation tasks (studies/sweep.py)
     python -m nanoct.reproduce --ablations              # CT-KV without its parts, and with wrong labels
     python -m nanoct.reproduce --scaling                # accuracy and seconds against k (studies/scaling.py)
     python -m nanoct.reproduce --pool validation --set ct_kv.lr=3e-3,1e-2 --set ct_kv.n_step=32       # compare your own
     python -m nanoct.reproduce --report weights/nano/results/full.jsonl                               # run nothing
 
-The table shows each method at the settings in settings.json, which --sweep chose. CT-KV and TTT are run at
-several numbers of steps, each with its own cosine schedule, so that they are compared by curves and not by a
-point. Beside the methods stand the Bayes ceilings (benchmarks/nano/bayes.py). Runs are spread over
-worker processes of one thread each: small matrices run faster so. Finished runs are in the results file, and
-a second start goes on from there. Public models and benchmarks: paper.py.
+Every run's score is compared with that of the committed line of the same run. The table and the figures are of all the
+committed runs, the live ones in their place; of other settings, methods or models, of the live runs alone. CT-KV and
+TTT are run at several numbers of steps, each with its own cosine schedule, so that they are compared by curves and not
+by a point. Beside the methods stand the Bayes ceilings (benchmarks/nano/bayes.py). Runs are spread over processes of
+one thread, in which small matrices run faster, and a second start goes on from what the results file has.
 """
 
 import argparse
 import itertools
-import json
 import time
 from collections import ChainMap
 from dataclasses import asdict, fields
@@ -30,50 +29,49 @@ import torch
 
 from nanoct import cli
 from nanoct.benchmarks.nano import FOLDER, WORLDS, bayes, encode, make_task, read_settings
-from nanoct.files import replace_file
 from nanoct.methods import METHODS
 from nanoct.runs.measure import check_finite, finite, measure
 from nanoct.runs.parallel import execute
-from nanoct.runs.report import complete, report, settings
-from nanoct.runs.results import Results, about, distinct, n_core, read
+from nanoct.runs.report import CEILINGS, comparison, report
+from nanoct.runs.results import Results, about, compare, distinct, key, n_core, read
 from nanoct.score import evaluate
-from nanoct.studies import ablations, scaling
+from nanoct.studies import ablations, scaling, sweep
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fingerprint, load_model, pick_device, read_config
 
 N_STEP = {"ct_kv": (4, 16, 64), "ttt": (2, 8, 32)}  # the curves, over like seconds
 N_TASK = 3  # of the held-out pool of each world
-SWEEP_TASKS = 4  # of the validation pool of each world
+COMMITTED = FOLDER / "results" / "full.jsonl"  # the lines behind the README's table
 MODULES = ChainMap(METHODS, {ablations.NAME: ablations})
-CEILINGS = {"bayes_training": "training", "bayes_all": "all"}  # row of the table -> prior
 
 
-def configs(method, chosen, overrides, sweep=False):
-    """Configs of a method: the chosen one at every number of steps, or the product of what --sweep or `--set` lists."""
+def configs(method, chosen, overrides):
+    """Configs of a method: the chosen one at every number of steps of its curve or the product of what --set lists."""
     if method in CEILINGS:
         return [{}]
     values = {name: [value] for name, value in chosen.items()}
     if method in N_STEP:
-        values["n_step"] = N_STEP[method]
-    if sweep:
-        values |= getattr(METHODS[method], "SWEEP", {})
+        values["n_step"] = sorted({*N_STEP[method], *values.get("n_step", ())})
     return distinct(cli.configs(method, METHODS[method].Config, values, overrides.get(method, {})))
 
 
-def plan(args, model_ids):
-    """All runs asked for, task by task: a job that is stopped has all methods and worlds on the tasks it did."""
-    presets = read_settings()
+def variants(args):
+    """{world: [(method, config, k, share of wrong labels)]}, what is asked for of every task."""
+    presets, study = read_settings(), ablations if args.ablations else scaling if args.scaling else None
 
-    def variants(world):
+    def of(world):
         k, chosen = args.k or WORLDS[world].k, lambda method: presets.get(world, {}).get(method, {})
-        if args.ablations or args.scaling:
-            study = ablations if args.ablations else scaling
+        if study:
             return study.variants(k, lambda method: asdict(METHODS[method].Config(**chosen(method))))
         return [(method, config, k, 0.0) for method in args.methods
-                for config in configs(method, chosen(method), args.set, args.sweep)]
+                for config in configs(method, chosen(method), args.set)]
 
-    of_world = {world: variants(world) for world in args.world}
-    in_turn = itertools.zip_longest(*([(world, task) for task in args.tasks[world]] for world in args.world))
+    return {world: of(world) for world in args.world}
+
+
+def plan(args, model_ids, of_world):
+    """All runs of the variants, task by task: a job that is stopped has all methods and worlds on the tasks it did."""
+    in_turn = itertools.zip_longest(*([(world, task) for task in args.tasks[world]] for world in of_world))
     runs = [dict(model=model_ids[world], world=world, pool=args.pool, k=k, method=method, config=config, task=task,
                  seed=seed, wrong=wrong)
             for worlds in in_turn for world, task in filter(None, worlds) for seed in args.seeds
@@ -180,8 +178,8 @@ def parse():
     p.add_argument("--k", type=int, help="demos a task; default: the world's")
     p.add_argument("--quick", action="store_true", help="1 task of each world")
     p.add_argument("--full", action="store_true", help="every task of the pool, seeds 0 1 2")
-    p.add_argument("--sweep", action="store_true", help=f"each method's SWEEP on {SWEEP_TASKS} validation tasks of "
-                   "each world; writes sweep.jsonl and settings.json")
+    p.add_argument("--sweep", action="store_true", help=f"choose settings on {sweep.N_TASK} validation tasks of "
+                   "each world (studies/sweep.py); writes sweep.jsonl, sweep.md and settings.json")
     p.add_argument("--ablations", action="store_true", help="CT-KV without its parts, from other starts, with wrong "
                    "labels; writes ablations.jsonl")
     p.add_argument("--scaling", action="store_true", help="accuracy and seconds against k; writes scaling.jsonl")
@@ -223,18 +221,31 @@ def pick(world, pool, args):
             raise ValueError(f"--tasks: {unknown[0]!r} is not in the {args.pool} pool of {world}; `python -m "
                              f"nanoct.benchmarks.nano --world {world} --pool {args.pool}` lists it.")
         return list(dict.fromkeys(args.tasks))
-    default = len(pool) if args.full else 1 if args.quick else SWEEP_TASKS if args.sweep else N_TASK
+    default = len(pool) if args.full else 1 if args.quick else sweep.N_TASK if args.sweep else N_TASK
+    if args.sweep and not args.tasks and len(pool) < default:
+        print(f"{world}: the validation pool has {len(pool)} tasks, fewer than {default}: all are taken.")
     n = int(args.tasks[0]) if args.tasks else min(default, len(pool))
     if not 1 <= n <= len(pool):
         raise ValueError(f"--tasks {n}: the {args.pool} pool of {world} has {len(pool)} tasks.")
     return pool[:n]
 
 
-def choose(lines):
-    """{world: {method: config}} of the settings with the highest mean score in the lines of a sweep."""
-    best = lambda among: max(complete(among), key=lambda s: s.score).config
-    return {world: {method: best(among) for method, among in methods.items() if among[0].config}
-            for world, methods in settings(lines).items()}
+def show(lines, folder):
+    """Hold the lines of the main job against the committed ones; table and figures of all of these, or of the lines."""
+    presets, committed = read_settings(), read(COMMITTED) if COMMITTED.exists() else []
+    pairs, own = compare(lines, committed)
+    if not committed:
+        print(f"There is no {COMMITTED} to hold these runs against.")
+    elif not {line["model"] for line in lines} & {line["model"] for line in committed}:
+        print(f"{COMMITTED} is of other models: there is nothing to hold these runs against.")
+    elif own:
+        methods = ", ".join(dict.fromkeys(line["method"] for line in own))
+        print(f"{len(own)} of {len(lines)} runs ({methods}) have no partner in {COMMITTED}, as of other models, tasks "
+              "or settings: this table is of the live runs alone.", comparison(pairs) if pairs else "")
+    if own:
+        return report(lines, presets, folder)
+    live = {key(line): line for line in lines}
+    report([live.get(key(line), line) for line in committed], presets, folder, pairs)
 
 
 def main():
@@ -243,29 +254,31 @@ def main():
         lines = read(args.report)
         if not lines:
             raise ValueError(f"--report {args.report}: there is no result in it yet.")
-        place = {name: i for i, name in enumerate([*WORLDS, *METHODS, *CEILINGS])}
-        # parts of a job may have come in any order
-        lines.sort(key=lambda line: [place.get(line[name], len(place)) for name in ("world", "method")])
-        report(lines, read_settings(), Path(args.report).parent)
-        return
-    for method in args.methods if args.sweep else ():
-        if fields(METHODS[method].Config) and not hasattr(METHODS[method], "SWEEP"):
-            print(f"{method} has no SWEEP, the values worth trying: it runs at its defaults.")
+        return report(lines, read_settings(), Path(args.report).parent)
     models = {world: load_model(folder_of(args.model, world), "cpu", "float32") for world in args.world}
     for world, model in models.items():
         if args.k and args.k > model.config.n_position:
             raise ValueError(f"--k {args.k}: so many demos do not fit the {model.config.n_position} tokens of {world}'s"
                              " model: take fewer.")
-    runs = plan(args, {world: fingerprint(model) for world, model in models.items()})
+    ids = {world: fingerprint(model) for world, model in models.items()}
     job = next((job for job in ("sweep", "ablations", "scaling") if getattr(args, job)), "results")
     results = Results(Path(args.out) / f"{job}.jsonl")
-    start = time.perf_counter()
-    lines = execute(runs, results, work, args.workers, prepare, args.model, args.device)
-    chosen = choose(lines) if args.sweep else read_settings()
+    start, runs = time.perf_counter(), []
+
+    def do(of_world):
+        runs.extend(new := plan(args, ids, of_world))
+        return execute(new, results, work, args.workers, prepare, args.model, args.device)
+
     if args.sweep:
-        replace_file(Path(args.out) / "settings.json", (json.dumps(chosen, indent=1) + "\n").encode())
+        lines, tried = sweep.search(args.world, args.methods, args.set, read_settings(), lambda todo: do(
+            {world: [(method, config, args.k or WORLDS[world].k, 0.0) for (of, method), configs in todo.items()
+                     for config in configs if of == world] for world in args.world}))
+    else:
+        lines = do(variants(args))
     if not lines:
         pass  # which is said below
+    elif args.sweep:
+        sweep.report(lines, tried, args.out)
     elif args.ablations and len(lines) < len(runs):
         raise ValueError(f"{len(runs) - len(lines)} of {len(runs)} runs came to no result, for the reasons above, and "
                          "without them there is nothing to compare with: see whether the weights are all finite.")
@@ -275,7 +288,7 @@ def main():
         embedded = load_model(folder_of(args.model, "strings"), args.device)
         scaling.report(lines, scaling.passes(embedded, Path(args.out)), args.out)
     else:
-        report(lines, chosen, args.out)
+        show(lines, args.out)
     print(f"{len(lines)} of {len(runs)} runs, {time.perf_counter() - start:.0f} seconds; lines in {results.path}")
     of_model = lambda among: {run["world"] for run in among if run["method"] not in CEILINGS}
     if nothing := of_model(runs) - of_model(lines):

@@ -24,7 +24,7 @@ from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos
 
 LABEL, COLOUR = "LoRA", "#7fb3d5"  # in tables and figures
-SWEEP = dict(n_step=(16, 64), lr=(3e-4, 1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,))  # values worth trying
+SWEEP = dict(n_step=(2, 8, 32), lr=(1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,))  # values worth trying
 
 
 @dataclass

@@ -24,7 +24,7 @@ from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos
 
 LABEL, COLOUR = "prompt tuning", "#e09f8f"  # in tables and figures
-SWEEP = dict(n_step=(16, 64), lr=(3e-3, 1e-2, 3e-2, 1e-1))  # values worth trying
+SWEEP = dict(n_step=(2, 8, 32), lr=(1e-2, 3e-2, 1e-1))  # values worth trying
 
 
 @dataclass

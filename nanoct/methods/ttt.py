@@ -25,7 +25,7 @@ from nanoct.footprint import Footprint, LowRank, Pass
 from nanoct.optimise import optimise
 
 LABEL, COLOUR = "TTT", "#2a6fbb"  # in tables and figures
-SWEEP = dict(n_step=(8, 32), lr=(3e-4, 1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,), batch=(4,))  # values worth trying
+SWEEP = dict(n_step=(2, 8, 32), lr=(1e-3, 3e-3, 1e-2), rank=(8,), alpha=(16.0,), batch=(4,))  # values worth trying
 
 
 @dataclass

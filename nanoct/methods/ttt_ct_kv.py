@@ -17,8 +17,7 @@ from nanoct.optimise import check
 from nanoct.packing import pack_demos
 
 LABEL, COLOUR = "TTT+CT-KV", "#6a3d9a"  # in tables and figures
-SWEEP = dict(n_step=(4, 16), lr=(1e-2, 3e-2), token_dropout=(0.05,), ttt_n_step=(8,), ttt_lr=(1e-3, 3e-3),
-             rank=(8,), alpha=(16.0,), batch=(4,))
+SWEEP = ct_kv.SWEEP  # values worth trying in CT-KV's part; TTT's settings are those chosen for it
 
 
 @dataclass

@@ -15,10 +15,14 @@ from itertools import chain
 from pathlib import Path
 from statistics import NormalDist, mean, median, stdev
 
+from nanoct.benchmarks.nano import WORLDS
 from nanoct.files import replace_file
+from nanoct.methods import METHODS
 
 PAIRS = [("ct_kv", "ttt"), ("ct_kv", "prefix_tuning"), ("ct_prompt", "prompt_tuning"), ("dora", "lora"),
          ("ttt", "lora"), ("ttt_ct_kv", "ttt"), ("ttt_ct_kv", "ct_kv")]  # shown as paired differences
+CEILINGS = {"bayes_training": "training", "bayes_all": "all"}  # row of the table -> prior
+ROUNDING = 0.1, 10  # share of runs whose score another processor's rounding may change, and by how many points
 
 
 @dataclass
@@ -172,26 +176,39 @@ def words(config):
     return " ".join(f"{name}={value}" for name, value in config.items())
 
 
-def text(lines, presets):
-    """The report in Markdown: the paper's table, differences to ICL, every setting, and the race between CT-KV and TTT.
+def comparable(lines):
+    """The settings of every world on what all its methods did, {world: {method: [Setting]}}; sentences on the rest.
 
-    presets: {world: {method: config}}, which setting of a method the tables show.
+    In the order of WORLDS and METHODS, as parts of a job may have come in any. ValueError where nothing is left.
     """
+    place = {name: i for i, name in enumerate([*WORLDS, *METHODS, *CEILINGS])}
+    lines = sorted(lines, key=lambda line: [place.get(line[name], len(place)) for name in ("world", "method")])
     found = {world: in_common(methods) for world, methods in settings(lines).items()}
     left_out = [f"{world}: {why}" for world, (_, why) in found.items() if why]
     groups = {world: methods for world, (methods, _) in found.items() if methods}
     if not groups:
         raise ValueError(f"there is no task that all methods did, so nothing to compare: {left_out[0]}")
+    return groups, left_out
+
+
+def text(groups, left_out, presets, pairs=()):
+    """The report in Markdown: the paper's table, differences to ICL, every setting, and the race between CT-KV and TTT.
+
+    groups, left_out: of comparable(); presets: {world: {method: config}}, which setting of a method the tables show;
+    pairs: [(line, committed line)] of the runs among them that are marked as live.
+    """
     lines = [line for methods in groups.values() for among in methods.values() for s in among for line in s.lines]
     main = {world: {method: chosen(among, presets.get(world, {}).get(method, {})) for method, among in methods.items()}
             for world, methods in groups.items()}
-    is_ceiling = lambda method: method.startswith("bayes")
-    rows = sorted(dict.fromkeys(line["method"] for line in lines), key=is_ceiling)  # ceilings last
+    rows = sorted(dict.fromkeys(line["method"] for line in lines), key=lambda method: method in CEILINGS)
     here = lambda world, field: [line[field] for line in lines if line["world"] == world]
     worlds = "; ".join(f"{w}: {len(set(here(w, 'task')))} tasks, k = {here(w, 'k')[0]}" for w in groups)
     n_seed = len({line["seed"] for line in lines})
     parts = [f"{lines[0]['pool'].replace('_', '-')} pool; {worlds}; {n_seed} seed{'s' * (n_seed > 1)} of demos; "
              "score % ± s.e. over tasks, in brackets seconds a task", *left_out]
+    if pairs:
+        parts.append(f"{comparison(pairs)} Of the {len(lines)} runs below {len(pairs)} are live, the others committed: "
+                     "the table of all settings says how many, how far off one is, and their seconds.")
     cell = lambda s: f"{s.score:.1f} ± {s.error:.1f}" + (f" ({s.seconds:.2f})" if s.config else "")
     cells = lambda method: [cell(of[method]) if method in of else "" for of in main.values()]
     parts.append(table([[method, *cells(method)] for method in rows], ["method", *groups]))
@@ -201,14 +218,47 @@ def text(lines, presets):
         parts.append(table([[method, *minus(method, "icl")] for method in others], ["minus ICL, 95%", *groups]))
     if differences := [(a, b) for a, b in PAIRS if {a, b} <= set(rows)]:
         parts.append(table([[f"{a} - {b}", *minus(a, b)] for a, b in differences], ["difference, 95%", *groups]))
-    details = [[world, method, words(varied(s, among)), f"{s.score:.1f} ± {s.error:.1f}", f"{s.seconds:.2f}",
-                shown(s.kl, ".3f"), shown(s.mean("n_trained"), ",.0f")]
-               for world, methods in groups.items() for method, among in methods.items() for s in among]
     header = ["world", "method", "setting", "score % ± s.e.", "s per task", "KL to Bayes", "trained"]
-    parts.append(table(details, header))
+    details = [[world, method, words(varied(s, among)), f"{s.score:.1f} ± {s.error:.1f}", f"{s.seconds:.2f}",
+                shown(s.kl, ".3f"), shown(s.mean("n_trained"), ",.0f"), *marks(s, pairs)]
+               for world, methods in groups.items() for method, among in methods.items() for s in among]
+    parts.append(table(details, header + ["live", "off by", "s live"] * bool(pairs)))
     parts += [f"{world}. {race(main[world]['ct_kv'], methods['ct_kv'], methods['ttt'])}"
               for world, methods in groups.items() if {"ct_kv", "ttt"} <= methods.keys()]
     return "\n\n".join(parts) + "\n"
+
+
+def marks(setting, pairs):
+    """Of a setting's live runs: how many of all, the largest distance from the committed scores, the median seconds."""
+    of = [(line, theirs) for line, theirs in pairs if any(line is own for own in setting.lines)]
+    if not of:
+        return ["", "", ""] if pairs else []
+    return [f"{len(of)} of {len(setting.lines)}", f"{max(abs(off(*pair)) for pair in of):.1f}",
+            f"{median(line['seconds'] for line, _ in of):.2f}"]
+
+
+def off(line, partner):
+    """Points that a run's score lies above that of its committed partner."""
+    return 100 * (line["score"] - partner["score"])
+
+
+def comparison(pairs):
+    """How many live runs have their committed score, where the farthest is, and if it is too far for rounding."""
+    differ = [pair for pair in pairs if abs(off(*pair)) > 1e-9]
+    said = f"{len(pairs) - len(differ)} of {len(pairs)} live runs have the score of their committed line"
+    if not differ:
+        return said + "."
+    line, theirs = max(differ, key=lambda pair: abs(off(*pair)))
+    said += (f"; the largest difference is {abs(off(line, theirs)):.1f} points, {line['method']} on {line['task']} of "
+             f"{line['world']}, {words(line['config'] | dict(seed=line['seed']))}: {100 * line['score']:.1f}, "
+             f"committed {100 * theirs['score']:.1f}")
+    share, points = ROUNDING
+    if len(differ) <= max(1, share * len(pairs)) and abs(off(line, theirs)) <= points:
+        return said + ". Another processor rounds differently, which does so much."
+    versions = " and ".join(dict.fromkeys(f"torch {l.get('torch')} on {l.get('device')}" for l in (line, theirs)))
+    return (f"WARNING: {said}. That is more than rounding on another processor does ({share:.0%} of runs, {points} "
+            f"points): look for another torch or device ({versions}), or for changes in the code of methods, worlds, "
+            "model or score.")
 
 
 def race(main, ours, theirs):
@@ -223,13 +273,12 @@ def race(main, ours, theirs):
     return said + f"CT-KV first reaches it in {seconds:.2f} s, {seconds / best.seconds:.2f} times the seconds."
 
 
-def report(lines, presets, folder):
+def report(lines, presets, folder, pairs=()):
     """Print the text, write it to table.md, and draw the figures if settings differ in n_step alone."""
-    folder = Path(folder)
-    written = text(lines, presets)
+    folder, (groups, left_out) = Path(folder), comparable(lines)
+    written = text(groups, left_out, presets, pairs)
     print(f"\n{written}")
     replace_file(folder / "table.md", written.encode())
-    groups = {world: methods for world, of in settings(lines).items() if (methods := in_common(of)[0])}
     if any(varied(s, of).keys() - {"n_step"} for methods in groups.values() for of in methods.values() for s in of):
         print(f"wrote table.md in {folder}")
         return  # a sweep over more than steps is no curve

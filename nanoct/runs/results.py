@@ -61,6 +61,13 @@ def n_core():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def compare(lines, committed):
+    """[(line, partner)] of the lines whose run the committed lines have too, and the other lines."""
+    of = {key(line): line for line in committed}
+    keys = [(line, key(line)) for line in lines]
+    return [(line, of[at]) for line, at in keys if at in of], [line for line, at in keys if at not in of]
+
+
 class Results:
     """A file of JSON lines. Opening it repairs a half-written last line; append() is durable line by line."""
 

@@ -18,7 +18,7 @@ from nanoct import cli
 from nanoct.benchmarks import nano
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
-from nanoct.reproduce import N_STEP, choose, configs, main, plan, read_settings
+from nanoct.reproduce import configs, main, plan, variants
 from nanoct.runs import plots, report, results
 from nanoct.weights import load_model, save_model
 
@@ -26,6 +26,10 @@ from nanoct.weights import load_model, save_model
 def line(method="icl", task="a", seed=0, score=0.5, seconds=1.0, config=None, world="strings", kl=0.1, k=10, wrong=0.0):
     return dict(model="m", world=world, pool="held_out", k=k, method=method, config=config or {}, task=task, seed=seed,
                 wrong=wrong, score=score, seconds=seconds, n_trained=0, kl=kl)
+
+
+def text_of(lines, presets, *pairs):
+    return report.text(*report.comparable(lines), presets, *pairs)
 
 
 @pytest.fixture(scope="module")
@@ -166,15 +170,15 @@ def test_rows_are_about_what_all_methods_did_and_the_rest_is_said():
     of = lambda method, scores: [line(method, t, seed, score=x) for (t, seed), x in scores.items()]
     every = {("a", 0): .2, ("a", 1): .4, ("b", 0): 1.0, ("b", 1): .9, ("c", 0): .6}
     ttt = {at: .5 for at in every if at[0] != "b"}
-    text = report.text(of("icl", every) + of("ttt", ttt) + of("lora", every), {})
+    text = text_of(of("icl", every) + of("ttt", ttt) + of("lora", every), {})
     assert ("strings: 2 of 5 (task, seed) are left out of all rows, as not every method could do them (ttt 2)." in text
             and "strings: 2 tasks" in text)
     cells = {row.split("|")[1].strip(): row.split("|")[2].split()[0] for row in text.splitlines()[::-1] if "± " in row
              and row.count("|") == 3}
     assert cells["icl"] == cells["lora"] == "40.0" and cells["ttt"] == "50.0"  # (.2 + .6) / 2, .4
-    assert "left out" not in report.text(of("icl", every) + of("lora", every), {})
+    assert "left out" not in text_of(of("icl", every) + of("lora", every), {})
     with pytest.raises(ValueError, match=r"no task that all methods did.*2 of 2 .*icl 1, ttt 1"):
-        report.text(of("icl", {("a", 0): 1}) + of("ttt", {("b", 0): 1}), {})
+        text_of(of("icl", {("a", 0): 1}) + of("ttt", {("b", 0): 1}), {})
 
 
 def test_lines_of_two_jobs_are_not_averaged():
@@ -198,33 +202,17 @@ def test_settings_are_a_product_and_typed():
     assert configs("icl", {}, {}) == configs("bayes_all", {}, {}) == [{}]
 
 
-def test_every_tuned_method_is_swept_over_as_many_settings():
-    swept = [method for method, module in METHODS.items() if hasattr(module, "SWEEP")]
-    counts = {method: len(configs(method, {}, {}, sweep=True)) for method in swept}
-    assert counts.keys() == METHODS.keys() - {"zero_shot", "icl"} and set(counts.values()) == {8}
-    for method, steps in N_STEP.items():
-        assert set(METHODS[method].SWEEP["n_step"]) <= set(steps)  # what is chosen lies on the curve
-
-
-def test_the_shipped_settings_are_what_the_shipped_sweep_chose():
-    lines = results.read(nano.FOLDER / "results" / "sweep.jsonl")
-    assert {line["pool"] for line in lines} == {"validation"}
-    assert choose(lines) == read_settings() and read_settings().keys() == nano.WORLDS.keys()
-
-
-def test_choose_takes_the_best_mean_over_tasks_of_each_world():
-    lines = [line("ct_kv", t, score=x, config=dict(lr=lr), world=w) for w, level in (("strings", .4), ("facts", .6))
-             for lr, scores in ((1, (.9, .1)), (2, (level, level))) for t, x in zip("ab", scores)]
-    # better, where it came to a result
-    lines += [line("ct_kv", "a", score=1.0, config=dict(lr=3), world="facts"), line("icl")]
-    assert choose(lines) == {"strings": {"ct_kv": dict(lr=1)}, "facts": {"ct_kv": dict(lr=2)}}
+def test_the_setting_that_was_chosen_lies_on_the_curve():
+    steps = lambda chosen: [config["n_step"] for config in configs("ct_kv", chosen, {})]
+    assert steps({}) == steps(dict(n_step=16)) == [4, 16, 64] and steps(dict(n_step=256)) == [4, 16, 64, 256]
+    assert [c["n_step"] for c in configs("lora", dict(n_step=7), {})] == [7]
 
 
 def test_plan_interleaves_the_worlds(model_folder):
     args = Namespace(world=["strings", "facts"], tasks={"strings": ["a", "b", "c"], "facts": ["d"]}, seeds=[0, 1],
-                     pool="p", k=None, methods=["icl", "bayes_all"], set={}, sweep=False, ablations=False,
-                     scaling=False, model=None)
-    runs = plan(args, {"strings": "S", "facts": "F"})
+                     pool="p", k=None, methods=["icl", "bayes_all"], set={}, ablations=False, scaling=False,
+                     model=None)
+    runs = plan(args, {"strings": "S", "facts": "F"}, variants(args))
     assert [(run["task"], run["seed"], run["method"]) for run in runs[:5]] == [
         ("a", 0, "icl"), ("a", 0, "bayes_all"), ("a", 1, "icl"), ("a", 1, "bayes_all"), ("d", 0, "icl")]
     of = {(run["world"], run["model"], run["k"]) for run in runs}
@@ -242,14 +230,14 @@ def test_race_compares_seconds_to_reach_the_others_best():
 
 def test_the_table_shows_the_preset_and_not_the_best():
     lines = [line("ct_kv", score=x, config=dict(n_step=n)) for n, x in [(4, .9), (8, .5), (16, .7)]]
-    row = report.text(lines, {"strings": {"ct_kv": dict(n_step=8)}}).splitlines()[4]
+    row = text_of(lines, {"strings": {"ct_kv": dict(n_step=8)}}).splitlines()[4]
     assert row.split("|")[2].split()[0] == "50.0"
 
 
 def test_differences_between_methods_are_paired_by_task():
     lines = [line(m, t, score=x) for m, scores in (("ct_kv", (.9, .5, .4)), ("ttt", (.6, .4, .2)))
              for t, x in zip("abc", scores)]
-    row = next(row for row in report.text(lines, {}).splitlines() if row.startswith("| ct_kv - ttt"))
+    row = next(row for row in text_of(lines, {}).splitlines() if row.startswith("| ct_kv - ttt"))
     assert "{:+.1f} ± {:.1f}".format(*report.interval([30, 10, 20])) in row and "prefix" not in row
 
 
@@ -257,7 +245,7 @@ def test_the_table_has_a_column_per_world():
     lines = [line(m, t, score=x + 0.1 * (t == "b"), world=w) for w, m, x in
              [("strings", "icl", .5), ("strings", "bayes_all", .7), ("facts", "icl", .3), ("facts", "zero_shot", .2)]
              for t in "ab"]
-    said = report.text(lines, {}).splitlines()
+    said = text_of(lines, {}).splitlines()
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in said[2:7] if row.startswith("|")]
     cells = {method: of_worlds for method, *of_worlds in rows}
     assert cells["method"] == ["strings", "facts"] and cells["icl"] == ["55.0 ± 5.0", "35.0 ± 5.0"]

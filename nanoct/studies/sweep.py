@@ -1,0 +1,125 @@
+"""The settings of every tuned method, chosen on validation tasks, which are neither trained on nor reported.
+
+    python -m nanoct.reproduce --sweep
+
+Each method starts with the product of its SWEEP, the same number of settings for all. Then the best of them, by the
+mean over tasks, gets the neighbours in lr and n_step that it lacks, and so on, until the best has them all: no choice
+stands at the edge of what was tried. A grid is extended by at most EXTEND values to each side, in its own ratio.
+TTT+CT-KV takes TTT's settings as they were chosen, as in the paper, and only CT-KV's part of it is swept.
+"""
+
+import json
+from dataclasses import fields
+from itertools import product
+from pathlib import Path
+
+from nanoct import cli
+from nanoct.files import replace_file
+from nanoct.methods import METHODS
+from nanoct.runs.report import complete, difference, settings, table, varied, words
+from nanoct.runs.results import distinct
+
+N_TASK = 16  # of the validation pool of each world
+EXTEND = dict(lr=3, n_step=1)  # more steps cost more
+AFTER = {"ttt_ct_kv": "ttt"}  # method -> the one whose settings are a part of its own
+
+
+def grid(method, overridden, chosen):
+    """The configs that a method starts with; chosen: {method: config} of this world, overridden: {field: [texts]}."""
+    first, names = AFTER.get(method), {f.name for f in fields(METHODS[method].Config)}
+    own = lambda name: f"{first}_{name}" if f"{first}_{name}" in names else name
+    values = {own(name): [value] for name, value in chosen.get(first, {}).items()}
+    values |= getattr(METHODS[method], "SWEEP", {})
+    return distinct(cli.configs(method, METHODS[method].Config, values, overridden))
+
+
+def choose(lines):
+    """{world: {method: config}} of the highest mean score; of equal ones that with fewer steps, then the lower lr."""
+    best = lambda among: max(complete(among), key=lambda s: s.score).config
+    return {world: {method: best(among) for method, among in methods.items() if among[0].config}
+            for world, methods in settings(lines).items()}
+
+
+def neighbours(best, tried, start):
+    """The configs beside the best in lr and n_step that were not tried; `start`: those tried first."""
+    found = []
+    for (name, most), end in product(EXTEND.items(), (max, min)):
+        axis = sorted({config[name] for config in tried if name in config}, reverse=end is min)  # outwards
+        if len(axis) < 2 or min(axis) <= 0:
+            continue  # it is not swept, or by no ratio
+        if axis[-1] == best[name] and len(axis) - 1 - axis.index(end(config[name] for config in start)) < most:
+            axis.append(beyond(axis))
+        if best[name] != axis[-1]:
+            found.append(best | {name: axis[axis.index(best[name]) + 1]})
+    return [config for config in found if config not in tried]
+
+
+def beyond(values):
+    """The next value of a grid in its ratio; behind 1, 3, 10 comes 30. Steps are whole, and 1 at least."""
+    found = values[-1] * values[-2] / values[-3] if len(values) > 2 else values[-1] ** 2 / values[-2]
+    return max(1, round(found)) if isinstance(values[-1], int) else float(f"{found:.2g}")
+
+
+def search(worlds, methods, overridden, presets, do):
+    """All lines of the sweep, and {(world, method): the configs at its start}.
+
+    do({(world, method): configs}) -> lines; overridden: {method: {field: [texts]}}; presets: {world: {method: config}},
+    for a method that is part of another and is not swept itself.
+    """
+    for method in methods:
+        if fields(METHODS[method].Config) and not hasattr(METHODS[method], "SWEEP"):
+            print(f"{method} has no SWEEP, the values worth trying: it runs at its defaults.")
+    start, tried, lines = {}, {}, []
+    for is_after in (False, True):
+        best = choose(lines)
+        todo = {(world, method): grid(method, overridden.get(method, {}), presets.get(world, {}) | best.get(world, {}))
+                for world, method in product(worlds, methods) if (method in AFTER) == is_after}
+        start |= todo
+        while todo:
+            tried = {at: tried.get(at, []) + todo.get(at, []) for at in start}
+            lines += do(todo)
+            best = choose(lines)
+            beside = {(world, method): neighbours(best[world][method], tried[world, method], start[world, method])
+                      for world, method in todo if method in best.get(world, {})}
+            todo = {at: configs for at, configs in beside.items() if configs}
+    return lines, start
+
+
+def text(lines, start):
+    """Every setting in Markdown, a table a world, with its paired difference to the chosen one."""
+    groups, chosen = settings(lines), choose(lines)
+    tasks = {world: len({line["task"] for line in lines if line["world"] == world}) for world in groups}
+    parts = ["validation pool; " + "; ".join(f"{world}: {n} tasks" for world, n in tasks.items())
+             + ". The chosen setting is bold, the highest mean. The difference to it is paired by task, with its 95% "
+             "interval; a tie is one whose interval holds 0. Added are neighbours of what was best; all methods had "
+             f"{max(map(len, start.values()))} settings before."]
+    for world, methods in groups.items():
+        rows, at_edge = [], []
+        for method, among in methods.items():
+            best = next((s for s in among if s.config == chosen[world].get(method)), None)
+            for s in among:
+                cells = [words(varied(s, among)), f"{s.score:.1f} ± {s.error:.1f}"]
+                marks = ["added"] * (s.config not in start[world, method])
+                if best and s is not best and len(s.lines) == len(best.lines):
+                    centre, half = s.minus(best)
+                    marks = ["tie"] * (abs(centre) <= half) + marks
+                if s is best:
+                    cells = [f"**{cell}**" for cell in cells]
+                rows.append([method, *cells, difference(s, best) if best and s is not best else "", ", ".join(marks)])
+            values = {name: [s.config[name] for s in among] for name in EXTEND if name in varied(among[0], among)}
+            at_edge += [f"{method} {name}={best.config[name]}" for name, of in values.items()
+                        if best.config[name] in (min(of), max(of))]
+        parts.append(table(rows, [world, "setting", "score % ± s.e.", "minus the chosen", ""]))
+        if at_edge:
+            parts.append(f"{world}: at the edge still, as a grid is extended so far and no farther: "
+                         f"{', '.join(at_edge)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def report(lines, start, folder):
+    """Write what was chosen to settings.json; print the text and write it to sweep.md."""
+    written = text(lines, start)
+    print(f"\n{written}")
+    replace_file(Path(folder) / "sweep.md", written.encode())
+    replace_file(Path(folder) / "settings.json", (json.dumps(choose(lines), indent=1) + "\n").encode())
+    print(f"wrote sweep.md and settings.json in {folder}")
