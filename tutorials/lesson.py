@@ -15,10 +15,10 @@ from nanoct.runs.plots import style
 
 QUICK = os.environ.get("NANOCT_QUICK") == "1"
 torch.set_num_threads(1)  # the embedded models are so small that a second thread makes them slower
-if "ipykernel" not in sys.modules:
-    import matplotlib
+if "ipykernel" in sys.modules:  # figures stand under their cell; a script shows none, as nanoct.runs.plots has it
+    from IPython import get_ipython
 
-    matplotlib.use("Agg")  # as a script: figures are drawn and not shown
+    get_ipython().run_line_magic("matplotlib", "inline")
 
 import matplotlib.pyplot as plt  # noqa: E402
 
