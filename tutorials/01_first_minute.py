@@ -13,8 +13,8 @@
 # | | |
 # |---|---|
 # | time | ten minutes to read, about one to run on two cores |
-# | needed | this repository, no GPU; Python and PyTorch, no more |
-# | download | nothing is downloaded: the model comes with the repository and has 1.8 MB |
+# | needed | this repository, installed; no GPU |
+# | download | nothing is downloaded: the model, under 2 MB, comes with the repository |
 #
 # *In Colab:* upload this notebook, and run this before its first cell, with the address of the repository in place of
 # ADDRESS:
@@ -43,7 +43,7 @@ print(f"{sum(p.numel() for p in model.parameters()):,} weights in {model.config.
 # %% [markdown]
 # ## Ten examples
 # Every task hides one rule. The tasks below are *held out*: the model saw none of these rules in training. Here are the
-# ten examples of the first one. **What is the rule?**
+# ten examples of the first one, which the code calls *demos*. **What is the rule?**
 
 # %%
 unseen = nano.WORLDS["strings"].pools()["held_out"]
@@ -94,7 +94,7 @@ compare(task, {"ICL": read})
 # CT-KV starts from the same cache and asks the examples themselves. Each of them becomes a question: its own entries
 # are hidden, the others must do. The gradient of the error goes into the keys and values, and into nothing else.
 #
-# How much can a few steps gain? The model will not change by one bit.
+# The model will not change by one bit.
 
 # %%
 config = ct_kv.Config(**nano.read_settings()["strings"]["ct_kv"])
@@ -106,8 +106,14 @@ tuned = ct_kv.adapt(model, task, config, progress=lambda step, loss: losses.appe
 assert fingerprint(model) == before  # every weight, bit by bit
 print(f"loss on the examples: {losses[0]:.2f} at the first step, {losses[-1]:.2f} at the last")
 
+# %% [markdown]
+# The same questions again. **How many of them will the tuned memory get right?** Type a number.
+
 # %%
+my_guess = 30
+
 compare(task, {"ICL": read, "CT-KV": tuned})
+print(f"you said {my_guess}")
 
 # %% [markdown]
 # ## What was tuned
