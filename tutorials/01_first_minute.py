@@ -155,7 +155,7 @@ print(f"CT-KV is ahead on {ahead} of {len(six)}; you said {my_guess}")
 
 # %% [markdown]
 # Tasks differ more than methods do. So we take the **difference on each task**, and ask how sure its mean is: that is a
-# *paired* comparison. Its *95% interval* would hold the true mean in 95 of 100 such studies. With six tasks it is wide.
+# *paired* comparison. Its *interval* would hold the true mean in 95 of 100 such studies. With six tasks it is wide.
 # Four times as many tasks halve it, or nearly.
 
 # %%
@@ -208,9 +208,8 @@ with breaks("the questions are the examples"):
 
 # %% [markdown]
 # ## Your own rule
-# Now the model is yours to test. Write a rule as a Python function. It gets a string of three to six letters from `a`
-# to `p`, and must return one to twelve of these letters. Run the next three cells, then change the rule and run them
-# again.
+# Now the model is yours to test. Write a rule as a Python function. It gets a short string of the letters `a` to `p`,
+# and must return one to twelve of them. Run the next three cells, then change the rule and run them again.
 
 # %%
 def rule(s):

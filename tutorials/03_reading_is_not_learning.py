@@ -55,6 +55,7 @@ name = pools["held_out"][1]
 demos, queries = world.examples(name, seed=0, k=16, n_query=few(40, 4))
 for k in range(1, few(9, 3)):
     left = bayes.posterior(world, demos[:k], "all")
+    assert name in left  # the true rule is never struck
     x, y = demos[k - 1]
     print(f"{x:>8} → {y:12} {len(left):3} left: {', '.join(sorted(left)[:3])}{' …' if len(left) > 3 else ''}")
 print(f"the rule: {name}; you said {my_guess} examples")
@@ -95,9 +96,13 @@ rng, of_training = random.Random(0), {}
 while len(of_training) < few(24, 1):
     of_training[world.draw_name(rng, pools["train"])] = None
 rules = {"training": list(of_training), "unseen": pools["held_out"][: few(None, 1)]}
-print({pool: names[:3] for pool, names in rules.items()})
+for pool, names in rules.items():
+    print(f"{len(names)} {pool} rules: {', '.join(names[:3])} …")
 
+# %% [markdown]
+# One function asks all three readers: ICL, and Bayes with either list.
 
+# %%
 def scores(name, k, wrong=0.0):
     """Right answers of ICL and of both ideal readers, in percent; wrong: the share of examples with a false answer."""
     task = nano.make_task("strings", name, tokenizer, seed=0, k=k, n_query=few(40, 4), wrong=wrong)
@@ -108,6 +113,9 @@ def scores(name, k, wrong=0.0):
         predicted = bayes.predictives(world, demos, queries, which)
         found[f"bayes_{which}"] = bayes.evaluate(world, predicted, queries).score
     return {who: 100 * score for who, score in found.items()}
+
+
+print({who: round(score) for who, score in scores(name, few(4, 2)).items()}, "for", name)
 
 # %% [markdown]
 # **How many points will ICL lie below the ideal reader, with sixteen examples?** On rules of training the reader with
@@ -226,7 +234,7 @@ with breaks("a rule with a new name, and nothing else new"):
 # %% [markdown]
 # ## Change next
 # - **More examples.** Put 24 into `ks`. Does the gap close with more reading?
-# - **Fewer liars, more liars.** Put 0.1 or 0.5 in place of 0.25. When does the ideal reader give in?
+# - **Fewer liars, more liars.** Change the 0.25. When does the ideal reader give in?
 # - **Does tuning help against liars?** Give `ct_kv.adapt` the tasks with `wrong=0.25`.
 #
 # Next: [04, a context is a parameter](04_a_context_is_a_parameter.ipynb).
