@@ -42,12 +42,26 @@ def notebook(file):
     return book
 
 
+def joined(outputs):
+    """Outputs of a cell with what it printed in one piece each time: where a kernel cuts it is chance."""
+    found = []
+    for output in outputs:
+        if found and output.output_type == "stream" and found[-1].get("name") == output.name:
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
+
+
 def main():
     for file in sources(sys.argv[1:]):
         start, book = time.perf_counter(), notebook(file)
         NotebookClient(book, timeout=900, kernel_name="python3", record_timing=False,
                        resources={"metadata": {"path": str(FOLDER)}}).execute()
         book.metadata["language_info"] = {"name": "python"}  # the kernel adds its version
+        for cell in book.cells:
+            if cell.cell_type == "code":
+                cell.outputs = joined(cell.outputs)
         nbformat.write(book, file.with_suffix(".ipynb"))
         print(f"{file.stem}: {time.perf_counter() - start:.0f} seconds", flush=True)
 
