@@ -71,16 +71,16 @@ print(f"you: {my_guess}\nthe rule: {task.name}")
 # answered from it. A ✗ marks a wrong answer.
 
 # %%
-from nanoct import demo as first
+from nanoct.demo import answers
 from nanoct.methods import ct_kv, icl
 from nanoct.score import evaluate
 
 
 def compare(task, memories):
-    said = {name: first.answers(one, task, tokenizer) for name, one in memories.items()}
+    said = {name: answers(one, task.queries[:5], tokenizer) for name, one in memories.items()}
     right = {name: evaluate(one, task).per_query for name, one in memories.items()}
     print("".join(f"{head:15}" for head in ("question", "right", *memories)).rstrip())
-    for i, query in enumerate(task.queries[: first.N_SHOWN]):
+    for i, query in enumerate(task.queries[:5]):
         marked = [said[name][i] + ("" if right[name][i] else " ✗") for name in memories]
         print("".join(f"{cell:15}" for cell in (text(query.x), text(query.y), *marked)).rstrip())
     print("; ".join(f"{name}: {sum(r)} of {len(r)} right" for name, r in right.items()))
