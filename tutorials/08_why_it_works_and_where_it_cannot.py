@@ -43,7 +43,8 @@ print("before each flip:", [f"{p:.2f}" for p in Beta().bayes(flips)[0]])
 
 # %% [markdown]
 # We score by *regret*: how much worse a player's predictions were than those of someone who was told the coin. It is
-# a sum over the flips, in nats, and 0 is perfect. Two more bags hold fewer coins. Let each have its own best player,
+# a sum over the flips, in nats, the unit of natural logarithms, and 0 is perfect. Two more bags hold fewer coins. Let
+# each have its own best player,
 # who knows the bag, and let the player of the training bag play there too.
 
 # %%
