@@ -1,13 +1,13 @@
 # %% [markdown]
-# # The step: k pairs, one row
+# # 05 · The step: k pairs, one row
 #
 # **The claim: one packed row gives the loss and the gradient of k padded rows, to ten digits, for fewer tokens.**
 #
 # CT-KV trains what a model remembers of k demonstrations. Every step asks all k of them back as questions, and no
 # question may look at its own demonstration. The obvious way to do so takes k rows and k copies of the memory. This
-# lesson shows the other way. It fits in one picture, and the picture is a mask.
+# tutorial shows the other way. It fits in one picture, and the picture is a mask.
 #
-# *One minute on a laptop. You need to know what a KV cache is (lesson 02). Nothing is downloaded. In Colab: clone the
+# *One minute on a laptop. You need to know what a KV cache is (tutorial 02). Nothing is downloaded. In Colab: clone the
 # repository, run `pip install --no-deps -e .` in it, and open this notebook.*
 
 # %%
@@ -397,5 +397,5 @@ print(f"\n{sum(part.numel() for part in theirs.stack()):,} trained numbers, all 
 #
 # - Set the dropout of the picture to 0, then to 0.5, and draw it again.
 # - Give the four demos a longer instruction. Where does it stand in the mask, and who may see it?
-# - Hide demo i + 1 from pair i in `my_visible`. Which assert fires? The next lesson asks whether the score would.
+# - Hide demo i + 1 from pair i in `my_visible`. Which assert fires? The next tutorial asks whether the score would.
 # - Read `nanoct/methods/ct_kv.py`. It is `my_ct_kv` with an adapter and its error messages.

@@ -1,13 +1,13 @@
 # %% [markdown]
-# # How tuning cheats
+# # 06 · How tuning cheats
 #
 # **The claim: a question that peeks at its own answer is seen exactly in a gradient, and hardly in the score.**
 #
 # CT-KV trains on k demonstrations, and the answers that it trains on also stand in the context that it trains. So there
 # is a short way to a low loss: copy. Who copies has learned nothing. Yet the loss falls, and the score may look fine.
-# This lesson builds a detector that answers with a zero or with no zero.
+# This tutorial builds a detector that answers with a zero or with no zero.
 #
-# *Two minutes on a laptop. You need to know the row and its mask (lesson 05). Nothing is downloaded. In Colab: clone
+# *Two minutes on a laptop. You need to know the row and its mask (tutorial 05). Nothing is downloaded. In Colab: clone
 # the repository, run `pip install --no-deps -e .` in it, and open this notebook.*
 
 # %%
@@ -316,8 +316,8 @@ for see in BUGS:
 # <details><summary>Answer</summary>
 #
 # No. It proves one thing, that no pair uses its own demo. A mask that hides everything would pass too, which is why the
-# lesson also asserts that nothing *beside* the diagonal is 0. Wrong positions or shifted targets need other checks:
-# lesson 05 compares with a slow version.
+# tutorial also asserts that nothing *beside* the diagonal is 0. Wrong positions or shifted targets need other checks:
+# tutorial 05 compares with a slow version.
 #
 # </details>
 #

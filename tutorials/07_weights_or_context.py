@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Weights or context, and the bill
+# # 07 · Weights or context: TTT, LoRA, and the bill
 #
 # **The claim: no method changes a bit of the model, and the bill of each is known before it runs. For a pass over k
 # demonstrations TTT runs tokens in proportion to k², CT-KV to k.**
@@ -8,7 +8,7 @@
 # Both leave the model alone, and you will check that by a hash of all of its bits. Then you read two bills, one in
 # points and one in milliseconds, and predict the last line of the second before the machine prints it.
 #
-# *Two minutes on a laptop, most of them in two cells. You need to know what CT-KV trains (lesson 05). Nothing is
+# *Two minutes on a laptop, most of them in two cells. You need to know what CT-KV trains (tutorial 05). Nothing is
 # downloaded. In Colab: clone the repository, run `pip install --no-deps -e .` in it, and open this notebook.*
 
 # %%
@@ -134,7 +134,7 @@ centre, half = minus("ct_kv", "lora")
 claim(centre - half > 0, f"CT-KV is {centre:.1f} ± {half:.1f} points above LoRA, which never sees two demos together")
 
 # %% [markdown]
-# An interval of one world says nothing of another. On real words the order may differ; lesson 09 measures it.
+# An interval of one world says nothing of another. On real words the order may differ; tutorial 09 measures it.
 #
 # ## The bill in FLOPs
 #
