@@ -112,6 +112,12 @@ def replace_file(path, content) -> Path:
     return Path(path)
 
 
+def publish(text, path):
+    """Write a text to a file, whole, and then print it: a reader who leaves early, such as head, costs nothing."""
+    replace_file(path, text.encode())
+    print(f"\n{text}")
+
+
 @contextmanager
 def lock(folder):
     """with lock(folder): this process alone is in such a block of that folder. ValueError if another one is."""

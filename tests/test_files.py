@@ -120,3 +120,13 @@ def test_a_folder_is_locked_until_its_process_ends(tmp_path):
         other.wait()
     with lock(tmp_path):
         pass
+
+
+def test_what_is_published_is_written_though_nobody_reads_it(tmp_path, monkeypatch):
+    def gone(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", gone)
+    with pytest.raises(BrokenPipeError):
+        files.publish("± 1", tmp_path / "new" / "table.md")
+    assert (tmp_path / "new" / "table.md").read_text(encoding="utf-8") == "± 1"

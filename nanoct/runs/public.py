@@ -6,7 +6,7 @@ All rows of a table are about the same tasks and seeds. Averages, errors and dif
 from statistics import median
 
 from nanoct.benchmarks.presets import PUBLISHED, SETTINGS
-from nanoct.files import replace_file
+from nanoct.files import publish
 from nanoct.runs.report import PAIRS, Setting, chosen, complete, difference, in_common, settings, shown, table, varied
 from nanoct.runs.report import words as words_of
 
@@ -59,7 +59,7 @@ def report(lines, args, constants, timed=()):
         parts.append(table(pairs, ["difference", "points, 95%"]))
     parts.append(by_task(floors, main))
     single = all(len(among) == 1 for among in methods.values())
-    write("\n\n".join(parts) + "\n", args.out / f"{'table' if single else 'settings'}.md")
+    publish("\n\n".join(parts) + "\n", args.out / f"{'table' if single else 'settings'}.md")
     draw({args.benchmark: methods}, main, args.out)
 
 
@@ -112,7 +112,7 @@ def report_sweep(lines, args):
     n_task, names = len({line["task"] for line in lines}), ", ".join(map(str, args.seeds))
     head = (f"{args.benchmark}, {args.model}: {n_task} tasks of the {args.pool} pool, k = {args.k or 'all'}, demos of "
             f"seed {names}; differences are over the runs that both have")
-    write(f"{head}\n\n{table(rows, header)}\n", args.out / "sweep.md")
+    publish(f"{head}\n\n{table(rows, header)}\n", args.out / "sweep.md")
 
 
 def report_ablations(lines, args, rows):
@@ -125,10 +125,5 @@ def report_ablations(lines, args, rows):
               for name, s in named.items()]
     head = (f"{args.benchmark}, {args.model}: {len(args.tasks)} tasks of the {args.pool} pool, k = {args.k or 'all'}, "
             f"demos of seed {', '.join(map(str, args.seeds))}; score % ± s.e. over tasks")
-    write(f"{head}\n\n{table(cells, ['CT-KV with a change', 'score', 'minus CT-KV, 95%'])}\n",
+    publish(f"{head}\n\n{table(cells, ['CT-KV with a change', 'score', 'minus CT-KV, 95%'])}\n",
           args.out / "ablations.md")
-
-
-def write(text, path):
-    print(f"\n{text}")
-    replace_file(path, text.encode())

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import NormalDist, mean, median, stdev
 
 from nanoct.benchmarks.nano import WORLDS
-from nanoct.files import replace_file
+from nanoct.files import publish
 from nanoct.methods import METHODS
 
 PAIRS = [("ct_kv", "ttt"), ("ct_kv", "prefix_tuning"), ("ct_prompt", "prompt_tuning"), ("dora", "lora"),
@@ -277,8 +277,7 @@ def report(lines, presets, folder, pairs=()):
     """Print the text, write it to table.md, and draw the figures if settings differ in n_step alone."""
     folder, (groups, left_out) = Path(folder), comparable(lines)
     written = text(groups, left_out, presets, pairs)
-    print(f"\n{written}")
-    replace_file(folder / "table.md", written.encode())
+    publish(written, folder / "table.md")
     if any(varied(s, of).keys() - {"n_step"} for methods in groups.values() for of in methods.values() for s in of):
         print(f"wrote table.md in {folder}")
         return  # a sweep over more than steps is no curve

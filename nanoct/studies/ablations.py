@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from nanoct.fewshot import encode_context, noise_like
-from nanoct.files import replace_file
+from nanoct.files import publish
 from nanoct.methods import ct_kv
 from nanoct.runs.report import Setting, table
 
@@ -96,8 +96,7 @@ def report(lines, folder):
     rows = [[f"{method}, {wrong:.0%} wrong", *cells(method, wrong)] for method in ("icl", "ct_kv") for wrong in WRONG]
     parts.append(table(rows, ["labels of demos", *found]))
     written = "\n\n".join(parts) + "\n"
-    print(f"\n{written}")
-    replace_file(folder / "ablations.md", written.encode())
+    publish(written, folder / "ablations.md")
     from nanoct.runs import plots  # matplotlib is slow to import
 
     plots.ablations(found, folder / "ablations.png")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.benchmarks.nano import FOLDER, WORLDS, make_task
 from nanoct.fewshot import concatenate
-from nanoct.files import replace_file
+from nanoct.files import publish, replace_file
 from nanoct.methods import ct_prompt
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos
@@ -91,5 +91,4 @@ def main():
     rows = [[f"{variant}, {when}", *(cell(world, variant, when) for world in args.world)]
             for variant in HIDDEN for when in ("before", "after")]
     written = f"Demos retrieved, % ± s.e. over {args.tasks} held-out tasks\n\n" + table(rows, ["", *args.world]) + "\n"
-    print(f"\n{written}")
-    replace_file(folder / "leak.md", written.encode())
+    publish(written, folder / "leak.md")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from nanoct.fewshot import Demo, Task
-from nanoct.files import replace_file
+from nanoct.files import publish, replace_file
 from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs.report import settings, table
@@ -98,8 +98,7 @@ def report(lines, timed, folder):
     parts.append(f"One pass over k demos of {N_TOKEN} tokens, milliseconds, and the fit a·k + b·k²")
     parts.append(table(rows, ["model", "method", *(f"k = {k}" for k in K), "a", "b", f"share of b·k² at {max(K)}"]))
     written = "\n\n".join(parts) + "\n"
-    print(f"\n{written}")
-    replace_file(folder / "scaling.md", written.encode())
+    publish(written, folder / "scaling.md")
     from nanoct.runs import plots  # matplotlib is slow to import
 
     plots.scaling(by_k, timed, folder / "scaling.png")

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 
 from nanoct import cli
-from nanoct.files import replace_file
+from nanoct.files import publish, replace_file
 from nanoct.methods import METHODS
 from nanoct.runs.report import complete, difference, settings, table, varied, words
 from nanoct.runs.results import distinct
@@ -119,7 +119,6 @@ def text(lines, start):
 def report(lines, start, folder):
     """Write what was chosen to settings.json; print the text and write it to sweep.md."""
     written = text(lines, start)
-    print(f"\n{written}")
-    replace_file(Path(folder) / "sweep.md", written.encode())
+    publish(written, Path(folder) / "sweep.md")
     replace_file(Path(folder) / "settings.json", (json.dumps(choose(lines), indent=1) + "\n").encode())
     print(f"wrote sweep.md and settings.json in {folder}")
