@@ -30,6 +30,7 @@ import math
 import random
 import time
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -71,7 +72,7 @@ class Rows(Dataset):
 
     def __init__(self, world, tokenizer, config, pool="train"):
         self.world, self.tokenizer, self.config, self.pool = world, tokenizer, config, pool
-        self.encode = getattr(world, "encode", nano.encode)
+        self.encode = getattr(world, "encode", None) or partial(nano.encode, delimiter=world.delimiter)
 
     def __len__(self):
         return self.config.n_step
