@@ -2,14 +2,15 @@
 
     python -m nanoct.pretrain                       # strings, into results/nano/strings; started again, it goes on
     python -m nanoct.pretrain --world grids --init weights/nano/strings     # from another world's weights
+    python -m nanoct.pretrain --world lexicon --row 91 --n-token 2912 --lr 1e-3 --n-warmup 100 --n-step 3000 --decay .1
     python -m nanoct.reproduce --model results/nano
     python -m nanoct.pretrain --world arc --data data/arc --init meta-llama/Llama-3.2-1B-Instruct \\
         --lr 1e-5 --n-step 8000 --row 4096 --n-token 16384 --out results/arc-1b    # the model of the paper's ARC column
 
-A row is `<s> x = y ; x = y ; …`, one episode of the world's training pool with as many examples as fit. The
-loss is the mean cross-entropy of every answer token, so answer number i is a k-shot prediction with k = i:
-one row trains every k at once (MetaICL, arXiv 2110.15943). Nothing of the held-out pool is ever drawn. All
-worlds share one vocabulary, so weights of one can start another; tokens that are new keep random embeddings.
+A row is `<s> x = y ; x = y ; …`, without "=" in lexicon: one episode of the world's training pool with as many
+examples as fit. The loss is the mean cross-entropy of every answer token, so answer number i is a k-shot prediction
+with k = i: one row trains every k at once (MetaICL, arXiv 2110.15943). Nothing of the held-out pool is ever drawn.
+All worlds share one vocabulary, so weights of one can start another; tokens that are new keep random embeddings.
 With --world arc a row is an augmented training task of ARC-AGI-1 (benchmarks/arc.py), in the format of the benchmark,
 and what is trained is a public model with its own tokenizer; the settings above are ours, as the paper gives none.
 
@@ -30,6 +31,7 @@ import math
 import random
 import time
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -71,7 +73,7 @@ class Rows(Dataset):
 
     def __init__(self, world, tokenizer, config, pool="train"):
         self.world, self.tokenizer, self.config, self.pool = world, tokenizer, config, pool
-        self.encode = getattr(world, "encode", nano.encode)
+        self.encode = getattr(world, "encode", None) or partial(nano.encode, delimiter=world.delimiter)
 
     def __len__(self):
         return self.config.n_step

@@ -154,7 +154,7 @@ def work(run, progress=None):
     measured, adapted = measure(model, task, method, run["config"], run["seed"], progress, MODULES[method])
     queries, predicted = ceiling(name, *of_task, "all")
     with finite(method, run["task"]):
-        kl = bayes.divergence(adapted, predicted, [{y: encode(tokenizer, x, y) for y in p}
+        kl = bayes.divergence(adapted, predicted, [{y: encode(tokenizer, x, y, world.delimiter) for y in p}
                                                    for (x, _, _), p in zip(queries, predicted)])
     check_finite(method, task, [kl])
     return dict(run, kl=round(kl, 4), **measured)

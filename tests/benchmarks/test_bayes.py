@@ -103,23 +103,18 @@ def test_functions_are_drawn_with_their_prior(world):
 
 
 def test_attributes_are_drawn_with_their_prior(monkeypatch):
-    """The prior is that of episodes with animals for labels; a quarter of all names its attribute."""
+    """The prior is that of episodes with animals for labels; half of all name their attribute."""
     drawn = []
     monkeypatch.setattr(lexicon, "sentences", lambda name, labels, rng: drawn.append((name, labels)))
     rng = random.Random(0)
-    for _ in range(12000):
+    for _ in range(6000):
         LEXICON.episode(rng)
-    unnamed = [(name, sorted(labels).index(labels[0])) for name, labels in drawn if set(labels) <= set(lexicon.ANIMALS)]
+    unnamed = [(name, labels) for name, labels in drawn if set(labels) <= set(lexicon.ANIMALS)]
     named = Counter((name, *labels) for name, labels in drawn if not set(labels) <= set(lexicon.ANIMALS))
-    assert_frequencies(named, {(pair[0], *(f" {label}" for label in pair)): 1 / 6 for pair in lexicon.ATTRIBUTES})
-    assert abs(len(unnamed) / len(drawn) - 0.75) < 0.02
-    expected = {h: exp(p) for h, p in LEXICON.prior("training").items()}
-    assert_frequencies(Counter(unnamed), expected)
-    n_attribute = lambda h: (h[0].count("+") + 1, h[1])
-    sums = Counter()
-    for h, p in expected.items():
-        sums[n_attribute(h)] += p
-    assert_frequencies(Counter(map(n_attribute, unnamed)), sums)
+    assert_frequencies(named, {(pair[0], *(f" {label}" for label in pair)): 1 / 4 for pair in lexicon.ATTRIBUTES})
+    assert abs(len(unnamed) / len(drawn) - 0.5) < 0.03
+    hypotheses = Counter((name.removesuffix(" renamed"), sorted(labels).index(labels[0])) for name, labels in unnamed)
+    assert_frequencies(hypotheses, {h: exp(p) for h, p in LEXICON.prior("training").items()})
 
 
 def test_relations_are_drawn_with_their_prior():
@@ -140,76 +135,57 @@ def test_relations_are_drawn_with_their_prior():
 
 
 def test_lexicon_prior_by_hand():
-    """Four kinds, the labels either way round: 236 of attributes, 60 ANDs, 15 XORs, all halves as one.
-
-    With animals for labels a third of the first kind is one attribute, and two ninths each are two, three and four.
-    """
+    """Five kinds, the labels either way round: 4 attributes, 24 ANDs, 11 XORs, 16 of most, all halves as one."""
     training, all_ = LEXICON.prior("training"), LEXICON.prior("all")
-    assert len(training) == 2 * (6 + 30 + 80 + 120) and len(all_) == 2 * (236 + 60 + 15 + 1)
-    names, shares = ["big", "big+cold", "big+cold+loud", "big+cold+loud+old"], [1 / 36, 1 / 270, 1 / 720, 1 / 1080]
-    assert [exp(training[name, 0]) for name in names] == pytest.approx(shares)
-    assert [exp(all_[name, 0]) for name in names] == pytest.approx([p / 4 for p in shares])
-    shares = [exp(all_[name, 1]) for name in ("alive and not hot", "alive xor hot", "half")]
-    assert shares == pytest.approx([1 / 480, 1 / 120, 1 / 8])
+    assert len(training) == 2 * 4 and len(all_) == 2 * (4 + 24 + 11 + 16 + 1)
+    assert [exp(p) for p in training.values()] == pytest.approx([1 / 8] * 8)
+    names = ["big", "alive and not hot", "alive xor hot", "most of alive, big, not hot", "half"]
+    assert [exp(all_[name, 1]) for name in names] == pytest.approx([1 / 40, 1 / 240, 1 / 110, 1 / 160, 1 / 10])
     assert sum(map(exp, training.values())) == pytest.approx(1) == sum(map(exp, all_.values()))
 
 
 def test_lexicon_fit_by_hand():
-    """ral is dead, small, cold, slow, quiet, old; san is alive and new instead; vel is alive, big and hot instead."""
-    assert [lexicon.bits(word) for word in (" ral", " san", " vel")] == [
-        (0, 0, 0, 0, 0, 0), (1, 0, 0, 0, 0, 1), (1, 1, 1, 0, 0, 0)]
+    """ral is dead, small, cold, slow; san is alive instead; vel is alive, big and hot instead."""
+    assert [lexicon.bits(word) for word in (" ral", " san", " vel")] == [(0, 0, 0, 0), (1, 0, 0, 0), (1, 1, 1, 0)]
     # hypothesis (·, 0) calls its first class the cat: it sorts first
     fit = lambda h, *pairs: LEXICON.fit(h, pairs, LABELS)
     half, cat, dog = log(2), (" san vel san", " cat"), (" san vel san", " dog")
-    assert fit(("alive", 0), cat) == (0, pytest.approx(-half - 3 * log(64)))
-    assert fit(("alive", 1), dog) == (0, pytest.approx(-half - 3 * log(64)))
+    assert fit(("alive", 0), cat) == (0, pytest.approx(-half - 3 * log(48)))
+    assert fit(("alive", 1), dog) == (0, pytest.approx(-half - 3 * log(48)))
     # noise says nothing of classes
     assert fit(("alive", 0), dog) == fit(("alive", 1), cat) == (3, pytest.approx(-half))
-    assert fit(("big", 0), cat) == (2, pytest.approx(-half - log(64)))
-    assert fit(("alive and not hot", 0), cat) == (1, pytest.approx(-half - 2 * log(32)))
-    assert fit(("alive and not hot", 1), cat) == (2, pytest.approx(-half - log(96)))
-    assert fit(("alive xor new", 0), cat, dog) == (2 + 1, pytest.approx(-2 * half - 3 * log(64)))
-    # vel is alive and hot: in neither class
-    assert fit(("alive+cold", 0), cat) == (1, pytest.approx(-half - 2 * log(32)))
-    assert fit(("alive+cold", 1), dog) == (1, pytest.approx(-half - 2 * log(32)))
-    assert fit(("alive+cold", 1), cat) == (3, pytest.approx(-half))  # san is in the other class, vel in neither
-    # the second class
-    assert fit(("alive+big", 0), (" ral vel ral", " dog")) == (1, pytest.approx(-half - 2 * log(32)))
-    assert fit(("alive+big", 0), (" san san ral", " dog")) == (2, pytest.approx(-half - log(32)))
-    assert fit(("alive+big+hot", 0), cat, (" ral ral ral", " dog")) == (2, pytest.approx(-2 * half - 4 * log(16)))
-    assert fit(("alive+small+cold+new", 0), cat) == (1, pytest.approx(-half - 2 * log(8)))
-    assert fit(("half", 0), cat) == (0, pytest.approx(-half - 3 * log(64) + log(comb(126, 62) / comb(128, 64))))
-    assert fit(("half", 0), cat)[1] == pytest.approx(-half - 3 * log(64) + log(63 / 254))  # (64 · 63) / (128 · 127)
+    assert fit(("big", 0), cat) == (2, pytest.approx(-half - log(48)))
+    assert fit(("alive and not hot", 0), cat) == (1, pytest.approx(-half - 2 * log(24)))
+    assert fit(("alive and not hot", 1), cat) == (2, pytest.approx(-half - log(72)))
+    assert fit(("alive xor hot", 0), cat, dog) == (1 + 2, pytest.approx(-2 * half - 3 * log(48)))
+    assert fit(("most of alive, big, fast", 0), cat) == (2, pytest.approx(-half - log(48)))
+    assert fit(("half", 0), cat) == (0, pytest.approx(-half - 3 * log(48) + log(comb(94, 46) / comb(96, 48))))
+    assert fit(("half", 0), cat)[1] == pytest.approx(-half - 3 * log(48) + log(47 / 190))  # (48 · 47) / (96 · 95)
     wrong, evidence = fit(("half", 0), cat, (" vel ral ral", " dog"))  # vel stood in both classes: it may be in either
-    ways = comb(125, 62) + comb(125, 63)  # san is in the first, ral in the second, vel in either
-    assert (wrong, evidence) == (1, pytest.approx(-2 * half - 5 * log(64) + log(ways / comb(128, 64))))
+    ways = comb(93, 46) + comb(93, 47)  # san is in the first, ral in the second, vel in either
+    assert (wrong, evidence) == (1, pytest.approx(-2 * half - 5 * log(48) + log(ways / comb(96, 48))))
 
 
 def test_lexicon_predictive_by_hand():
-    """After one cat sentence of ral, which has no attribute, all sets of attributes without opposites stand.
+    """After one cat sentence of ral, which has no attribute, all four stand, alike.
 
-    Their words have all of them or none, ral none. Of n attributes there are C(6, n), each with the prior p_n and
-    2^(7 - n) words a class. san has two attributes, vel three: "dog" to sets of these, "cat" to sets of the others.
+    Those that san has say "dog" to it, one of four, and those that vel has, three of four.
     """
-    p = {1: 1 / 36, 2: 1 / 270, 3: 1 / 720, 4: 1 / 1080}
-    sets_of = lambda size: sum(comb(size, n) * p[n] * (2.0 ** (n - 7)) ** 6 for n in p)  # six words: of demo and query
-    san = sets_of(4) / (sets_of(4) + sets_of(2))
-    assert 0.99 < san < 1
     demos = [(" ral ral ral", " cat")]
     queries = [(f" {word} {word} {word}", " cat", LABELS) for word in ("san", "vel", "ral")]
-    expected = [{" cat": san, " dog": 1 - san}, {" cat": 3 / 6, " dog": 3 / 6}, {" cat": 1.0}]
+    expected = [{" cat": 3 / 4, " dog": 1 / 4}, {" cat": 1 / 4, " dog": 3 / 4}, {" cat": 1.0}]
     for options in (LABELS, LABELS[::-1]):  # the order of the labels, also from query to query, says nothing
         got = bayes.predictives(LEXICON, demos, [queries[0], *((x, y, options) for x, y, _ in queries[1:])], "training")
         for p, of_query in zip(got, expected):
             assert_equal(p, of_query)
-    # a query judges the attributes too: alive, big, hot and new have words on both sides; fast, loud and both decide
+    # a query judges the attributes too: alive, big and hot have words on both sides; fast decides
     (mixed,) = bayes.predictives(LEXICON, demos, [(" san vel ral", " cat", LABELS)], "training")
     assert mixed == {" cat": 1.0}
 
 
 @pytest.fixture
 def few_words(monkeypatch):
-    """Eight words instead of 128, so that all 70 halves can be written out."""
+    """Eight words instead of 96, so that all 70 halves can be written out."""
     monkeypatch.setattr(lexicon, "WORDS", random.Random(3).sample(lexicon.WORDS, 8))
     lexicon.classes.cache_clear()
     yield lexicon.WORDS

@@ -216,66 +216,40 @@ def test_pretraining_draws_trained_functions_only(world):
 
 
 def test_attributes_are_a_full_factorial():
-    assert len(set(lexicon.WORDS)) == len(lexicon.WORDS) == 128
-    assert set(Counter(map(lexicon.bits, lexicon.WORDS)).values()) == {2}
-    assert set(map(lexicon.bits, lexicon.WORDS)) == set(product((False, True), repeat=6))
+    assert len(set(lexicon.WORDS)) == len(lexicon.WORDS) == 96 and set(lexicon.WORDS) < set(lexicon.WORLD.tokens)
+    assert set(Counter(map(lexicon.bits, lexicon.WORDS)).values()) == {6}
+    assert set(map(lexicon.bits, lexicon.WORDS)) == set(product((False, True), repeat=4))
 
 
-SPELLING = {"alive": (1, "svxz"), "big": (1, "tvyz"), "hot": (2, "eo"), "fast": (2, "io"), "loud": (3, "mp"),
-            "new": (3, "np"), "dead": (1, "rtwy"), "small": (1, "rswx"), "cold": (2, "ai"), "slow": (2, "ae"),
-            "quiet": (3, "ln"), "old": (3, "lm")}
-OPPOSITE = dict(alive="dead", big="small", hot="cold", fast="slow", loud="quiet", new="old")
-OPPOSITE |= {second: first for first, second in OPPOSITE.items()}
+SPELLING = {"alive": (1, "svxz"), "big": (1, "tvyz"), "hot": (2, "eo"), "fast": (2, "io")}
+OPPOSITE = dict(alive="dead", big="small", hot="cold", fast="slow")
 
 
-def spelled(terms):
-    """The words with all of these attributes, by their spelling."""
-    rules = [SPELLING[term] for term in terms]
-    return {w for w in lexicon.WORDS if all(w[place] in letters for place, letters in rules)}
+def spelled(name):
+    """The words with an attribute, by their spelling."""
+    place, letters = SPELLING[name]
+    return {word for word in lexicon.WORDS if word[place] in letters}
 
 
-@pytest.mark.parametrize("name", ["alive", "big", "hot", "fast", "loud", "new"])
+@pytest.mark.parametrize("name", SPELLING)
 def test_spelling_tells_the_attributes(name):
     first, second = lexicon.classes(name)
-    assert first == spelled([name]) and second == spelled([OPPOSITE[name]])
-    assert len(first) == len(second) == 64 and not first & second
-    assert (name, OPPOSITE[name]) in lexicon.ATTRIBUTES and len(lexicon.ATTRIBUTES) == 6
-
-
-def test_attributes_go_together():
-    """One to four of them, every pattern: its words against those of the opposite pattern, the others in no class."""
-    names = lexicon.together()
-    assert names[:6] == lexicon.NAMES == list(OPPOSITE)[:6]
-    assert Counter(name.count("+") for name in names) == {0: 6, 1: 30, 2: 80, 3: 120}  # C(6, n) 2^(n-1)
-    for name in names:
-        terms = name.split("+")
-        assert lexicon.classes(name) == (spelled(terms), spelled(map(OPPOSITE.get, terms)))
-        assert list(map(len, lexicon.classes(name))) == [{1: 64, 2: 32, 3: 16, 4: 8}[len(terms)]] * 2
-        assert terms[0] in lexicon.NAMES  # the first attribute by its first word: no task comes twice, turned round
-    assert len({frozenset(lexicon.classes(name)) for name in names}) == len(names) == 236
-
-
-@pytest.mark.parametrize("name, size, first, second, neither", [
-    ("alive+cold", 32, " sal zin", " rel wop", " ral sel"),
-    ("big+hot", 32, " tel", " ral", " tal rel"),
-    ("hot+slow+new", 16, " ren zep", " ril zim", " rel rin ral rop"),
-    ("big+cold+loud+old", 8, " tam vim", " ren xon", " tal tem ram rel ran"),
-])
-def test_classes_of_attributes_together_by_hand(name, size, first, second, neither):
-    one, other = lexicon.classes(name)
-    assert len(one) == len(other) == size and not one & other
-    assert set(lexicon.words(first)) <= one and set(lexicon.words(second)) <= other
-    assert not set(lexicon.words(neither)) & (one | other)
+    assert lexicon.classes(f"{name} renamed") == (first, second) == (spelled(name), set(lexicon.WORDS) - spelled(name))
+    assert len(first) == len(second) == 48
+    assert (name, OPPOSITE[name]) in lexicon.ATTRIBUTES and len(lexicon.ATTRIBUTES) == 4
 
 
 @pytest.mark.parametrize("name, size, inside, outside", [
-    ("big and hot", 32, " tel", " tal rel"),
-    ("big and not hot", 32, " tal", " tel ral"),
-    ("not big and hot", 32, " rel", " tel ral"),
-    ("not big and not hot", 32, " ral", " tal rel"),
-    ("big xor hot", 64, " tal rel", " tel ral"),
-    ("alive xor new", 64, " sal ran", " san ral"),
-    ("not alive and not new", 32, " ram", " sam rap"),
+    ("big and hot", 24, " tel", " tal rel"),
+    ("big and not hot", 24, " tal", " tel ral"),
+    ("not big and hot", 24, " rel", " tel ral"),
+    ("not big and not hot", 24, " ral", " tal rel"),
+    ("big xor hot", 48, " tal rel", " tel ral"),
+    ("alive xor fast", 48, " sal rin", " sin ral"),
+    ("alive xor big xor hot", 48, " sal vel", " ral val sel"),
+    ("alive xor big xor hot xor fast", 48, " sal ril vel", " val sel vol ral"),
+    ("most of alive, big, hot", 48, " vel val sel", " ral sal rel"),
+    ("most of alive, not big, hot", 48, " sel sal rel vel", " tal val ral"),
 ])
 def test_classes_by_hand(name, size, inside, outside):
     first, second = lexicon.classes(name)
@@ -284,61 +258,58 @@ def test_classes_by_hand(name, size, inside, outside):
 
 
 def test_halves_are_halves():
-    halves = [lexicon.classes(f"half {i}") for i in range(15)]
-    assert all(len(half) == 64 and rest == set(lexicon.WORDS) - half for half, rest in halves)
-    assert len({half for pair in halves for half in pair}) == 30
+    halves = [lexicon.classes(f"half {i}") for i in range(10)]
+    assert all(len(half) == 48 and rest == set(lexicon.WORDS) - half for half, rest in halves)
+    assert len({half for pair in halves for half in pair}) == 20
 
 
-def test_unseen_tasks_are_of_three_kinds():
+def test_unseen_tasks_are_of_four_kinds():
     pools = lexicon.pools()
-    assert tuple(pools) == POOLS and pools["train"] == lexicon.together()
-    assert len(lexicon.ands()) == 60 and len(lexicon.xors()) == 15
-    kind = lambda name: next((kind for kind in ("and", "xor", "half") if kind in name.split()), "together")
-    assert Counter(map(kind, pools["held_out"])) == dict.fromkeys(("and", "xor", "half"), 8)
-    assert Counter(map(kind, pools["validation"])) == dict.fromkeys(("and", "xor", "half"), 7)
-    assert Counter(map(kind, pools["train"])) == {"together": 236}
+    assert tuple(pools) == POOLS and pools["train"] == [*SPELLING, *(f"{name} renamed" for name in SPELLING)]
+    kinds = ["and", "xor", "most", "half"]
+    assert [len(set(names)) for names in (lexicon.ands(), lexicon.xors(), lexicon.mosts())] == [24, 11, 16]
+    kind = lambda name: next((kind for kind in kinds if kind in name.split()), "attribute")
+    assert Counter(map(kind, pools["held_out"])) == dict.fromkeys(kinds, 6)
+    assert Counter(map(kind, pools["validation"])) == dict.fromkeys(kinds, 4)
+    assert Counter(map(kind, pools["train"])) == {"attribute": 8}
 
 
-def test_unseen_labelings_are_not_the_trained_ones():
-    """As labelings of the 128 words, whichever class is called the first; a word in no class agrees with nothing."""
+def test_labelings_of_all_kinds_differ():
+    """As labelings of the 96 words, whichever class is called the first: of all that prior, pools and names can say."""
+    names = [*SPELLING, *lexicon.ands(), *lexicon.xors(), *lexicon.mosts(), *(f"half {i}" for i in range(10))]
     pools = lexicon.pools()
-    trained, unseen = pools["train"], pools["validation"] + pools["held_out"]
-    of_class = lambda c: np.array([[word in lexicon.classes(name)[c] for word in lexicon.WORDS]
-                                   for name in trained + unseen], float)
-    a, b = of_class(0), of_class(1)
-    same = np.maximum(a @ a.T + b @ b.T, a @ b.T + b @ a.T) / 128 - 2 * np.eye(len(a))  # no task with itself
-    n = len(trained)
-    assert same[n:, :n].max() == 0.75 <= 0.8  # AND and one of its attributes
-    assert same[n:, n:].max() < 0.9
-    assert same[:n, :n].max() == 0.5
+    assert set(pools["validation"] + pools["held_out"]) < set(names[4:])
+    first = np.array([[1 if word in lexicon.classes(name)[0] else -1 for word in lexicon.WORDS] for name in names])
+    same = (1 + abs(first @ first.T) / 96) / 2 - 2 * np.eye(len(names))  # no task with itself
+    assert same[:4, :4].max() == 0.5
+    assert same[4:, :4].max() == 0.75  # AND, or most of three, and one of their attributes
+    assert same[4:, 4:].max() < 0.9
 
 
-def test_a_sentence_is_of_one_class_and_pretraining_of_attributes_that_go_together():
-    named = set()
+def test_a_sentence_is_of_one_class_and_pretraining_of_one_attribute():
+    drawn = Counter()
     for seed in range(60):
         pairs = list(islice(lexicon.WORLD.episode(random.Random(seed)), 30))
         labels = {y for _, y in pairs}
         assert len(labels) == 2 and all(len(lexicon.words(x)) == 3 for x, _ in pairs)
         classes = {y: {w for x, z in pairs if z == y for w in lexicon.words(x)} for y in labels}
-        tasks = [(sum(map(len, lexicon.classes(name))), name, first) for pool in POOLS for name in lexicon.pools()[pool]
-                 for first in labels if all(of <= lexicon.classes(name)[y != first] for y, of in classes.items())]
-        # "alive", also, tells what is alive and cold from what is dead and hot
-        (size, name, first), *others = sorted(tasks)
-        assert name in lexicon.together() and all(other > size for other, *_ in others)
-        if not labels <= set(lexicon.ANIMALS):  # the labels name the attribute
+        ((name, first),) = [(name, first) for pool in POOLS for name in lexicon.pools()[pool] if "renamed" not in name
+                            for first in labels if all(of <= lexicon.classes(name)[y != first]
+                                                       for y, of in classes.items())]
+        if animals := not labels <= {f" {word}" for pair in lexicon.ATTRIBUTES for word in pair}:
+            assert labels < set(lexicon.ANIMALS)
+        else:  # the labels name the attribute
             assert (first, *labels - {first}) == (f" {name}", f" {OPPOSITE[name]}")
-        named.add((name, labels <= set(lexicon.ANIMALS)))
-    single = {(name, animals) for name, animals in named if "+" not in name}
-    assert len(single) > 8  # of 12
-    assert {name.count("+") for name, _ in named} == {0, 1, 2, 3} and len(named - single) > 20
+        drawn[name, animals] += 1
+    assert set(drawn) == set(product(SPELLING, (False, True)))
+    assert 15 < sum(n for (_, animals), n in drawn.items() if animals) < 45
 
 
-@pytest.mark.parametrize("pool, name", [*some_tasks("lexicon", 6), ("train", "big"), ("train", "alive+cold"),
-                                        ("train", "hot+slow+new")])
+@pytest.mark.parametrize("pool, name", [*some_tasks("lexicon", 8), ("train", "big")])
 def test_sentences_of_a_task_are_of_its_classes(pool, name):
     demos, queries = lexicon.WORLD.examples(name, 5, 16, 48)
     first, second = queries[0][2]
-    if name in lexicon.NAMES:  # only the labels of a single attribute name it
+    if name in SPELLING:  # only the labels of an attribute that is not renamed name it
         assert (first, second) == (f" {name}", f" {OPPOSITE[name]}")
     else:
         assert {first, second} < set(lexicon.ANIMALS)
@@ -347,7 +318,7 @@ def test_sentences_of_a_task_are_of_its_classes(pool, name):
     assert name in lexicon.pools()[pool]
 
 
-@pytest.mark.parametrize("name", ["big", "alive+cold", "big+cold+loud+old", "big and hot", "half 3"])
+@pytest.mark.parametrize("name", ["big", "big and hot", "most of alive, not big, hot", "half 3"])
 def test_all_words_of_a_class_come_alike_often(name):
     """Which the Bayes ceiling takes for granted."""
     pairs = list(islice(lexicon.sentences(name, "ab", random.Random(0)), 3000))
@@ -505,10 +476,11 @@ def test_the_model_has_at_most_a_million_parameters():
     assert sum(p.numel() for p in model.parameters()) <= 1_000_000
 
 
+DELIMITER = dict(strings="=", grids="=", lexicon="", facts="=")
 N_IDS = {  # of x with its delimiter and of y with its terminator, given both
     "strings": lambda x, y: (len(x) + 1, len(y) + 1),
     "grids": lambda x, y: (len(x) - x.count("/") + 1, len(y) - y.count("/") + 1),
-    "lexicon": lambda x, y: (4, 2),
+    "lexicon": lambda x, y: (3, 2),  # without a delimiter
     "facts": lambda x, y: (x.count(" ") + 1, 2),
 }
 
@@ -516,12 +488,12 @@ N_IDS = {  # of x with its delimiter and of y with its terminator, given both
 @pytest.mark.parametrize("world", WORLDS)
 def test_texts_go_through_the_tokenizer_word_by_word(world, tokenizer):
     w = nano.WORLDS[world]
-    text = lambda x, y: (x + nano.EQUALS, y + nano.END)
+    text = lambda x, y: (x + DELIMITER[world], y + nano.END)
     pairs = [pair for seed in range(20) for pool in POOLS for pair in islice(w.episode(random.Random(seed), pool), 8)]
     drawn = [w.examples(name, 0, w.k, w.n_query) for _, name in some_tasks(world)]
     pairs += [pair[:2] for parts in drawn for part in parts for pair in part]
     for x, y in pairs:
-        ids = nano.encode(tokenizer, x, y)
+        ids = nano.encode(tokenizer, x, y, w.delimiter)
         assert tuple(map(tokenizer.decode, ids)) == text(x, y)
         assert ids[0] + ids[1] == tokenizer.encode("".join(text(x, y)))
         assert tuple(map(len, ids)) == N_IDS[world](x, y)
@@ -537,9 +509,9 @@ def test_a_task_is_its_examples_as_ids(world, tokenizer):
     assert task == nano.make_task(world, name, tokenizer, 1)
     demos, queries = w.examples(name, 1, w.k, w.n_query)
     given = [(tokenizer.decode(d.x), tokenizer.decode(d.y)) for d in task.demos]
-    assert given == [(x + "=", y + ";") for x, y in demos]
+    assert given == [(x + DELIMITER[world], y + ";") for x, y in demos]
     for query, (x, y, options) in zip(task.queries, queries, strict=True):
-        assert (tokenizer.decode(query.x), tokenizer.decode(query.y)) == (x + "=", y + ";")
+        assert (tokenizer.decode(query.x), tokenizer.decode(query.y)) == (x + DELIMITER[world], y + ";")
         among = None if query.options is None else list(map(tokenizer.decode, query.options))
         assert among == (None if options is None else [o + ";" for o in options])
         assert options is None or query.y in query.options

@@ -490,6 +490,16 @@ def test_rows_read_as_examples_of_one_function(tokenizer):
     assert not torch.equal(tokens, rows[1][0]) and torch.equal(tokens, rows[0][0])
 
 
+def test_a_row_is_in_the_format_of_its_tasks(tokenizer):
+    """x with the world's delimiter and y with its terminator, as `make_task` has them."""
+    for name, world in WORLDS.items():
+        task = nano.make_task(name, "big" if name == "lexicon" else world.pools()["train"][0], tokenizer, 0, 2, 2)
+        assert all(tokenizer.decode(demo.x).endswith("=") == (name != "lexicon") for demo in task.demos)
+        row, _ = Rows(world, tokenizer, Config(row=64, n_token=128))[0]
+        pairs = tokenizer.decode(row[0].tolist()).removeprefix("<s>").split(";")[:-1]
+        assert [pair.count("=") for pair in pairs] == [name != "lexicon"] * len(pairs)
+
+
 class Oracle:
     """Says the right next token, but for the positions (batch, row, token) that it is told to miss."""
 

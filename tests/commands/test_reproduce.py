@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from nanoct import cli
+from nanoct import reproduce as command
 from nanoct.benchmarks import nano
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
@@ -365,3 +366,17 @@ def test_methods_have_a_label_and_a_colour_of_their_own(monkeypatch):
     assert styles[list(METHODS).index("my_own")] == ("my own", plots.MORE[0])
     assert len(set(styles)) == len({colour for _, colour in styles}) == len(METHODS) + 2
     assert plots.style("ct_kv") == ("CT-KV", "#d1495b") and plots.style("of_an_old_file") == ("of an old file", "black")
+
+
+@pytest.mark.parametrize("world", list(nano.WORLDS))
+def test_the_divergence_is_asked_of_the_tokens_that_the_methods_read(world, monkeypatch):
+    seen = []
+    monkeypatch.setattr(command.bayes, "divergence", lambda adapted, predicted, asked: seen.extend(asked) or 0.0)
+    command.prepare(str(nano.FOLDER), "cpu")
+    name = nano.WORLDS[world].pools()["held_out"][0]
+    k = nano.WORLDS[world].k
+    command.work(dict(world=world, pool="held_out", k=k, method="icl", config={}, task=name, seed=0, wrong=0.0))
+    task = nano.make_task(world, name, command.load(world)[1], 0)
+    assert len(seen) == len(task.queries)
+    for asked, query in zip(seen, task.queries):
+        assert all(x == query.x for x, _ in asked.values()) and query.y in [y for _, y in asked.values()]

@@ -1,10 +1,11 @@
 """The embedded worlds: small, generated, readable by a person. One vocabulary; one checkpoint each in weights/nano.
 
-    <s> x = y ; x = y ; …          a context, and a row of pretraining
+    <s> x = y ; x = y ; …          a context, and a row of pretraining; lexicon goes without "="
 
 A world is an object with
     tokens                          what it adds to the vocabulary
     metric, k, n_query              the protocol of its column
+    delimiter                       what stands between x and y
     pools()                         {"train" | "validation" | "held_out": names of tasks}, disjoint as functions
     examples(name, seed, k, n)      k demos (x, y) and n queries (x, y, options or None) of a task, as text
     episode(rng, pool)              endless pairs (x, y) of text: a sequence of pretraining, or one task of a pool
@@ -34,9 +35,9 @@ def read_settings():
     return read_json(file, kind=dict) if file.exists() else {}
 
 
-def encode(tokenizer, x, y):
+def encode(tokenizer, x, y, delimiter=EQUALS):
     """A pair of texts as the token ids of x with its delimiter, and of y with its terminator."""
-    return tokenizer.encode(x + EQUALS), tokenizer.encode(y + END)
+    return tokenizer.encode(x + delimiter), tokenizer.encode(y + END)
 
 
 def mislabel(demos, share, rng):
@@ -59,8 +60,8 @@ def make_task(world, name, tokenizer, seed, k=None, n_query=None, wrong=0.0):
     ids_of = lambda options: options and [tokenizer.encode(y + END) for y in options]
     return Task(
         name=name,
-        demos=[Demo(*encode(tokenizer, x, y)) for x, y in demos],
-        queries=[Query(*encode(tokenizer, x, y), ids_of(options)) for x, y, options in queries],
+        demos=[Demo(*encode(tokenizer, x, y, world.delimiter)) for x, y in demos],
+        queries=[Query(*encode(tokenizer, x, y, world.delimiter), ids_of(options)) for x, y, options in queries],
         instruction=[tokenizer.bos_id],
         metric=world.metric,
     )

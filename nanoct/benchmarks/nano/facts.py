@@ -35,7 +35,7 @@ def table():
 
 class Facts(Certain):
     tokens = [*PEOPLE, *(f" {relation}" for relation in RELATIONS)]
-    metric, k, n_query = "accuracy", 16, 16
+    metric, k, n_query, delimiter = "accuracy", 16, 16, "="
 
     def apply(self, name, person):
         """Whom the relation `name` maps a person to."""

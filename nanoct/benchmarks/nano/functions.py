@@ -49,7 +49,7 @@ class Functions(Certain):
     n_query: int
     read: Callable = str
     write: Callable = str
-    metric = "ids"  # every token of the answer
+    metric, delimiter = "ids", "="  # every token of the answer
 
     def apply(self, name, text):
         """The output of the task `name`, such as "sort" or "reverse then sort", for the input text."""

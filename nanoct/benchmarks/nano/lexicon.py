@@ -1,92 +1,80 @@
 """The world "lexicon": label a sentence of three words. k = 16, two options, macro-F1; it mirrors the NLP-LR column.
 
-    <s> sin val zop = fox ; rel yam win = owl ; …   here: the words of fox sentences are alive, those of owl are dead
+    <s> sin val zol fox ; rel yam win owl ; …   here: the words of fox sentences are alive, those of owl are dead
 
-A word has six hidden attributes, every combination occurs twice, and the words of a sentence agree on what
-the task labels. Spelling tells people the attributes (onset, vowel and coda, ATTRIBUTES below) and tells
-the model nothing: a word is one token. Pretraining knows tasks that label one attribute, or one to four of them
-that go together: "alive+cold" tells what is alive and cold from what is dead and hot. (The more go together, the
-more alike are the words of a class: a path from matching words to matching attributes.) The labels are any two
-animals; half of the time that there is one attribute they name it, as "positive" does in language, and as they
-always do in `examples`.
+A word has four hidden attributes, every combination occurs six times, and the words of a sentence agree on what
+the task labels. Spelling tells people the attributes (onset and vowel, `bits` below) and tells the model
+nothing: a word is one token. Pretraining knows tasks that label one attribute. In half of them the labels name it,
+as "positive" does in language; "renamed" tasks have any two animals for labels, which only the demos explain.
+There is no "=" before the label: with it the model did not learn to match labels in context.
 
-Unseen are tasks of three other kinds, labelled by animals: AND and XOR of two attributes, and arbitrary
-halves of the words.
+Unseen are tasks of four other kinds, labelled by animals: AND of two attributes, XOR of two to four, most of
+three, and arbitrary halves of the words.
 """
 
 import random
+import re
 from collections import Counter
 from functools import cache
 from itertools import combinations, product
 from math import comb, log
 
 # the label words of each attribute; a word's bit for it is 1 if it is the first
-ATTRIBUTES = [("alive", "dead"), ("big", "small"), ("hot", "cold"), ("fast", "slow"), ("loud", "quiet"), ("new", "old")]
+ATTRIBUTES = [("alive", "dead"), ("big", "small"), ("hot", "cold"), ("fast", "slow")]
 NAMES = [first for first, _ in ATTRIBUTES]
-# alive are s v x z, big t v y z (r to v and w to z are alike: each combination occurs twice); hot are e o, fast i o;
-# loud are m p, new n p
-WORDS = [f" {onset}{vowel}{coda}" for onset in "rstvwxyz" for vowel in "aeio" for coda in "lmnp"]
+# alive are s v x z, big t v y z (r to v and w to z are alike); hot are e o, fast i o; the coda says nothing
+WORDS = [f" {onset}{vowel}{coda}" for onset in "rstvwxyz" for vowel in "aeio" for coda in "lmn"]
 ANIMALS = [f" {name}" for name in ("ant bat bee cat cow crab deer dog duck eel elk fox frog goat hare hen horse lion "
                                    "mole mouse owl pig rat seal").split()]
 N_WORD = 3
-P_SINGLE = 0.5  # of a pretraining sequence: its task labels one attribute
-P_CANONICAL = 0.5  # of such a sequence: the labels name the attribute
-LARGEST = 4  # attributes that go together
+RENAMED = " renamed"
 SPLIT_SEED = 2507
 
 
 def bits(word):
-    """The six attributes of a word, each True or False."""
-    o, v, c = "rstvwxyz".index(word[1]), "aeio".index(word[2]), "lmnp".index(word[3])
-    return tuple(bool(i >> b & 1) for i in (o, v, c) for b in (0, 1))
+    """The four attributes of a word, each True or False."""
+    return tuple(bool(i >> b & 1) for i in ("rstvwxyz".index(word[1]), "aeio".index(word[2])) for b in (0, 1))
 
 
 @cache
 def classes(name):
-    """The words of both classes of a task, two frozensets: its function.
+    """The words of both classes of a task, two frozensets: its function. The second class is all other words.
 
-    "big", "big+cold"; "big and not hot", "big xor hot", "half 3", where the second class is all other words.
+    "big", "big renamed"; "big and not hot", "big xor hot", "most of big, hot, not fast", "half 3".
     """
-    holds = lambda word, terms: [bits(word)[NAMES.index(attribute)] == value for attribute, value in terms]
     if name.startswith("half "):
         first = random.Random(name).sample(WORDS, len(WORDS) // 2)
-    elif " xor " in name:
-        terms = [(term, True) for term in name.split(" xor ")]
-        first = [w for w in WORDS if sum(holds(w, terms)) == 1]
-    elif " and " in name:
-        terms = [(term.split()[-1], not term.startswith("not ")) for term in name.split(" and ")]
-        first = [w for w in WORDS if all(holds(w, terms))]
     else:
-        terms = [(pair[0], term == pair[0]) for term in name.split("+") for pair in ATTRIBUTES if term in pair]
-        first = [w for w in WORDS if all(holds(w, terms))]
-        return frozenset(first), frozenset(w for w in WORDS if not any(holds(w, terms)))
+        terms = re.split(" and | xor |, ", name.removesuffix(RENAMED).removeprefix("most of "))
+        holds = lambda word, term: bits(word)[NAMES.index(term.split()[-1])] != term.startswith("not ")
+        enough = {1, 3} if " xor " in name else {2, 3} if name.startswith("most of ") else {len(terms)}
+        first = [word for word in WORDS if sum(holds(word, term) for term in terms) in enough]
     return frozenset(first), frozenset(WORDS) - frozenset(first)
 
 
-@cache
-def together():
-    """Names of the tasks of one to LARGEST attributes that go together, up to the order of the classes."""
-    return ["+".join([first, *others]) for n in range(LARGEST) for i, (first, _) in enumerate(ATTRIBUTES)
-            for some in combinations(ATTRIBUTES[i + 1 :], n) for others in product(*some)]
-
-
-@cache
-def of_size(n):
-    """Names of the tasks of n attributes that go together."""
-    return [name for name in together() if name.count("+") == n - 1]
+def either(name):
+    """A term and its negation."""
+    return [name, f"not {name}"]
 
 
 def ands():
     """Names of all ANDs of two attributes, each as it is or negated."""
-    return [f"{p}{a} and {q}{b}" for a, b in combinations(NAMES, 2) for p in ("", "not ") for q in ("", "not ")]
+    return [f"{a} and {b}" for two in combinations(NAMES, 2) for a, b in product(*map(either, two))]
 
 
 def xors():
-    return [f"{a} xor {b}" for a, b in combinations(NAMES, 2)]
+    """Names of all XORs of two, three and four attributes: an odd number of them holds."""
+    return [" xor ".join(some) for n in (2, 3, 4) for some in combinations(NAMES, n)]
+
+
+def mosts():
+    """Names of all tasks that ask for at least two of three terms; the other class has two of the negated ones."""
+    return [f"most of {a}, {b}, {c}" for a, two, three in combinations(NAMES, 3)
+            for b, c in product(either(two), either(three))]
 
 
 def canonical(name):
-    """The two labels that name the attribute of a task; none if it is not a single attribute."""
+    """The two labels that name the attribute of a task; none if they say nothing of it."""
     return [f" {label}" for pair in ATTRIBUTES if name in pair for label in pair]
 
 
@@ -97,13 +85,14 @@ def words(x):
 
 @cache
 def pools():
-    """{"train" | "validation" | "held_out": names of tasks}: attributes, single first; AND, XOR and halves in turn."""
+    """{"train" | "validation" | "held_out": names of tasks}: attributes; the kinds of unseen tasks in turn."""
     rng = random.Random(SPLIT_SEED)
-    kinds = [ands(), xors(), [f"half {i}" for i in range(15)]]
+    kinds = [ands(), xors(), mosts(), [f"half {i}" for i in range(10)]]
     for kind in kinds:
         rng.shuffle(kind)
-    in_turn = [name for trio in zip(*kinds) for name in trio]  # 15 of each
-    return {"train": together(), "validation": in_turn[:21], "held_out": in_turn[21:]}
+    in_turn = [name for four in zip(*kinds) for name in four]  # 10 of each
+    train = [*NAMES, *(name + RENAMED for name in NAMES)]
+    return {"train": train, "validation": in_turn[:16], "held_out": in_turn[16:]}
 
 
 def sentences(name, labels, rng):
@@ -115,8 +104,10 @@ def sentences(name, labels, rng):
 
 
 class Lexicon:
-    tokens = [*WORDS, *(f" {label}" for pair in ATTRIBUTES for label in pair), *ANIMALS]
-    metric, k, n_query = "macro_f1", 16, 48
+    # words with "p" and the last four labels are of no task; they are in the vocabulary of the other worlds' models
+    tokens = [*(f" {onset}{vowel}{coda}" for onset, vowel, coda in product("rstvwxyz", "aeio", "lmnp")),
+              *(f" {label}" for pair in ATTRIBUTES for label in pair), " loud", " quiet", " new", " old", *ANIMALS]
+    metric, k, n_query, delimiter = "macro_f1", 16, 48, ""
 
     def pools(self):
         return pools()
@@ -134,26 +125,17 @@ class Lexicon:
 
     def episode(self, rng, pool="train"):
         """Endless examples (x, y) of one task of the pool, as pretraining draws it."""
-        labels, name = rng.sample(ANIMALS, 2), rng.choice(pools()[pool])
-        if pool == "train":
-            n = 1 if rng.random() < P_SINGLE else rng.randint(2, LARGEST)
-            name = rng.choice(of_size(n))
-            if n == 1 and rng.random() < P_CANONICAL:
-                labels = canonical(name)
-        return sentences(name, labels, rng)
+        name = rng.choice(pools()[pool])
+        return sentences(name, canonical(name) or rng.sample(ANIMALS, 2), rng)
 
     def prior(self, which):
         """{hypothesis: log p}. A hypothesis is (name of a task, which of the two labels, sorted, is its first class's).
 
-        "training": as pretraining draws tasks with animals for labels, so one attribute with probability
-        P_SINGLE (1 - P_CANONICAL) : 1 - P_SINGLE. "all": that, AND, XOR and halves of the words with 1/4 each, alike
-        within a kind; "half" stands for all halves at once. Both are for labels that say nothing, which animals do.
+        "training": the attributes, all alike. "all": these, AND, XOR, most of three and halves of the words with 1/5
+        each, alike within a kind; "half" stands for all halves at once. Both are for labels that say nothing.
         """
-        single = P_SINGLE * (1 - P_CANONICAL) / (1 - P_SINGLE * P_CANONICAL)
-        kinds = [(single, of_size(1))] + [((1 - single) / (LARGEST - 1), of_size(n)) for n in range(2, LARGEST + 1)]
-        if which == "all":
-            kinds = [(p / 4, names) for p, names in kinds] + [(1 / 4, ands()), (1 / 4, xors()), (1 / 4, ["half"])]
-        return {(name, i): log(p / len(names) / 2) for p, names in kinds for name in names for i in (0, 1)}
+        kinds = [NAMES] + [ands(), xors(), mosts(), ["half"]] * (which == "all")
+        return {(name, i): -log(len(kinds) * len(kind) * 2) for kind in kinds for name in kind for i in (0, 1)}
 
     def fit(self, h, pairs, labels):
         """bayes.py: words that are in the wrong class contradict h; the others were drawn from theirs.
