@@ -1,6 +1,6 @@
 """The main job: methods x held-out tasks x seeds of four worlds, held against the committed runs of the same.
 
-    python -m nanoct.reproduce                          # 3 held-out tasks of each embedded world, minutes on two cores
+    python -m nanoct.reproduce                          # 2 held-out tasks of each embedded world, minutes on two cores
     python -m nanoct.reproduce --quick                  # 1 task of each
     python -m nanoct.reproduce --full                   # every held-out task, 3 seeds of demos
     python -m nanoct.reproduce --world lexicon facts    # two of the worlds
@@ -40,7 +40,7 @@ from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fingerprint, load_model, pick_device, read_config
 
 N_STEP = {"ct_kv": (4, 16, 64), "ttt": (2, 8, 32)}  # the curves, over like seconds
-N_TASK = 3  # of the held-out pool of each world
+N_TASK = 2  # of the held-out pool of each world
 COMMITTED = FOLDER / "results" / "full.jsonl"  # the lines behind the README's table
 MODULES = ChainMap(METHODS, {ablations.NAME: ablations})
 
