@@ -4,10 +4,11 @@
     python -m nanoct.coins.predictors --n-embd 4                          # a narrow embedding
     python -m nanoct.coins.predictors --width 256 --n-layer 2 --batch 64  # larger
 
-A flip is one-hot, embedded by a dense layer; a zero vector stands at the beginning, then the rows of a prefix, if there
-is one, then the flips. Sizes: width x layers, the Transformer with 4 heads, an MLP of 4 x width, sinusoidal positions
-counted from the beginning, norms before the blocks. Where the embedding is narrower than the Transformer a dense layer
-widens it.
+A flip is one-hot and embedded by a dense layer. A token of zeros stands at the beginning, so its embedding is the
+layer's bias; then come the rows of a prefix, if there is one, then the flips. Sizes are as in the public code: width x
+layers, where an LSTM's state has the width, and a Transformer is as wide as its embedding, with an MLP of 4 x width
+between. The Transformer has 4 heads, norms before the blocks and after each layer, normalised queries and keys, and
+sinusoidal positions counted from the beginning. Networks start as flax starts them.
 
 Meta-training on sequences of one Beta(1, 1) coin each makes a predictor near the Bayes-optimal one: 1,000 Adam steps of
 256 sequences of 100 flips, lr 1e-3, global-norm clip 1, the paper's preset. Cost: 6 · parameters · flips FLOPs a step
@@ -45,36 +46,53 @@ class Config:
     width: int = 128
     n_layer: int = 1
     n_embd: int = 128  # of the embedding, where SoftPT's prefix lives
+    seed: int = 0  # of its start and of its meta-training: which network it is
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"a predictor is one of {', '.join(KINDS)}, not {self.kind!r}.")
-        if self.width < 4 or self.width % 4 or min(self.n_layer, self.n_embd) < 1:
-            raise ValueError(f"width = {self.width} must be a multiple of 4 (heads), n_layer = {self.n_layer} and "
-                             f"n_embd = {self.n_embd} at least 1.")
+        if self.n_embd < 4 or self.n_embd % 4 or min(self.width, self.n_layer) < 1:
+            raise ValueError(f"n_embd = {self.n_embd} must be a multiple of 4 (heads), width = {self.width} and "
+                             f"n_layer = {self.n_layer} at least 1.")
 
     @property
     def name(self):
-        return f"{self.kind}-{self.width}x{self.n_layer}" + (f"-e{self.n_embd}" if self.n_embd != 128 else "")
+        more = (f"-e{self.n_embd}" if self.n_embd != 128 else "") + (f"-s{self.seed}" if self.seed else "")
+        return f"{self.kind}-{self.width}x{self.n_layer}{more}"
+
+
+class Block(nn.Module):
+    """A layer of the Transformer, C wide: causal attention and an MLP of n_hidden, without biases but in the norms."""
+
+    def __init__(self, C, n_hidden):
+        super().__init__()
+        self.attention_norm, self.mlp_norm, self.norm = (nn.LayerNorm(C, eps=1e-6) for _ in range(3))
+        self.q_norm, self.k_norm = (nn.LayerNorm(C, eps=1e-6, bias=False) for _ in range(2))  # over all heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(C, C, bias=False) for _ in range(4))
+        self.up_proj, self.down_proj = nn.Linear(C, n_hidden, bias=False), nn.Linear(n_hidden, C, bias=False)
+
+    def forward(self, x):
+        heads = lambda rows: rows.unflatten(-1, (4, -1)).transpose(1, 2)  # (B, 4, T, C/4)
+        y = self.attention_norm(x)
+        q, k, v = self.q_norm(self.q_proj(y)), self.k_norm(self.k_proj(y)), self.v_proj(y)
+        y = F.scaled_dot_product_attention(heads(q), heads(k), heads(v), is_causal=True)
+        x = x + self.o_proj(y.transpose(1, 2).flatten(2))
+        return self.norm(x + self.down_proj(F.gelu(self.up_proj(self.mlp_norm(x)))))
 
 
 class Predictor(nn.Module):
-    def __init__(self, config, seed=0):
-        """Random weights, torch's own initialisation, by seed."""
+    def __init__(self, config):
+        """Weights as flax starts them, by the config's seed."""
         super().__init__()
         self.config, c = config, config
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.embed = nn.Linear(2, c.n_embd)
-            if c.kind == "lstm":
-                self.body = nn.LSTM(c.n_embd, c.width, c.n_layer, batch_first=True)
-            else:
-                self.widen = nn.Linear(c.n_embd, c.width) if c.n_embd != c.width else nn.Identity()
-                block = nn.TransformerEncoderLayer(c.width, 4, 4 * c.width, dropout=0.0, activation=F.gelu,
-                                                   batch_first=True, norm_first=True)
-                self.body = nn.TransformerEncoder(block, c.n_layer, nn.LayerNorm(c.width), enable_nested_tensor=False)
-            self.unembed = nn.Linear(c.width, 2)
+        self.embed = nn.Linear(2, c.n_embd)
+        if c.kind == "lstm":
+            self.body = nn.LSTM(c.n_embd, c.width, c.n_layer, batch_first=True)
+        else:
+            self.body = nn.Sequential(*(Block(c.n_embd, 4 * c.width) for _ in range(c.n_layer)))
+        self.unembed = nn.Linear(c.width if c.kind == "lstm" else c.n_embd, 2)
         self.requires_grad_(False)
+        as_flax(self, torch.Generator().manual_seed(c.seed))
 
     @property
     def device(self):
@@ -83,21 +101,17 @@ class Predictor(nn.Module):
     def forward(self, x, prefix=None, states=False):
         """Log-probabilities (B, T, 2) of every flip of x (B, T), each given those before it and a prefix (L, n_embd).
 
-        states: instead, what is unembedded (B, L+T, width): at the beginning, after every row of the prefix, and after
+        states: instead, what is unembedded (B, L+T, C): at the beginning, after every row of the prefix, and after
         every flip but the last.
         """
         x = x.to(self.device)
-        rows = [torch.zeros(len(x), 1, self.config.n_embd, device=self.device)]
+        rows = self.embed(F.pad(F.one_hot(x[:, :-1], 2).float(), (0, 0, 1, 0)))  # (B, T, n_embd), zeros first
         if prefix is not None:
-            rows.append(prefix.expand(len(x), -1, -1))
-        rows = torch.cat([*rows, self.embed(F.one_hot(x[:, :-1], 2).float())], 1)
+            rows = torch.cat([rows[:, :1], prefix.expand(len(x), -1, -1), rows[:, 1:]], 1)
         if self.config.kind == "lstm":
             rows = self.body(rows)[0]
         else:
-            T = rows.shape[1]
-            mask = nn.Transformer.generate_square_subsequent_mask(T, self.device)
-            placed = self.widen(rows) + positions(T, self.config.width).to(self.device)
-            rows = self.body(placed, mask=mask, is_causal=True)
+            rows = self.body(rows + positions(*rows.shape[1:]).to(self.device))
         return rows if states else self.unembed(rows)[:, -x.shape[1] :].log_softmax(-1)
 
     def predict(self, x, prefix=None):
@@ -111,6 +125,24 @@ def probability(log_p, x):
     return torch.cat([log_p(part)[..., 1].double().exp().cpu() for part in x.split(256)])
 
 
+def as_flax(predictor, generator):
+    """Start in place: lecun-normal kernels, recurrent ones orthogonal gate by gate, biases of zero."""
+    for name, p in predictor.named_parameters():
+        if "weight_hh" in name:
+            for gate in p.chunk(4):
+                nn.init.orthogonal_(gate, generator=generator)
+        elif p.dim() == 2:
+            lecun_normal(p, generator)
+        elif "bias" in name:
+            nn.init.zeros_(p)
+
+
+def lecun_normal(p, generator):
+    """Fill p (outputs, inputs) with a normal that is cut off at two of its deviations, of variance 1 / inputs."""
+    std = p.shape[1] ** -0.5 / 0.87962566  # cutting off takes that much
+    return nn.init.trunc_normal_(p, std=std, a=-2 * std, b=2 * std, generator=generator)
+
+
 def positions(T, width):
     """Sinusoids (T, width)."""
     angle = torch.arange(T)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
@@ -118,13 +150,13 @@ def positions(T, width):
 
 
 def loss_of(log_p, x):
-    """Mean log loss in nats a flip of log-probabilities (B, T, 2)."""
-    return F.nll_loss(log_p.flatten(0, 1), x.flatten().to(log_p.device))
+    """Mean log loss of a sequence in nats, of log-probabilities (B, T, 2): the sum over its flips."""
+    return F.nll_loss(log_p.flatten(0, 1), x.flatten().to(log_p.device), reduction="sum") / len(x)
 
 
-def meta_train(predictor, source, n_step=1000, batch=256, T=100, lr=1e-3, seed=0):
-    """Train all weights of a predictor, in place, on sequences of a source; returns the losses of the steps."""
-    generator = torch.Generator().manual_seed(seed)
+def meta_train(predictor, source, n_step=1000, batch=256, T=100, lr=1e-3):
+    """Train all weights of a predictor, in place, on sequences of a source; returns the losses of the steps, a flip."""
+    generator = torch.Generator().manual_seed(predictor.config.seed)
     leaves = list(predictor.requires_grad_(True).parameters())
     optimizer, losses = torch.optim.Adam(leaves, lr=lr), []
     bar = tqdm(range(n_step), desc=f"meta-train {predictor.config.name}", mininterval=2)
@@ -135,7 +167,7 @@ def meta_train(predictor, source, n_step=1000, batch=256, T=100, lr=1e-3, seed=0
         loss.backward()
         nn.utils.clip_grad_norm_(leaves, 1.0)
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(loss.item() / T)
         bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
     predictor.requires_grad_(False)
     return losses
@@ -173,10 +205,10 @@ def main():
         p.add_argument(f"--{name}", type=int, default=default)
     p.add_argument("--out", default=str(FOLDER))
     args = p.parse_args()
-    about = dict(n_step=args.n_step, batch=args.batch, seed=args.seed)
+    about = dict(n_step=args.n_step, batch=args.batch)
     cli.at_least_one(args, "n_step", "batch")
     for kind in args.kind:
-        predictor = Predictor(Config(kind, args.width, args.n_layer, args.n_embd), args.seed)
+        predictor = Predictor(Config(kind, args.width, args.n_layer, args.n_embd, args.seed))
         name = predictor.config.name
         file = Path(args.out) / f"{name}.safetensors"
         if file.exists():
@@ -189,7 +221,7 @@ def main():
         above = (regret(predictor.predict(x), x, truth) - regret(Beta().bayes(x), x, truth))[:, -1]
         found = dict(name=name, loss=round(mean(losses[-50:]), 4), above_bayes=round(above.mean().item(), 4),
                      above_bayes_se=round(standard_error(above.tolist()), 4), seconds=round(seconds))
-        line = about | found | machine(torch.device("cpu"))
+        line = about | dict(seed=args.seed) | found | machine(torch.device("cpu"))
         save(predictor, file, **about)
         with open(Path(args.out) / "log.jsonl", "a") as f:
             f.write(json.dumps(line) + "\n")

@@ -9,11 +9,12 @@
 
 All but HardPT share one loop: Adam, 1,000 steps of 256 sequences of 50 flips, lr 5e-3, clip 1. What is trained is a
 dict of leaves; the predictor is called with the tensors that a method makes of them in place of its own, and never
-changed. So only what is tuned is seen by the optimiser and by clipping (in the public code the norm is over frozen
-weights too), and all else stays what it was, bit by bit. Prefixes start at L random flips, SimplexPT a softmax away
-(.73 and .27), as there; LoRAWT is on attention only there.
+changed. So only what is tuned is seen by the optimiser and by clipping, and all else stays what it was, bit by bit.
+SoftPT starts as in the public code, every row a random unit vector of the embedding space. RealPT and SimplexPT start
+at flips, SimplexPT a softmax away (.73 and .27); there they are random ones, whose number decides as much as the method
+does, so here one half of them are ones, in random order. weights/coins/README.md says what else differs.
 
-Cost of a step: as of one of meta-training (predictors.py), the weight's gradient only where weights are tuned.
+Cost of a step: as of one of meta-training (predictors.py), the weights' gradient only where it is asked for.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from nanoct.coins.coins import log_loss
-from nanoct.coins.predictors import loss_of, probability
+from nanoct.coins.predictors import lecun_normal, loss_of, probability
 
 RANK = 4
 PREFIX = "HardPT", "SimplexPT", "RealPT", "SoftPT"
@@ -40,8 +41,13 @@ class Tuned:
     predictor: nn.Module
     weights: dict = field(default_factory=dict)  # by name, instead of the predictor's own
     prefix: torch.Tensor | None = None  # (L, n_embd)
-    losses: list = field(default_factory=list)
-    hard: tuple | None = None  # HardPT's flips
+    losses: list = field(default_factory=list)  # of the steps
+    searched: dict = field(default_factory=dict)  # {flips: log loss}, HardPT's
+
+    @property
+    def hard(self):
+        """HardPT's flips."""
+        return best(self.searched) if self.searched else None
 
     @torch.no_grad()
     def __call__(self, x, **options):
@@ -55,20 +61,21 @@ class Tuned:
 
 def start(predictor, method, length, generator):
     """(leaves {name: tensor to train}, make(leaves) -> (weights, prefix)) of a method that trains."""
-    own = dict(predictor.named_parameters())
-    flips = one_hot(predictor, torch.randint(2, (length,), generator=generator))  # (L, 2)
-    embed = predictor.embed
+    own, embed = dict(predictor.named_parameters()), predictor.embed
+    balanced = lambda: one_hot(predictor, torch.randperm(length, generator=generator) % 2)  # (L, 2)
     if method == "SimplexPT":
-        return dict(rows=flips.clone()), lambda leaves: ({}, embed(leaves["rows"].softmax(-1)))
+        return dict(rows=balanced()), lambda leaves: ({}, embed(leaves["rows"].softmax(-1)))
     if method == "RealPT":
-        return dict(rows=flips.clone()), lambda leaves: ({}, embed(leaves["rows"]))
+        return dict(rows=balanced()), lambda leaves: ({}, embed(leaves["rows"]))
     if method == "SoftPT":
-        return dict(rows=embed(flips).detach().clone()), lambda leaves: ({}, leaves["rows"])
+        n_embd = embed.out_features
+        rows = F.one_hot(torch.randint(n_embd, (length,), generator=generator), n_embd).float()
+        return dict(rows=rows), lambda leaves: ({}, leaves["rows"])
     if method == "LoRAWT":
         leaves = {}
         for name, p in own.items():
             if name.startswith("body.") and p.dim() == 2:
-                leaves[f"{name}.a"] = torch.randn(RANK, p.shape[1], generator=generator) / p.shape[1] ** 0.5
+                leaves[f"{name}.a"] = lecun_normal(torch.empty(RANK, p.shape[1]), generator)
                 leaves[f"{name}.b"] = torch.zeros(p.shape[0], RANK)
         names = [name.removesuffix(".a") for name in leaves if name.endswith(".a")]
         return leaves, lambda leaves: ({n: own[n] + leaves[f"{n}.b"] @ leaves[f"{n}.a"] for n in names}, None)
@@ -84,15 +91,21 @@ def one_hot(predictor, flips):
     return F.one_hot(torch.as_tensor(flips), 2).float().to(predictor.device)
 
 
+def embedded(predictor, flips):
+    """Flips (L,) as a prefix (L, n_embd)."""
+    return predictor.embed(one_hot(predictor, flips)).detach()
+
+
 def tune(predictor, source, method, length=6, n_step=1000, batch=256, T=50, lr=5e-3, seed=0, n_search=2048,
          progress=None):
     """The predictor Tuned to a source by one of METHODS.
 
-    length: of a prefix; n_search: sequences of HardPT's search; progress(step, loss) is called every step. Raises
+    length: of a prefix; n_search: sequences of HardPT's search; progress(step, loss a flip) is called every step. Raises
     ValueError on an unknown method, or a length that HardPT cannot search.
     """
     if method == "HardPT":
-        return hard(predictor, source, length, n_search, T, seed)
+        searched = search(behind(predictor), source, length, n_search, T, seed)
+        return Tuned(predictor, prefix=embedded(predictor, best(searched)), searched=searched)
     generator = torch.Generator().manual_seed(seed)
     leaves, make = start(predictor, method, length, generator)
     leaves = {name: leaf.to(predictor.device).requires_grad_() for name, leaf in leaves.items()}
@@ -105,7 +118,7 @@ def tune(predictor, source, method, length=6, n_step=1000, batch=256, T=50, lr=5
         loss.backward()
         nn.utils.clip_grad_norm_(leaves.values(), 1.0)
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(loss.item() / T)
         if progress:
             progress(step, losses[-1])
     with torch.no_grad():
@@ -113,21 +126,23 @@ def tune(predictor, source, method, length=6, n_step=1000, batch=256, T=50, lr=5
     return Tuned(predictor, weights, prefix, losses)
 
 
+def behind(predictor):
+    """(flips, x) -> what a predictor predicts of x behind a hard prefix."""
+    return lambda flips, x: predictor.predict(x, embedded(predictor, flips))
+
+
 @torch.no_grad()
-def rank(predictor, source, length=6, n_search=2048, T=50, seed=0):
-    """{hard prefix (L flips): mean log loss of a sequence in nats} of all 2^L on the same sequences, the best first."""
-    x, _ = source.sample(n_search, T, torch.Generator().manual_seed(seed))
-    losses = {}
-    for flips in product((0, 1), repeat=length):
-        prefix = predictor.embed(one_hot(predictor, flips))
-        losses[flips] = log_loss(predictor.predict(x, prefix), x).sum(1).mean().item()
-    return dict(sorted(losses.items(), key=lambda item: item[1]))
+def search(behind, source, length=6, n_search=2048, T=50, seed=0):
+    """{hard prefix (L flips): mean log loss of a sequence in nats} of all 2^L on the same sequences.
 
-
-def hard(predictor, source, length=6, n_search=2048, T=50, seed=0):
-    """The predictor behind the best hard prefix. Raises ValueError on a length that cannot be searched through."""
+    behind(flips, x) is P(x_t = 1 | flips, x_<t) (n, T). Raises ValueError on a length that cannot be searched through.
+    """
     if not 1 <= length <= 12:
         raise ValueError(f"HardPT tries all 2^{length} prefixes: a length from 1 to 12 can be searched.")
-    best = next(iter(rank(predictor, source, length, n_search, T, seed)))
-    prefix = predictor.embed(one_hot(predictor, best)).detach()
-    return Tuned(predictor, prefix=prefix, hard=best)
+    x, _ = source.sample(n_search, T, torch.Generator().manual_seed(seed))
+    return {flips: log_loss(behind(flips, x), x).sum(1).mean().item() for flips in product((0, 1), repeat=length)}
+
+
+def best(searched):
+    """The hard prefix of the lowest loss."""
+    return min(searched, key=searched.get)
