@@ -228,7 +228,7 @@ def report(lines, seeds, out):
 
     average = lambda name, target: torch.tensor(curves(name, target, max(SEVERAL))).mean(0)
     of = lambda group: {target: {name: average(name, target) for name in group} for target in TARGETS}
-    figures.bridge(of(SHOWN), of(names), out / "bridge.png")
+    figures.bridge(of(SHOWN), of(names), max(SEVERAL), out / "bridge.png")
 
 
 def main():

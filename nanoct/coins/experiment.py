@@ -1,31 +1,35 @@
 """The runs of the coin-flip study: which there are, and how one is done (study.py is the command).
 
 Every run tunes one predictor by one method to one source and is scored on fresh sequences of 200 flips: cumulative
-regret in nats at every position. NoTuning and a random prefix are run beside the methods; PreBayes (of the
-pretraining source) and TargetBayes (of the target) are exact. Predictors come from weights/coins (predictors.py), one
-of each kind and size, so repetitions differ in the sequences and in the start of the tuning and not in the
-meta-training; untrained ones have random weights by seed.
+regret in nats at every position. NoTuning and a random prefix are run beside the methods. Predictors come from
+weights/coins (predictors.py); untrained ones have random weights by seed. Exact, of the kind "exact", are PreBayes (of
+the pretraining source), PreBayesPT (PreBayes behind its best hard prefix, the bound of HardPT) and TargetBayes (of the
+target). A line holds what tables and figures need: regret, the losses of all hard prefixes, and of the first
+repetition the tuned prefix.
 """
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
 
 import torch
 
-from nanoct.coins.coins import Beta, Coins, Markov, regret
+from nanoct.coins.coins import Beta, Coins, Markov, after, regret
 from nanoct.coins.predictors import KINDS, Config, Predictor, shipped
-from nanoct.coins.tuning import METHODS, PREFIX, Tuned, one_hot, tune
+from nanoct.coins.tuning import METHODS, PREFIX, Tuned, best, embedded, search, tune
 from nanoct.runs.results import about
 
 PRETRAINING = "beta"
 TARGETS = {PRETRAINING: Beta(), "single": Coins([0.2]), "mixture": Coins([0.2, 0.8]), "markov": Markov(0.9)}
 BASELINES = "NoTuning", "RandomPrefix"
+BAYES = "PreBayes", "PreBayesPT", "TargetBayes"
+BEHIND = *PREFIX, "RandomPrefix", "PreBayesPT"  # a prefix
 T = 200
+LENGTH = 6
 BASE = (128, 1, 128)  # width, layers, embedding
-KEY = ("target", "kind", "width", "n_layer", "n_embd", "trained", "method", "length", "seed",
+KEY = ("target", "kind", "width", "n_layer", "n_embd", "network", "trained", "method", "length", "seed",
        "n_step", "batch", "n_eval", "n_search")
 
 
@@ -36,6 +40,7 @@ class Preset:
     n_repetition: int
     n_eval: int = 2048
     n_search: int = 2048  # sequences of HardPT's search
+    n_network: int = 1  # of the size BASE: repetitions take them in turn
     methods: tuple = METHODS
     untrained: tuple = ("HardPT", "SoftPT", "FullWT", "LoRAWT")
     lengths: tuple = (1, 2, 4, 12, 25)  # beside 6
@@ -56,28 +61,33 @@ def plan(preset):
     """All runs of a preset, repetition by repetition, as dicts of KEY."""
     amounts = preset.n_step, preset.batch, preset.n_eval, preset.n_search
 
-    def cell(seed, target, kind, trained, methods, length=6, size=BASE):
-        length_of = lambda method: length if method in (*PREFIX, "RandomPrefix") else 0
-        return [dict(zip(KEY, (target, kind, *size, trained, method, length_of(method), seed, *amounts)))
+    def cell(seed, target, kind, methods, trained=True, length=LENGTH, size=BASE):
+        network = seed % preset.n_network if trained and size == BASE else 0 if trained else 1000 + seed
+        length_of = lambda method: length if method in BEHIND else 0
+        return [dict(zip(KEY, (target, kind, *size, network, trained, method, length_of(method), seed, *amounts)))
                 for method in methods]
 
     def at_size(seed, kind, size):
         methods = "NoTuning", "SoftPT", "RealPT" if size[2] == 4 else "FullWT"
-        runs = cell(seed, PRETRAINING, kind, True, ("NoTuning",), size=size)
+        runs = cell(seed, PRETRAINING, kind, ("NoTuning",), size=size)
         for target in ("single", "mixture"):
-            runs += cell(seed, target, kind, True, methods, size=size)
+            runs += cell(seed, target, kind, methods, size=size)
         return runs
 
     runs, wide = [], [size for size in preset.sizes if size[0] > BASE[0]]
-    for seed, kind in product(range(preset.n_repetition), KINDS):
-        runs += cell(seed, PRETRAINING, kind, True, ("NoTuning",))
-        for target in preset.targets:
-            runs += cell(seed, target, kind, True, (*BASELINES, *preset.methods))
-            runs += cell(seed, target, kind, False, ("NoTuning", *preset.untrained))
-        for target, length in product(("single", "mixture"), preset.lengths):
-            runs += cell(seed, target, kind, True, ("HardPT", "SoftPT") if length <= 8 else ("SoftPT",), length)
-        for size in preset.sizes:
-            runs += at_size(seed, kind, size) if size not in wide else []
+    for seed in range(preset.n_repetition):
+        for target in (PRETRAINING, *preset.targets):
+            runs += cell(seed, target, "exact", BAYES if target != PRETRAINING else ("PreBayes",))
+        for kind in KINDS:
+            runs += cell(seed, PRETRAINING, kind, ("NoTuning",))
+            for target in preset.targets:
+                runs += cell(seed, target, kind, (*BASELINES, *preset.methods))
+                runs += cell(seed, target, kind, ("NoTuning", *preset.untrained), trained=False)
+            for target, length in product(("single", "mixture"), preset.lengths):
+                methods = ("HardPT", "SoftPT") if length <= 8 else ("SoftPT",)
+                runs += cell(seed, target, kind, methods, length=length)
+            for size in preset.sizes:
+                runs += at_size(seed, kind, size) if size not in wide else []
     for seed, kind, size in product(range(min(preset.n_repetition, preset.n_wide)), KINDS, wide):  # last: the longest
         runs += at_size(seed, kind, size)
     return runs
@@ -88,22 +98,27 @@ def key(line):
 
 
 @cache
-def n_weight(kind, *size):
-    return sum(p.numel() for p in Predictor(Config(kind, *size)).parameters())
+def n_weight(config):
+    return sum(p.numel() for p in Predictor(config).parameters())
 
 
 def flops(run):
     """Of a run, for N weights and a prefix of L, attention aside.
 
-    A step takes 4·N a flip, 6·N where all are tuned; HardPT 2·N·2^L·n_search·(50 + L); evaluation 2·N·n_eval·(200 + L).
+    A flip takes 2·N forwards. Backwards it takes 2·N where a gradient goes through the body and 2·N for that of all
+    weights, which an LSTM's kernel computes even where it is not asked for, and a LoRA's sum too. HardPT goes forwards
+    alone, 2^L times over n_search sequences.
     """
-    N, L = n_weight(run["kind"], run["width"], run["n_layer"], run["n_embd"]), run["length"]
-    tuning = run["batch"] * (50 + L) * run["n_step"] * (6 if run["method"] == "FullWT" else 4)
-    if run["method"] == "HardPT":
+    if run["kind"] == "exact":
+        return 0
+    method, L = run["method"], run["length"]
+    each = 6 if run["kind"] == "lstm" or method in ("FullWT", "LoRAWT") else 4
+    tuning = run["batch"] * (50 + L) * run["n_step"] * (2 if method == "UnembedWT" else each)
+    if method == "HardPT":
         tuning = 2 * 2**L * run["n_search"] * (50 + L)
-    elif run["method"] in BASELINES:
+    elif method in BASELINES:
         tuning = 0
-    return N * (tuning + 2 * run["n_eval"] * (T + L))
+    return n_weight(config_of(run)) * (tuning + 2 * run["n_eval"] * (T + L))
 
 
 def fresh(target, n, seed):
@@ -111,21 +126,41 @@ def fresh(target, n, seed):
     return TARGETS[target].sample(n, T, torch.Generator().manual_seed(10_000 + seed))
 
 
+def config_of(run):
+    return Config(run["kind"], run["width"], run["n_layer"], run["n_embd"], run["network"])
+
+
 def predictor_of(run, device="cpu"):
-    config = Config(run["kind"], run["width"], run["n_layer"], run["n_embd"])
-    return (shipped(config) if run["trained"] else Predictor(config, 1000 + run["seed"])).to(device)
+    return (shipped if run["trained"] else Predictor)(config_of(run)).to(device)
+
+
+@dataclass
+class Exact:
+    """Bayes of a source behind a hard prefix, as a Tuned is read."""
+
+    source: object
+    searched: dict = field(default_factory=dict)
+    prefix, losses = None, ()
+
+    def predict(self, x):
+        return after(self.source, best(self.searched), x) if self.searched else self.source.bayes(x)
 
 
 def tuned_of(run, device="cpu"):
-    """The predictor of a run, Tuned."""
+    """The predictor of a run, Tuned or Exact."""
+    target, pre, method = TARGETS[run["target"]], TARGETS[PRETRAINING], run["method"]
+    amounts = dict(seed=run["seed"], n_search=run["n_search"])
+    if method == "PreBayesPT":
+        return Exact(pre, search(lambda flips, x: after(pre, flips, x), target, run["length"], **amounts))
+    if run["kind"] == "exact":
+        return Exact(target if method == "TargetBayes" else pre)
     predictor = predictor_of(run, device)
-    if run["method"] == "NoTuning":
+    if method == "NoTuning":
         return Tuned(predictor)
-    if run["method"] == "RandomPrefix":
+    if method == "RandomPrefix":
         flips = torch.randint(2, (run["length"],), generator=torch.Generator().manual_seed(run["seed"]))
-        return Tuned(predictor, prefix=predictor.embed(one_hot(predictor, flips)))
-    return tune(predictor, TARGETS[run["target"]], run["method"], run["length"], run["n_step"], run["batch"],
-                seed=run["seed"], n_search=run["n_search"])
+        return Tuned(predictor, prefix=embedded(predictor, flips))
+    return tune(predictor, target, method, run["length"], run["n_step"], run["batch"], **amounts)
 
 
 def prepare(device):
@@ -141,6 +176,8 @@ def work(run):
     seconds = time.perf_counter() - start
     x, truth = fresh(run["target"], run["n_eval"], run["seed"])
     curve = regret(tuned.predict(x), x, truth).mean(0)
-    ends = [round(loss, 4) for loss in (tuned.losses[:1] + tuned.losses[-1:])]
-    return run | dict(regret=[round(value, 4) for value in curve.tolist()], hard=tuned.hard, losses=ends,
-                      seconds=round(seconds, 2), **about(torch.device(DEVICE)))
+    rounded = lambda values: [round(value, 4) for value in values]
+    prefix = [] if run["seed"] or tuned.prefix is None else list(map(rounded, tuned.prefix.tolist()))
+    return run | dict(regret=rounded(curve.tolist()), searched=rounded(tuned.searched.values()), prefix=prefix,
+                      losses=rounded([*tuned.losses[:1], *tuned.losses[-1:]]), seconds=round(seconds, 2),
+                      **about(torch.device(DEVICE)))

@@ -1,6 +1,8 @@
-"""Figures of the coin-flip study, 800 px wide, one colour per method in all of them."""
+"""Figures of the coin-flip study, 800 px wide, one colour per method in all of them.
 
-from functools import cache
+All is drawn from the lines of the runs; for the PCA the shipped predictors are led through their states once more.
+"""
+
 from itertools import product
 
 import matplotlib
@@ -10,24 +12,25 @@ import matplotlib.pyplot as plt
 import torch
 
 from nanoct.coins import experiment
-from nanoct.coins.coins import Beta, log_loss
+from nanoct.coins.coins import Beta
+from nanoct.coins.experiment import BASE
 from nanoct.coins.predictors import KINDS, Config, shipped
-from nanoct.coins.tuning import METHODS, Tuned, one_hot, tune
+from nanoct.coins.tuning import METHODS, PREFIX, WEIGHTS
 from nanoct.files import replacing
 from nanoct.runs import plots
 from nanoct.runs.report import standard_error
 
 COLOURS = {"NoTuning": "#4d4d4d", "RandomPrefix": "#b0b0b0",
-           "HardPT": "#c9a227", "SimplexPT": "#e0a03f", "RealPT": "#e07a3f", "SoftPT": "#d1495b",
-           "FullWT": "#2a6fbb", "EmbedWT": "#7fb3d5", "UnembedWT": "#4fa3a5", "Un+EmbedWT": "#3c8d5a",
+           "HardPT": "#e0a100", "SimplexPT": "#3a9d3a", "RealPT": "#c44fb8", "SoftPT": "#d62728",
+           "FullWT": "#1f4e9c", "EmbedWT": "#7fb3d5", "UnembedWT": "#17becf", "Un+EmbedWT": "#0f7f78",
            "LoRAWT": "#6a3d9a"}
-BAYES = {"PreBayes": dict(color="black", linestyle="--"), "TargetBayes": dict(color="black", linestyle=":")}
+BAYES = {name: dict(color="black", linestyle=style) for name, style in zip(experiment.BAYES, ("--", "-.", ":"))}
 TUNED = 50  # flips that tuning saw
-FLIPS = range(1, 1 + experiment.T)
+FLIPS = torch.arange(1, 1 + experiment.T)
 
 
-def draw(lines, ranked, out):
-    """All figures into a folder. lines: report.Lines; ranked: {(kind, target): (losses by search, in closed form)}."""
+def draw(lines, out):
+    """All figures into a folder. lines: report.Lines."""
     near_bayes(lines, out / "near_bayes.png")
     for trained, name in ((True, ""), (False, "_untrained")):
         curves(lines, trained, "regret", out / f"regret{name}.png")
@@ -35,8 +38,8 @@ def draw(lines, ranked, out):
     bars(lines, out / "bars.png")
     if lines.preset.lengths:
         lengths(lines, out / "lengths.png")
-    ranking(ranked, out / "ranking.png")
-    pca(lines.preset, out / "pca.png")
+    ranking(lines.ranked(), out / "ranking.png")
+    pca(lines, out / "pca.png")
 
 
 def grid(n_row, n_column, height, **options):
@@ -65,86 +68,101 @@ def spread(values):
 
 
 def curves(lines, trained, what, path):
-    """Regret, or the mean log loss of a flip, against the position, with the exact predictors.
+    """Regret, or what a flip adds to it, against the position: the mean, and a band from lowest to highest repetition.
 
-    A panel for each target and kind. The loss is a running mean over 9 flips, of what each adds to the regret and of
-    the truth's own loss: one flip alone is noise.
+    A panel for each target and kind; exact predictors are black, tuned weights dashed. What one flip adds is noise at
+    late positions, so there the loss is a mean over bins that grow, on a logarithmic axis that shows the first flips.
     """
     targets = lines.preset.targets
-    figure, panels = grid(len(targets), 2, 0.7 + 2.4 * len(targets), sharex=True)
+    figure, panels = grid(len(targets), 2, 0.8 + 2.4 * len(targets), sharex=True)
+    at, shown = (FLIPS, lambda of: of) if what == "regret" else (binned(FLIPS[None].float())[0], added)
     for target, row in zip(targets, panels):
-        exact = {name: of.mean(0) for name, of in lines.exact(target).items()}
-        source = truth_loss(lines, target)
-        loss = lambda of: smooth(of.diff(prepend=torch.zeros(1, dtype=of.dtype)) + source)
-        shown = (lambda of: of) if what == "regret" else loss
+        exact = {name: shown(of).mean(0) for name, of in lines.exact(target).items()}
+        of = exact["PreBayes"]
+        top = max(4.5, 1.25 * of[-1].item()) if what == "regret" else 1.6 * of.max().item()
         for kind, axes in zip(KINDS, row):
             for method in (*experiment.BASELINES, *METHODS):
-                if len(found := lines.of(target, kind, method, trained)):
-                    axes.plot(FLIPS, shown(found.mean(0)), color=COLOURS[method], linewidth=1.2, label=method)
-            for name, style in BAYES.items():
-                axes.plot(FLIPS, shown(exact[name]), linewidth=1.2, label=name, **style)
+                if len(found := shown(lines.of(target, kind, method, trained))):
+                    style = dict(color=COLOURS[method], linestyle=(0, (4, 1)) if method in WEIGHTS else "-")
+                    axes.plot(at, found.mean(0), linewidth=1.3, label=method, **style)
+                    axes.fill_between(at, found.amin(0), found.amax(0), color=COLOURS[method], alpha=0.2, linewidth=0)
+            for name, of in exact.items():
+                axes.plot(at, of, linewidth=1.2, label=name, **BAYES[name])
             axes.axvline(TUNED, color="#cccccc", linewidth=0.8, zorder=0)
             axes.set_title(f"{target}, {kind}{'' if trained else ', untrained'}", fontsize=9)
-            top, low = max(4.5, 1.25 * exact["PreBayes"][-1].item()), source.mean().item()
-            axes.set_ylim((-0.05 * top, top) if what == "regret" else (low - 0.03, low + (0.25 if top < 5 else 0.55)))
-    said = "cumulative regret, nats" if what == "regret" else "log loss of a flip, nats, mean over 9"
+            axes.set_ylim(-0.05 * top, top)
+            if what == "loss":
+                axes.set_xscale("log")
+    said = "cumulative regret, nats" if what == "regret" else "log loss of a flip above the truth's, nats"
     figure.supylabel(said, fontsize=9)
-    panels[-1, 0].set_xlabel("flips; tuning saw those to the grey line", fontsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel("flips; tuning saw those to the grey line", fontsize=8)
     legend(figure, panels)
-    save(figure, path, 0.05)
+    save(figure, path, 0.5 / figure.get_figheight())
 
 
-@cache
-def truth_loss(lines, target):
-    """Mean log loss of the truth at every position (200,), on the sequences that runs are scored on."""
-    drawn = [experiment.fresh(target, lines.preset.n_eval, seed) for seed in range(lines.preset.n_repetition)]
-    return torch.stack([log_loss(truth, x).mean(0) for x, truth in drawn]).mean(0)
+def added(of):
+    """What a flip adds to regret (n, 200), mean over each bin (n, bins)."""
+    return binned(of.diff(prepend=torch.zeros(len(of), 1)))
 
 
-def smooth(values, n=9):
-    """Running mean over n, at the ends over what there is."""
-    sums = torch.nn.functional.pad(values, (n // 2, n // 2)).unfold(0, n, 1).sum(1)
-    return sums / torch.nn.functional.pad(torch.ones_like(values), (n // 2, n // 2)).unfold(0, n, 1).sum(1)
+def binned(of):
+    """Mean over bins (n, bins) of values (n, T): of one position each at first, then a seventh longer than the last."""
+    ends = [1]
+    while ends[-1] < of.shape[1]:
+        ends.append(min(of.shape[1], ends[-1] + max(1, ends[-1] // 7)))
+    return torch.stack([of[:, a:b].mean(1) for a, b in zip([0, *ends], ends)], 1)
 
 
 def near_bayes(lines, path):
     """Regret of the meta-trained predictors above PreBayes on the pretraining source, against the position."""
-    figure, ((axes,),) = grid(1, 1, 3.2)
+    figure, panels = grid(1, 2, 3.2, sharey=True)
     exact = lines.exact(experiment.PRETRAINING)["PreBayes"]
-    for kind, colour in zip(KINDS, ("#d1495b", "#2a6fbb")):
-        for size, style in zip((experiment.BASE, *lines.preset.sizes), ("-", ":", "--")):
+    for kind, axes in zip(KINDS, panels.flat):
+        for size, style in zip((BASE, *lines.preset.sizes), ("-", "--", ":")):
             found = lines.of(experiment.PRETRAINING, kind, "NoTuning", size=size)
-            above, label = (found - exact[: len(found)]).mean(0), "{} {}x{}, embedding {}".format(kind, *size)
-            axes.plot(FLIPS, above, style, color=colour, linewidth=1.5, label=label)
-    axes.axvline(100, color="#cccccc", linewidth=0.8, zorder=0)
-    axes.set_ylim(-0.05, 1.5)
-    axes.set_xlabel("flips; meta-training saw those to the grey line", fontsize=8)
-    axes.set_ylabel("regret above PreBayes, nats", fontsize=8)
-    axes.legend(fontsize=7, frameon=False)
+            if len(above := found - exact[: len(found)]):
+                label = "{}x{}, embedding {}".format(*size)
+                axes.plot(FLIPS, above.mean(0), style, color="#1f4e9c", linewidth=1.5, label=label)
+                axes.fill_between(FLIPS, above.amin(0), above.amax(0), color="#1f4e9c", alpha=0.2, linewidth=0)
+        axes.axvline(100, color="#cccccc", linewidth=0.8, zorder=0)
+        axes.set_ylim(-0.05, 1)
+        axes.set_title(kind, fontsize=9)
+        axes.set_xlabel("flips; meta-training saw those to the grey line", fontsize=8)
+        axes.legend(fontsize=7, frameon=False, loc="upper left")
+    panels[0, 0].set_ylabel("regret above PreBayes, nats", fontsize=8)
     save(figure, path)
 
 
 def bars(lines, path):
-    """Regret after 200 flips, mean ± s.e. over repetitions; pale: untrained predictors. Bars end at the edge."""
+    """Regret after 200 flips, mean ± s.e. over repetitions; pale: untrained. A bar that is cut ends with its number."""
     targets = lines.preset.targets
-    figure, panels = grid(len(targets), 2, 0.5 + 2.6 * len(targets))
+    figure, panels = grid(len(targets), 2, 0.5 + 2.8 * len(targets))
     for target, row in zip(targets, panels):
         exact = {name: of[:, -1].mean().item() for name, of in lines.exact(target).items()}
         runs_of = lambda method: (lines.of(target, *which) for which in product(KINDS, [method], (True, False)))
         names = [method for method in (*experiment.BASELINES, *METHODS) if any(map(len, runs_of(method)))][::-1]
-        right = max(8, 1.25 * exact["PreBayes"])
+        right = max(5, 1.25 * exact["PreBayes"])
         for kind, axes in zip(KINDS, row):
             for (i, method), trained in product(enumerate(names), (True, False)):
-                if len(values := lines.of(target, kind, method, trained)[:, -1]):
-                    at, alpha = (i + 0.2, 1) if trained else (i - 0.2, 0.35)
-                    axes.barh(at, min(values.mean().item(), right), height=0.38, color=COLOURS[method], alpha=alpha,
-                              xerr=spread(values), error_kw=dict(linewidth=0.8))
+                if not len(values := lines.of(target, kind, method, trained)[:, -1]):
+                    continue
+                at, alpha, mean, error = i + 0.2 * (2 * trained - 1), 1 if trained else 0.35, values.mean().item(), None
+                if mean + spread(values) < right:
+                    error = spread(values)
+                else:
+                    said = f"{mean:.1f}" + (f" ± {spread(values):.1f}" if len(values) > 1 else "")
+                    axes.text(right, at, f"{said} ", fontsize=6, ha="right", va="center",
+                              color="white" if trained else "black")
+                axes.barh(at, min(mean, right), height=0.38, color=COLOURS[method], alpha=alpha, xerr=error,
+                          error_kw=dict(linewidth=0.8))
             for name, style in BAYES.items():
                 axes.axvline(exact[name], linewidth=1, **style)
             axes.set_yticks(range(len(names)), names)
             axes.set_xlim(-0.02 * right, right)
             axes.set_title(f"{target}, {kind}", fontsize=9)
-    figure.supxlabel("regret after 200 flips, nats; pale: untrained; dashed PreBayes, dotted TargetBayes", fontsize=8)
+    figure.supxlabel("regret after 200 flips, nats; pale: untrained; dashed PreBayes, dash-dotted PreBayesPT, "
+                     "dotted TargetBayes", fontsize=8)
     save(figure, path)
 
 
@@ -170,68 +188,84 @@ def lengths(lines, path):
 
 
 def ranking(ranked, path):
-    """The 64 hard prefixes of length 6: log loss of 50 flips behind them, by search against PreBayes in closed form."""
-    figure, panels = grid(1, 4, 2.4)
+    """The 64 hard prefixes in the order of their loss by search, and PreBayes' loss behind each."""
+    figure, panels = grid(len(ranked), 1, 0.3 + 1.9 * len(ranked))
     for axes, ((kind, target), (found, exact)) in zip(panels.flat, ranked.items()):
-        ones = [sum(prefix) for prefix in found]
-        axes.scatter([exact[prefix] for prefix in found], list(found.values()), c=ones, cmap="viridis", s=9)
-        low, high = min(exact.values()), max(*exact.values(), *found.values())
-        axes.plot((low, high), (low, high), color="#cccccc", linewidth=0.8, zorder=0)
-        axes.set_title(f"{target}, {kind}", fontsize=8)
-        axes.set_xlabel("PreBayes behind it, nats", fontsize=7)
-    panels[0, 0].set_ylabel("search, nats; colour: ones", fontsize=7)
+        order = sorted(found, key=found.get)
+        at, ones = range(len(order)), [sum(prefix) for prefix in order]
+        axes.plot(at, [exact[prefix] for prefix in order], "_", color="black", markersize=6, label="PreBayes")
+        points = axes.scatter(at, [found[prefix] for prefix in order], c=ones, cmap="viridis", s=12, label="by search")
+        axes.set_xticks(at, ["".join(map(str, prefix)) for prefix in order], rotation=90, fontsize=5.5,
+                        family="monospace")
+        axes.set_xlim(-1, len(order))
+        axes.set_title(f"{target}, {kind}", fontsize=9)
+        axes.set_ylabel("loss of 50 flips, nats", fontsize=7)
+        handle = figure.colorbar(points, ax=axes, label="ones", pad=0.01)
+        handle.ax.tick_params(labelsize=7)
+    panels[0, 0].legend(fontsize=7, frameon=False, loc="upper left")
     save(figure, path)
 
 
-def pca(preset, path, n=200, length=6):
-    """Two principal components of the states along sequences of the pretraining source, coloured by the ones so far.
+@torch.no_grad()
+def pca(lines, path, n=200):
+    """Where a prefix leads: two principal components of the states, a row for each kind, a panel for each method.
 
-    Lines are where SoftPT's prefix, the best hard one and no prefix lead on sequences of the single coin: their mean.
+    Points are states along sequences of the pretraining source, coloured by the share of ones so far. Lines are the
+    mean way along sequences of the single coin, behind the tuned prefix of the first repetition and behind none.
     """
-    figure, panels = grid(1, 2, 3.6)
+    methods = [method for method in PREFIX if method in lines.preset.methods]
+    figure, panels = grid(2, len(methods), 5.2)
     x, _ = Beta().sample(n, TUNED, torch.Generator().manual_seed(1))
     single, _ = experiment.TARGETS["single"].sample(n, TUNED, torch.Generator().manual_seed(2))
-    for kind, axes in zip(KINDS, panels.flat):
+    ones = (x.cumsum(1)[:, :-1] / torch.arange(1, TUNED)).flatten()
+    for kind, row in zip(KINDS, panels):
         predictor = shipped(Config(kind))
-        with torch.no_grad():
-            data = predictor(x, states=True)[:, 1:]  # (n, T-1, width)
-        centre = data.flatten(0, 1).mean(0)
-        _, s, V = torch.linalg.svd(data.flatten(0, 1) - centre, full_matrices=False)
+        data = predictor(x, states=True)[:, 1:].flatten(0, 1)  # (n·(T-1), C)
+        centre = data.mean(0)
+        _, s, V = torch.linalg.svd(data - centre, full_matrices=False)
         share = s**2 / (s**2).sum()
         flat = lambda states: (states - centre) @ V[:2].T
-        ones = (x.cumsum(1)[:, :-1] / torch.arange(1, TUNED)).flatten()
-        points = axes.scatter(*flat(data).flatten(0, 1).T, c=ones, cmap="coolwarm", s=2, alpha=0.5, linewidths=0)
-        best = Tuned(predictor, prefix=predictor.embed(one_hot(predictor, (0, 0, 0, 0, 1, 0))).detach())
-        soft = tune(predictor, experiment.TARGETS["single"], "SoftPT", length, preset.n_step, preset.batch)
-        for name, tuned, colour in (("no prefix", Tuned(predictor), "black"), ("one 1 in 6", best, COLOURS["HardPT"]),
-                                    ("SoftPT", soft, COLOURS["SoftPT"])):
-            way = flat(tuned(single, states=True).mean(0))  # (1+L+T-1, 2)
-            L = 0 if tuned.prefix is None else length
-            axes.plot(*way[L:].T, color=colour, linewidth=1.5, label=name)
-            axes.plot(*way[: L + 1].T, color=colour, linewidth=0.8, linestyle=":", marker=".", markersize=4)
-            axes.plot(*way[-1], color=colour, marker="s", markersize=4)
-        axes.set_title(f"{kind}: {share[0]:.0%} and {share[1]:.0%} of the variance", fontsize=9)
-    axes.legend(fontsize=7, frameon=False)
-    figure.colorbar(points, ax=panels.ravel().tolist(), label="share of ones so far").ax.tick_params(labelsize=7)
-    with replacing(path) as new:
-        figure.savefig(new, format="png")
-    plt.close(figure)
+        for method, axes in zip(methods, row):
+            axes.scatter(*flat(data).T, c=ones, cmap="coolwarm", s=1.5, alpha=0.4, linewidths=0)
+            prefix = torch.tensor(lines.select("single", kind, method)[0]["prefix"])
+            for of, colour in ((None, "black"), (prefix, COLOURS[method])):
+                way, L = flat(predictor(single, of, states=True).mean(0)), 0 if of is None else len(of)
+                axes.plot(*way[L:].T, color=colour, linewidth=1.4)
+                axes.plot(*way[: L + 1].T, color=colour, linewidth=0.8, linestyle=":", marker=".", markersize=3)
+                for at, marker, size in ((0, "o", 4), (L, "*", 9), (-1, "s", 4)):
+                    axes.plot(*way[at], marker, color=colour, markersize=size, markeredgecolor="white",
+                              markeredgewidth=0.5)
+            axes.set_title(f"{kind}, {method}", fontsize=9)
+            axes.set_xlabel(f"component 1 ({share[0]:.0%})", fontsize=7)
+        row[0].set_ylabel(f"component 2 ({share[1]:.0%})", fontsize=7)
+    figure.supxlabel("black: no prefix; dots: the prefix's rows; star: behind the prefix, where flips begin; square: "
+                     "after 50 flips\npoints: states on the pretraining source, blue few ones, red many", fontsize=8)
+    save(figure, path)
 
 
-def bridge(curves, exact, path):
+def bridge(curves, exact, k, path):
     """Regret of Context Tuning's methods on the Llama against the position in a query, a panel for each target.
 
-    curves: {target: {method: regret (T,)}}; exact: {target: {name: regret (T,)}}.
+    curves: {target: {method: regret (T,)}}; exact: {target: {name: regret (T,)}}; k: demos. Lines lie on one another,
+    so the first are drawn the widest, and names stand at the ends, one below the other where the ends are one.
     """
-    figure, panels = grid(1, len(curves), 3.6)
+    figure, panels = grid(1, len(curves), 4.2)
     for target, axes in zip(curves, panels.flat):
-        for method, of in curves[target].items():
+        ends = {}
+        for i, (method, of) in enumerate(curves[target].items()):
             name, colour = plots.style(method)
-            axes.plot(range(1, 1 + len(of)), of, color=colour, linewidth=1.5, label=name)
+            axes.plot(range(1, 1 + len(of)), of, color=colour, linewidth=5 - 0.7 * i, solid_capstyle="butt")
+            ends[name] = of[-1].item(), colour
         for (name, of), style in zip(exact[target].items(), ("--", "-.", (0, (1, 1, 4, 1)), ":")):
-            axes.plot(range(1, 1 + len(of)), of, color="black", linestyle=style, linewidth=1, label=name)
-        axes.set_title(target, fontsize=9)
-        axes.set_xlabel("flips of a query; demos have 25", fontsize=8)
+            axes.plot(range(1, 1 + len(of)), of, color="black", linestyle=style, linewidth=1)
+            ends[name] = of[-1].item(), "black"
+        top, below = axes.get_ylim()[1], -torch.inf
+        for name, (end, colour) in sorted(ends.items(), key=lambda item: item[1][0]):
+            below = max(end, below + 0.045 * top)
+            axes.annotate(f"{name} {end:.2f}", (len(of), end), (len(of) + 2, below), fontsize=7, color=colour,
+                          va="center", annotation_clip=False)
+        axes.set_xlim(0, len(of))
+        axes.set_title(f"{target}, k = {k} demos of 25 flips", fontsize=9)
+        axes.set_xlabel("flips of a query", fontsize=8)
     panels[0, 0].set_ylabel("cumulative regret, nats", fontsize=8)
-    legend(figure, panels)
-    save(figure, path, 0.1)
+    save(figure, path)

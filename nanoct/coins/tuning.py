@@ -100,8 +100,8 @@ def tune(predictor, source, method, length=6, n_step=1000, batch=256, T=50, lr=5
          progress=None):
     """The predictor Tuned to a source by one of METHODS.
 
-    length: of a prefix; n_search: sequences of HardPT's search; progress(step, loss a flip) is called every step. Raises
-    ValueError on an unknown method, or a length that HardPT cannot search.
+    length: of a prefix; n_search: sequences of HardPT's search; progress(step, loss of a flip) is called every step.
+    Raises ValueError on an unknown method, or a length that HardPT cannot search.
     """
     if method == "HardPT":
         searched = search(behind(predictor), source, length, n_search, T, seed)

@@ -115,7 +115,7 @@ def test_the_beginning_is_a_token_of_zeros(predictor):
 
 
 def test_a_shipped_predictor_is_tuned_as_the_paper_says():
-    """Six soft rows bring the LSTM within .2 nats of TargetBayes on the single coin, and EmbedWT the first flip to .2."""
+    """Six soft rows bring the LSTM within .2 nats of TargetBayes on the single coin, EmbedWT its first flip to .2."""
     predictor, (x, truth) = shipped(Config("lstm")), Coins([0.2]).sample(512, 50, torch.Generator().manual_seed(1))
     last = lambda tuned: regret(tuned.predict(x), x, truth)[:, -1].mean().item()
     assert last(predictor) > 1.3
