@@ -76,7 +76,7 @@ def plan(preset):
 
     runs, wide = [], [size for size in preset.sizes if size[0] > BASE[0]]
     for seed in range(preset.n_repetition):
-        for target in (PRETRAINING, *preset.targets):
+        for target in TARGETS:
             runs += cell(seed, target, "exact", BAYES if target != PRETRAINING else ("PreBayes",))
         for kind in KINDS:
             runs += cell(seed, PRETRAINING, kind, ("NoTuning",))

@@ -93,6 +93,8 @@ def curves(lines, trained, what, path):
             axes.set_ylim(-0.05 * top, top)
             if what == "loss":
                 axes.set_xscale("log")
+                axes.set_xticks([1, 2, 5, 10, 20, 50, 100, 200], [1, 2, 5, 10, 20, 50, 100, 200])
+                axes.minorticks_off()
     said = "cumulative regret, nats" if what == "regret" else "log loss of a flip above the truth's, nats"
     figure.supylabel(said, fontsize=9)
     for axes in panels[-1]:
@@ -152,8 +154,8 @@ def bars(lines, path):
                     error = spread(values)
                 else:
                     said = f"{mean:.1f}" + (f" ± {spread(values):.1f}" if len(values) > 1 else "")
-                    axes.text(right, at, f"{said} ", fontsize=6, ha="right", va="center",
-                              color="white" if trained else "black")
+                    axes.text(right, at, f"{said} →", fontsize=6, ha="right", va="center",
+                              bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
                 axes.barh(at, min(mean, right), height=0.38, color=COLOURS[method], alpha=alpha, xerr=error,
                           error_kw=dict(linewidth=0.8))
             for name, style in BAYES.items():
@@ -182,7 +184,8 @@ def lengths(lines, path):
                 axes.axhline(at, linewidth=1, label=name, **style)
             axes.set_title(f"{target}, {kind}", fontsize=9)
     figure.supylabel("regret after 50 flips, nats", fontsize=9)
-    panels[-1, 0].set_xlabel("rows of the prefix", fontsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel("rows of the prefix", fontsize=8)
     legend(figure, panels)
     save(figure, path, 0.05)
 
@@ -194,15 +197,13 @@ def ranking(ranked, path):
         order = sorted(found, key=found.get)
         at, ones = range(len(order)), [sum(prefix) for prefix in order]
         axes.plot(at, [exact[prefix] for prefix in order], "_", color="black", markersize=6, label="PreBayes")
-        points = axes.scatter(at, [found[prefix] for prefix in order], c=ones, cmap="viridis", s=12, label="by search")
-        axes.set_xticks(at, ["".join(map(str, prefix)) for prefix in order], rotation=90, fontsize=5.5,
+        axes.scatter(at, [found[prefix] for prefix in order], c=ones, cmap="viridis", s=12, label="by search")
+        axes.set_xticks(at, ["".join(map(str, prefix)) for prefix in order], rotation=90, fontsize=6.5,
                         family="monospace")
         axes.set_xlim(-1, len(order))
-        axes.set_title(f"{target}, {kind}", fontsize=9)
+        axes.set_title(f"{target}, {kind}; colour: number of ones", fontsize=9)
         axes.set_ylabel("loss of 50 flips, nats", fontsize=7)
-        handle = figure.colorbar(points, ax=axes, label="ones", pad=0.01)
-        handle.ax.tick_params(labelsize=7)
-    panels[0, 0].legend(fontsize=7, frameon=False, loc="upper left")
+        axes.legend(fontsize=7, frameon=False, loc="upper left")
     save(figure, path)
 
 
@@ -214,7 +215,7 @@ def pca(lines, path, n=200):
     mean way along sequences of the single coin, behind the tuned prefix of the first repetition and behind none.
     """
     methods = [method for method in PREFIX if method in lines.preset.methods]
-    figure, panels = grid(2, len(methods), 5.2)
+    figure, panels = grid(2, len(methods), 5.6, sharex="row", sharey="row")
     x, _ = Beta().sample(n, TUNED, torch.Generator().manual_seed(1))
     single, _ = experiment.TARGETS["single"].sample(n, TUNED, torch.Generator().manual_seed(2))
     ones = (x.cumsum(1)[:, :-1] / torch.arange(1, TUNED)).flatten()

@@ -43,8 +43,8 @@ class Lines:
 
     def above(self, target, *args, at=50, bayes="TargetBayes", **wanted):
         """Regret at a position above an exact predictor's, repetition by repetition."""
-        found = self.of(target, *args, **wanted)
-        return (found[:, at - 1] - self.exact(target)[bayes][: len(found), at - 1]).tolist()
+        found, exact = self.of(target, *args, **wanted), self.of(target, "exact", bayes)
+        return (found[:, at - 1] - exact[: len(found), at - 1]).tolist()
 
     def ranked(self):
         """{(kind, target): ({hard prefix: loss by search}, the same behind PreBayes)} of the first repetition."""
