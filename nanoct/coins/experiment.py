@@ -62,7 +62,8 @@ def plan(preset):
     amounts = preset.n_step, preset.batch, preset.n_eval, preset.n_search
 
     def cell(seed, target, kind, methods, trained=True, length=LENGTH, size=BASE):
-        network = seed % preset.n_network if trained and size == BASE else 0 if trained else 1000 + seed
+        network = seed % preset.n_network if size == BASE and kind in KINDS else 0
+        network = network if trained else 1000 + seed
         length_of = lambda method: length if method in BEHIND else 0
         return [dict(zip(KEY, (target, kind, *size, network, trained, method, length_of(method), seed, *amounts)))
                 for method in methods]
