@@ -128,6 +128,7 @@ def test_flops_are_those_that_torch_counts(method):
     assert experiment.flops(run) == pytest.approx(counter.get_total_flops(), rel=0.2)
 
 
+@pytest.mark.slow
 def test_tables_figures_and_a_second_start(tmp_path, monkeypatch, capsys):
     start(monkeypatch, "--quick", "--out", tmp_path)
     said = capsys.readouterr().out

@@ -82,6 +82,7 @@ def test_scaling_runs_every_k_with_the_settings_of_the_world():
     assert all(config == base(method) and not wrong for method, config, _, wrong in runs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["--ablations", "--scaling"])
 def test_the_jobs_from_end_to_end(job, model_folder, tmp_path, monkeypatch):  # noqa: F811
     tiny = LlamaConfig(vocab_size=50, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=512)
