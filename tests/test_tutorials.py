@@ -76,3 +76,39 @@ def test_a_tutorials_claims_hold_in_the_full_run(file):
     done = subprocess.run([sys.executable, file.name], cwd=FOLDER, env=os.environ | {"MPLBACKEND": "Agg"},
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+# {number: (a part of the tutorial, what takes its place, what fails then)}; an identity fails in a quick run too
+BROKEN = {
+    "01": ("config.n_step = few(config.n_step, 2)", "config.lr = 0.0", "CT-KV answers more than ICL"),
+    "02": ("task.instruction, task.demos)", "task.instruction, task.demos[::-1])",
+           "assert apart(behind(theta), whole)"),
+    "03": ('pools["held_out"][: few(None, 1)]', "list(of_training)", "unseen rules leave"),
+    "04": ("few((0, 4, 16, 64), (0, 1))", "(0, 0, 0, 0)", "from the best other start"),
+    "05": ("pack_demos(task, exact, theta.next_position)", "pack_demos(task, exact, theta.next_position + 1)",
+           "the loss is off"),
+    "06": ("trap(name, 1.0), *hidden, config)", 'trap(name, 1.0), *leak.HIDDEN["k passes"], config)', "one pass hands"),
+    "07": ("    entries = len(", "    model.norm.weight.data.add_(1e-3)\n    entries = len(",
+           "assert bits(model) == before"),
+    "08": ("p, exact = network.predict(x)", "p, exact = 1 - network.predict(x)", "the network says what Bayes says"),
+    "09": ('SETTINGS["words"].get(method, {})', 'SETTINGS["words"].get(method, {}) | ({"lr": 0.0} if method == "ct_kv" '
+           "else {})", "points from ICL"),
+    "10": ("estimate(name, method, c.lengths())", 'estimate(name, "ttt", c.lengths())', "assert peak[name"),
+    "11": ("loaded, about = load_adapted(file, model)", "loaded, about = load_adapted(file, model)\n"
+           "loaded.prefix.kv[0][0].mul_(1.001)", "the logits are"),
+}
+
+
+@pytest.mark.slow
+@each
+def test_the_first_claim_fails_where_what_it_is_about_is_broken(file, tmp_path):
+    part, instead, said = BROKEN[file.name[:2]]
+    if file.name.startswith("09") and not (FOLDER.parent / "weights/smollm2/model.safetensors").exists():
+        pytest.skip("no weights/smollm2: `make smollm2` brings it")
+    source, quick = file.read_text(encoding="utf-8"), said.startswith(("assert", "the l"))
+    assert source.count(part) == 1
+    broken = tmp_path / file.name
+    broken.write_text(source.replace(part, instead), encoding="utf-8")
+    env = os.environ | {"MPLBACKEND": "Agg", "PYTHONPATH": str(FOLDER), "NANOCT_QUICK": str(int(quick))}
+    done = subprocess.run([sys.executable, str(broken)], cwd=FOLDER, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "AssertionError" in done.stderr and said in done.stderr, done.stderr[-2000:]
