@@ -3,8 +3,8 @@
     python -m nanoct.benchmarks.bbh --data F --show 2
 
 A context is the instruction, then "\\n\\nQ: …\\nA: …" for every demo (solved example). The instruction is the line
-after the dashes in cot-prompts/<task>.txt and a sentence on the form of the answer, such as "Answer with Yes or No and
-nothing else." Without this sentence a model that has no demos in context answers in whole sentences, which are all
+after the dashes in cot-prompts/<task>.txt, then a sentence on the form of the answer, such as "Answer with Yes or No
+and nothing else." Without this sentence a model that has no demos in context answers in whole sentences, which are all
 wrong. The paper's numbers come from prompts with such a sentence. Its words are ours, made from the kind of all targets
 (`form_of`); form=False leaves it out.
 

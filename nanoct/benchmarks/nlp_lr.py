@@ -9,8 +9,8 @@ n = 256 on it keeps none. Demos (solved examples) are never dropped from the con
 and it, with any of its options, exceed 1,024 tokens. After 100 such queries in a row the task ends; the queries kept so
 far count. The option with the lowest mean token loss is the answer.
 
-A pair that exceeds 1,024 tokens behind the context is not trained on. One thing differs from the release: it shuffles
-the queries before it counts 100 in a row; ours keep the order of the file.
+A pair that exceeds 1,024 tokens behind the context is not trained on. One thing is not as in the release: the release
+shuffles the queries before it counts 100 in a row; here they keep the order of the file.
 
 Files: F/<task>/<task>_16_<seed>_{train,test}.jsonl, lines of {"task", "input", "output", "options"}.
 """

@@ -12,7 +12,7 @@ SETTINGS = {
     "nlp_lr": {
         "prompt_tuning": dict(n_prefix=32, n_step=250, lr=3e-3),
         "prefix_tuning": dict(n_prefix=32, n_step=250, lr=3e-3),
-        "lora": LORA | dict(alpha=64.0, n_step=250),  # alpha of {32, 64, 128} and n_step: ours
+        "lora": LORA | dict(alpha=64.0, n_step=250),  # ours: n_step, and alpha, out of {32, 64, 128}
         "dora": LORA | dict(alpha=64.0, n_step=250),  # ours, as LoRA's
         "ttt": TTT | dict(n_step=250, batch=4),
         "ct_prompt": dict(n_step=250, lr=1e-3, token_dropout=0.05),  # token_dropout, here and below: as CT-KV's

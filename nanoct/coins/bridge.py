@@ -207,7 +207,7 @@ def report(lines, seeds, out):
     bayes = {(target, k): [exact(TARGETS[target], k, seed) for seed in range(seeds)] for target, k in columns}
 
     def curves(name, target, k):
-        """Regret of an exact predictor or a method, draw by draw. Zero-shot has no demos: one for all k."""
+        """Regret of an exact predictor or a method, draw by draw; the same for all k if it is zero-shot."""
         if name in bayes[target, k][0]:
             return [found[name] for found in bayes[target, k]]
         wanted = target, name, k * (name != "zero_shot")

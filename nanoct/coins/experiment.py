@@ -106,9 +106,9 @@ def n_weight(config):
 def flops(run):
     """FLOPs of a run with N weights and a prefix of L rows, without attention.
 
-    The forward pass takes 2·N a flip. The backward pass takes 2·N if a gradient goes through the body, and 2·N for the
-    gradient of all weights. An LSTM's kernel always computes the latter, and LoRA's sum needs it too. HardPT only has
-    forward passes: 2^L, over n_search sequences.
+    The forward pass takes 2·N a flip. The backward pass takes 2·N if a gradient goes through the body, and 2·N more for
+    the gradient of all weights. An LSTM's kernel always computes the latter, and LoRA's sum needs it too. HardPT only
+    has forward passes: 2^L, over n_search sequences.
     """
     if run["kind"] == "exact":
         return 0
@@ -137,7 +137,7 @@ def predictor_of(run, device="cpu"):
 
 @dataclass
 class Exact:
-    """Bayes of a source behind a hard prefix, if any; reads like a Tuned."""
+    """Bayes of a source, behind a hard prefix if any; used like a Tuned."""
 
     source: object
     searched: dict = field(default_factory=dict)

@@ -88,7 +88,7 @@ def start(predictor, method, length, generator):
 
 
 def one_hot(predictor, flips):
-    """Flips (L,) one-hot (L, 2), as a predictor embeds them."""
+    """Flips (L,) as one-hot rows (L, 2), which a predictor embeds."""
     return F.one_hot(torch.as_tensor(flips), 2).float().to(predictor.device)
 
 

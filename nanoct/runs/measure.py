@@ -81,7 +81,7 @@ def clock(device):
 
 @contextmanager
 def peak(device):
-    """with peak(device) as used: … sets used.bytes to the peak: allocated on a GPU, resident in all on the CPU."""
+    """with peak(device) as used: … sets used.bytes to the peak: allocated on a GPU, resident in this process else."""
     used = SimpleNamespace(bytes=0)
     gc.collect()
     if device.type == "cuda":

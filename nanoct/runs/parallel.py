@@ -25,7 +25,7 @@ def execute(runs, results, work, n_worker=0, prepare=None, *arguments):
     """Do the runs that the results do not have yet; return the lines of all runs that are done, in their order.
 
     work(run) returns the line of a run, in n_worker processes of one thread. With n_worker = 0, work(run, progress)
-    does, in this process. A run is left out if work returns None, or raises NotFinite, which is printed. Every process
+    does so in this process. A run is left out if work returns None, or raises NotFinite, which is printed. Each process
     that works calls prepare(*arguments) first. Where processes have joined, each task belongs to one of them; the
     first process gets the lines, the others get None.
     Raises ValueError if a process dies, or if another job is at work in the folder of the results.

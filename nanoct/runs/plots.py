@@ -152,7 +152,7 @@ def ablations(groups, path):
 
 
 def tasks(main, path):
-    """For every task a line from ICL's score to CT-KV's, and TTT's score if there; ordered by ICL's; 800 px wide.
+    """A row per task: a line from ICL's score to CT-KV's, and TTT's score if there is one. In ICL's order; 800 px wide.
 
     main: {method: Setting}; a task's score is the mean over its seeds.
     """

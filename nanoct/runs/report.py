@@ -178,7 +178,7 @@ def words(config):
 
 
 def comparable(lines):
-    """Return {world: {method: [Setting]}} on what all methods of a world did, and a sentence on each world's rest.
+    """Return {world: {method: [Setting]}} on what all methods of a world did, and sentences on what is left out.
 
     The order is that of WORLDS and METHODS, as lines may come in any order. Raises ValueError if nothing is left.
     """

@@ -1,6 +1,6 @@
 """Results as JSON lines: one line per (method, config, task, seed), appended as soon as its run ends.
 
-A job that was killed and starts again skips the runs that have a line. report.py makes tables and figures of lines.
+A job that was killed and starts again skips runs that have a line. report.py makes tables and figures of the lines.
 """
 
 import json
@@ -115,9 +115,10 @@ class Results:
         self.keys = set(map(self.key, self.lines))
 
     def append(self, line):
-        """Add a line, on the disk when this returns. Raises ValueError if it is no result, OSError if it does not fit.
+        """Add a line; it is on the disk when this returns.
 
-        Then the file stays as it was."""
+        Raises ValueError if it is no result, OSError if it does not fit; the file then stays as it was.
+        """
         if said := fault(line, self.key, self.needs):
             raise ValueError(f"{line.get('method')} on {line.get('task')} has no result: {said}.")
         text = json.dumps(line).encode() + b"\n"
@@ -156,7 +157,7 @@ def read(path, key=key, needs=NEEDS):
 def fault(line, key=key, needs=NEEDS):
     """Return why a line is no result, such as "'score' is None", or None.
 
-    A result has the fields of its key and of `needs`, with the types of KINDS.
+    A result has the fields of key and `needs`, and the types of KINDS.
     """
     in_bounds = lambda value, kinds: bool in kinds if isinstance(value, bool) else abs(value) < 1e300  # nan is not
     fits = lambda value, kinds: isinstance(value, kinds) and (

@@ -38,7 +38,7 @@ class Functions(Certain):
     """A world whose tasks are functions on texts.
 
     primitives: {name: function}. draw(rng) makes an input. fits(y): whether y may be an output. read and write
-    turn a text into what the primitives work on, and back. k and n_query: demos and queries of a task.
+    turn a text into what the primitives work on, and back. k and n_query: demos (examples) and queries of a task.
     """
 
     tokens: list

@@ -134,7 +134,7 @@ class Lexicon:
         return sentences(name, canonical(name) or rng.sample(ANIMALS, 2), rng)
 
     def prior(self, which):
-        """Return {hypothesis: log p}. A hypothesis is (name of a task, index of its first class's label, sorted).
+        """Return {hypothesis: log p}. A hypothesis is (a task's name, which of the sorted labels its first class has).
 
         "training": the attributes, equally likely. "all": attributes, AND, XOR, most of three and halves of the words,
         1/5 each, equally likely within a kind; "half" stands for all halves. Both are for labels that say nothing.
