@@ -115,7 +115,7 @@ def main(benchmark):
     p.add_argument("--data", required=packaged is None, default=packaged, help="folder of the benchmark's files")
     p.add_argument("--model", help="folder or hub name whose tokenizer is used; default: UTF-8 bytes as tokens")
     p.add_argument("--tasks", nargs="+", help="names; default: all in the folder")
-    p.add_argument("--seed", type=int, default=benchmark.SEEDS[0], help="of the demos")
+    p.add_argument("--seed", type=int, default=benchmark.SEEDS[0], help="seed that draws the demos")
     p.add_argument("--k", type=int, default=benchmark.K, help="demos a task; default: the paper's")
     p.add_argument("--length", type=int, default=benchmark.LENGTH,
                    help="tokens of context and row; default: the paper's")

@@ -183,7 +183,7 @@ def fetch(name, out):
     try:
         n_known = check(folder)
     except ValueError as error:
-        raise ValueError(f"{error}; what it is from is broken: {set_aside(whole)}.") from None
+        raise ValueError(f"{error}, so the download is broken: {set_aside(whole)}.") from None
     n_file = sum(file.is_file() for file in folder.rglob("*"))
     print(f"{folder}: {n_file} files, {n_known} of them with a known SHA-256; "
           f"python -m nanoct.benchmarks.{name} --data {folder} --show 1")
@@ -204,7 +204,7 @@ def from_hub(source, folder):
 def main():
     p = cli.Parser(prog="nanoct.benchmarks.fetch", description=__doc__)
     p.add_argument("names", nargs="+", choices=list(SOURCES), metavar="NAME", help=", ".join(SOURCES))
-    p.add_argument("--out", default="data", help="folder of a folder for each; default: data")
+    p.add_argument("--out", default="data", help="each benchmark gets a folder in this one; default: data")
     args = p.parse_args()
     for name in args.names:
         fetch(name, Path(args.out))

@@ -236,7 +236,7 @@ def main():
     p.add_argument("--pretrain", action="store_true", help="meta-train the Llama")
     p.add_argument("--sweep", action="store_true", help="choose settings on other coins; writes bridge.json")
     p.add_argument("--seeds", type=int, default=6, help="draws of demos and queries")
-    p.add_argument("--n-step", type=int, default=1500, help="of --pretrain")
+    p.add_argument("--n-step", type=int, default=1500, help="optimiser steps of --pretrain")
     p.add_argument("--workers", type=int, default=n_core(), help="processes of one thread; default: one per core")
     p.add_argument("--out", default="results/coins/bridge",
                    help="folder of the lines, the table and the figure")

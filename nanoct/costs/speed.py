@@ -323,7 +323,7 @@ def load(name, vocab_size, context, device, dtype, alone=False):
         return model, None if alone else peers.twin(model)
     folder = fetch(name)
     if not isinstance(read_config(folder), LlamaConfig):
-        raise ValueError(f"--model {name} is no Llama, and the peers here are: give one, or a name of a random one.")
+        raise ValueError(f"--model {name} is no Llama, but the peers are: give a Llama, or the name of a random one.")
     return load_model(folder, device, dtype), None if alone else peers.load(folder, dtype, device)
 
 

@@ -64,7 +64,7 @@ def retrieved(model, task, in_prompt, from_pair, config=CONFIG):
 
 def main():
     p = cli.Parser(prog="nanoct.leak", description=__doc__)
-    p.add_argument("--tasks", type=int, default=4, help="of the held-out pool of each world")
+    p.add_argument("--tasks", type=int, default=4, help="number of held-out tasks of each world")
     p.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     p.add_argument("--out", default="results", help="folder of leak.jsonl and leak.md")
     args = p.parse_args()

@@ -55,7 +55,7 @@ def main():
     p.add_argument("--show", type=int, metavar="N", help="print N tasks instead of all names")
     p.add_argument("--picture", metavar="FILE.png", help="also draw the shown grids, with one query each")
     p.add_argument("--k", type=int, help="demos a task; default: the world's")
-    p.add_argument("--seed", type=int, default=0, help="of the demos")
+    p.add_argument("--seed", type=int, default=0, help="seed that draws the demos")
     args = p.parse_args()
     world = WORLDS[args.world]
     pool, k = world.pools()[args.pool], world.k if args.k is None else args.k
