@@ -1,10 +1,10 @@
-"""NN_name.py, the source -> NN_name.ipynb, executed: what one reads in the browser.
+"""Turn a source NN_name.py into the executed notebook NN_name.ipynb, to read in the browser.
 
     python tutorials/build.py               # all of them, half an hour on two cores
     python tutorials/build.py 01 05         # two of them
 
-Cells have their number as id and no times, so building twice gives the same bytes where nothing depends on the clock.
-The notebook keeps the SHA-256 of its source: the test suite sees when one was edited without the other.
+A cell has its number as id and no times, so building twice gives the same bytes where nothing depends on the clock.
+The notebook keeps the SHA-256 of its source, so that the test suite sees if only one of the two was edited.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def sources(numbers=()):
-    """The tutorials with these numbers, or all. SystemExit on a number that there is not."""
+    """The tutorials with these numbers, or all. Raises SystemExit if a number has no tutorial."""
     found = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
     if unknown := [number for number in numbers if number not in {file.name[:2] for file in found}]:
         sys.exit(f"there is no tutorial {unknown[0]}: the numbers are {' '.join(file.name[:2] for file in found)}.")
@@ -43,7 +43,7 @@ def notebook(file):
 
 
 def joined(outputs):
-    """Outputs of a cell with what it printed in one piece each time: where a kernel cuts it is chance."""
+    """Outputs of a cell, with printed pieces joined, as a kernel cuts them at random places."""
     found = []
     for output in outputs:
         if found and output.output_type == "stream" and found[-1].get("name") == output.name:

@@ -1,7 +1,7 @@
-"""What the tutorials share: whether a run is the full one, claims, planted bugs, and how figures look.
+"""What the tutorials share: full and quick runs, claims, planted bugs, and how figures look.
 
-NANOCT_QUICK=1 makes a run of seconds, as the test suite does it: `few` takes the smaller number, and a `claim` about
-what was measured is printed and not asserted. What must hold exactly is a plain `assert`, in both.
+NANOCT_QUICK=1 makes a run take seconds, as in the test suite: `few` takes the smaller number, and a `claim` about a
+measurement is printed and not asserted. What must hold exactly is a plain `assert`, in both kinds of run.
 """
 
 import os
@@ -15,7 +15,7 @@ from nanoct.runs.plots import style
 
 QUICK = os.environ.get("NANOCT_QUICK") == "1"
 torch.set_num_threads(1)  # the embedded models are so small that a second thread makes them slower
-if "ipykernel" in sys.modules:  # figures stand under their cell; a script shows none, as nanoct.runs.plots has it
+if "ipykernel" in sys.modules:  # in a notebook figures stand under their cell; a script shows none (runs/plots.py)
     from IPython import get_ipython
 
     get_ipython().run_line_magic("matplotlib", "inline")
@@ -28,19 +28,19 @@ plt.rcParams.update({"figure.figsize": (8, 3.6), "figure.dpi": 100, "savefig.dpi
 
 
 def few(full, quick):
-    """The first in the full run, the second in a quick one."""
+    """The first number in a full run, the second in a quick one."""
     return quick if QUICK else full
 
 
 def claim(holds, said):
-    """Print what is claimed of a measurement; AssertionError if it does not hold in the full run."""
+    """Print a claim about a measurement. Raises AssertionError if it does not hold in a full run."""
     print(("measured: " if not QUICK else "quick run, not a measurement: ") + said)
     assert holds or QUICK, f"this did not come out: {said}"
 
 
 @contextmanager
 def breaks(why):
-    """with breaks(why): the check inside must fail, as a bug is planted; its message is printed."""
+    """with breaks(why): the check inside must fail, as it has a planted bug; its message is printed."""
     try:
         yield
     except AssertionError as error:

@@ -1,12 +1,13 @@
-"""ARC-AGI-1: from pairs of coloured grids to the output of a new one, right if every cell is.
+"""ARC-AGI-1: learn from pairs of coloured grids to predict the output of a new one, every cell right.
 
     python -m nanoct.benchmarks.arc --data F --show 1
 
-A grid is text: its shape, "3 4", then its rows of digits, a line each, encoded cell by cell, so that every cell is a
-token of its own in any tokenizer that has the digits (text as a whole would merge digits, up to three in Llama-3's). x
-is "input " and the grid, y "output ", the other grid and a line break more; `text_to_grid` reads it back. All demos are
-given and every test grid is a query, decided by teacher forcing of all of y, which is greedy decoding. A task that does
-not fit 8,192 tokens is dropped, query by query. Files: F/evaluation/<id>.json (F/training for fine-tuning) of
+A grid is written as text: its shape, such as "3 4", then its rows of digits, one a line. It is encoded cell by cell, so
+that every cell is a token of its own in any tokenizer that has the digits. (The text as a whole would merge digits, up
+to three in Llama-3's.) x is "input " and a grid; y is "output ", the other grid and one more line break, and
+`text_to_grid` reads it back. All demos (solved pairs) are in the context, and every test grid is a query. It is decided
+by teacher forcing: the model must predict each token of y behind the right ones, as greedy decoding would. A query that
+does not fit 8,192 tokens with its context is dropped. Files: F/evaluation/<id>.json (F/training for fine-tuning) of
 {"train": [{"input", "output"}, …], "test": […]}.
 """
 
@@ -29,7 +30,7 @@ def tasks(folder, split="evaluation"):
 
 
 def make_task(folder, name, tokenizer, seed=0, k=K, length=LENGTH, limit_queries=None, split="evaluation"):
-    """A Task and its Counts. Raises FileNotFoundError or ValueError with a sentence on a file that is not as above."""
+    """Return the Task and its Counts. Raises FileNotFoundError or ValueError if the file is missing or not as above."""
     file = Path(folder) / split / f"{name}.json"
     given, asked = read(file)
     if k is not None and k > len(given):
@@ -41,7 +42,7 @@ def make_task(folder, name, tokenizer, seed=0, k=K, length=LENGTH, limit_queries
 
 
 def encode(tokenizer, x, y):
-    """Two grids as the token ids of x and y."""
+    """Return two grids as the token ids of x and y."""
     return encode_grid(tokenizer, "input ", x), encode_grid(tokenizer, "output ", y) + tokenizer.encode("\n")
 
 
@@ -53,9 +54,11 @@ def encode_grid(tokenizer, name, grid):
 
 
 class Training:
-    """The training tasks as a world for nanoct.pretrain: an episode is all pairs of a task, test pairs included, in
-    random order, turned and mirrored in one of eight ways, colours 1 to 9 permuted (0 is the background). Every tenth
-    task is kept for validation."""
+    """The training tasks as a world for nanoct.pretrain; every tenth task is kept for validation.
+
+    An episode has all pairs of a task, test pairs included, in random order. Its grids are turned and mirrored in one
+    of eight ways, and colours 1 to 9 are permuted (0 is the background).
+    """
 
     k, encode = 2, staticmethod(encode)
 
@@ -66,7 +69,7 @@ class Training:
         self.pools = dict(train=[n for i, n in enumerate(names) if i % 10 or len(names) < 10], validation=names[::10])
 
     def episode(self, rng, pool):
-        """The pairs of grids of a task of a pool, as the model shall see them."""
+        """Return the pairs of a random task of a pool, changed as said above."""
         pairs = list(self.tasks[rng.choice(self.pools[pool])])
         rng.shuffle(pairs)
         n_turn, mirrored, colours = rng.randrange(4), rng.random() < 0.5, [0, *rng.sample(range(1, 10), 9)]
@@ -80,7 +83,7 @@ class Training:
 
 
 def text_to_grid(text):
-    """The grid of a text such as "output 2 3\\n012\\n345\\n". ValueError if it is not of the shape it says."""
+    """Return the grid of a text such as "output 2 3\\n012\\n345\\n". Raises ValueError if its shape is not that."""
     shape, *rows = text.strip().split("\n")
     n, m = map(int, shape.split()[-2:])
     grid = [list(map(int, row)) for row in rows]
@@ -90,7 +93,7 @@ def text_to_grid(text):
 
 
 def read(file):
-    """The demos and the tests of a file, pairs of grids."""
+    """Return the demos and the tests of a file as pairs of grids."""
     data = read_json(common.there(file))
     pairs = []
     for part in "train", "test":
@@ -106,7 +109,7 @@ def read(file):
 
 
 def is_grid(rows):
-    """Whether rows are lists of one length of colours 0 to 9, neither more nor longer than SIDE."""
+    """Whether `rows` is a grid: 1 to SIDE lists of one length, 1 to SIDE, of colours 0 to 9."""
     if not isinstance(rows, list) or not 1 <= len(rows) <= SIDE or not all(isinstance(row, list) for row in rows):
         return False
     return (1 <= len(rows[0]) <= SIDE and all(len(row) == len(rows[0]) for row in rows)

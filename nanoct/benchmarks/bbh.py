@@ -2,14 +2,16 @@
 
     python -m nanoct.benchmarks.bbh --data F --show 2
 
-A context is the instruction, then "\\n\\nQ: …\\nA: …" for every demo; the instruction is the line after the dashes in
-cot-prompts/<task>.txt, and behind it a sentence on the form of the answer, such as "Answer with Yes or No and nothing
-else.": without it, a model that has no demos in context answers in sentences, which are all wrong. The paper's numbers
-come from prompts with such a sentence; the words are ours, made from the kind of all targets (`form_of`). form=False
-leaves it out. An answer ends with the two line breaks before the next question, tokenised apart, so that all demos
-end alike; a decoded one ends where its text holds them, or with a special token. Trimmed and in lower case it must be
-the target. 10 demos are drawn by seed, all others are queries. A query is dropped if context and row exceed 2,048
-tokens (ours: NLP-LR's rule). Files: F/bbh/<task>.json with examples[] of {"input", "target"}.
+A context is the instruction, then "\\n\\nQ: …\\nA: …" for every demo (solved example). The instruction is the line
+after the dashes in cot-prompts/<task>.txt, then a sentence on the form of the answer, such as "Answer with Yes or No
+and nothing else." Without this sentence a model that has no demos in context answers in whole sentences, which are all
+wrong. The paper's numbers come from prompts with such a sentence. Its words are ours, made from the kind of all targets
+(`form_of`); form=False leaves it out.
+
+An answer ends with the two line breaks before the next question. They are tokenised apart, so that all demos end alike.
+A decoded answer ends where its text holds them, or with a special token. Trimmed and in lower case it must be the
+target. 10 demos are drawn by seed; all other examples are queries. A query is dropped if the context and its row exceed
+2,048 tokens (our choice: NLP-LR's rule). Files: F/bbh/<task>.json with examples[] of {"input", "target"}.
 """
 
 import re
@@ -41,9 +43,9 @@ def tasks(folder):
 
 
 def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=None, form=True):
-    """A Task and its Counts; form: whether the instruction says how to answer.
+    """Return the Task and its Counts. form: whether the instruction says how to answer.
 
-    Raises FileNotFoundError or ValueError with a sentence on files that are not as above.
+    Raises FileNotFoundError or ValueError if a file is missing or not as above.
     """
     file, end = Path(folder) / "bbh" / f"{name}.json", tokenizer.encode(END)
     examples = read(file)
@@ -60,9 +62,9 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
 
 
 def form_of(targets):
-    """A sentence on how to answer, from the kind of the targets; one in ten may be of another.
+    """Return a sentence on how to answer, made from the kind of the targets; one in ten may be of another kind.
 
-    Two to four words that come again and again are all named, as Yes and No; the others go by FORMS.
+    Two to four words that come again and again are all named, such as Yes and No; FORMS covers all other targets.
     """
     kinds = sorted(set(targets), reverse=True)
     are_words = all(re.fullmatch("[A-Za-z]+", kind) for kind in kinds)
@@ -75,7 +77,7 @@ def form_of(targets):
 
 
 def read(file):
-    """The (input, target) of all examples of a file."""
+    """Return the (input, target) of all examples of a file."""
     data = read_json(common.there(file))
     examples = data.get("examples") if isinstance(data, dict) else None
     if not isinstance(examples, list) or not examples:

@@ -1,9 +1,10 @@
-"""What the readers of public benchmarks share: reading files line by line, the limit on length, and showing tasks.
+"""What the readers of public benchmarks share: reading files, the limit on length, and showing tasks.
 
-A benchmark is a module with K demos a task, SEEDS, LENGTH (tokens of context and row) and
+A demo is a solved example in the context. A query is a question; its row, x and y, follows the context. A benchmark is
+a module with K (demos a task), SEEDS, LENGTH (the most tokens of context and row) and
 
-    tasks(folder)                                                          names of the tasks that a folder holds
-    make_task(folder, name, tokenizer, seed, k, length, limit_queries)     a Task and the Counts of what was left out
+    tasks(folder)                                                          names of the tasks in a folder
+    make_task(folder, name, tokenizer, seed, k, length, limit_queries)     a Task, Counts of what was left out
 """
 
 import random
@@ -18,10 +19,10 @@ from nanoct.tokenizer import load_tokenizer
 @dataclass
 class Counts:
     demos: int = 0
-    queries: int = 0  # that are asked
+    queries: int = 0  # queries that are asked
     dropped: int = 0  # queries that are too long behind the demos
     cut: int = 0  # inputs of demos and queries that were shortened
-    given_up: int = 0  # tasks in which too many queries in a row were too long: those behind them were not looked at
+    given_up: int = 0  # tasks whose last queries were not looked at: too many in a row had been too long
 
     def __add__(self, other):
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -32,14 +33,14 @@ class Counts:
 
 
 def folders(folder, pattern, what):
-    """The files of a folder that fit a pattern, sorted. FileNotFoundError with a sentence if there is none."""
+    """Return the files of a folder that match a pattern, sorted. Raises FileNotFoundError if there is none."""
     if not (files := sorted(Path(folder).glob(pattern))):
         raise FileNotFoundError(f"{folder} holds no {pattern}: --data takes the folder of {what}.")
     return files
 
 
 def there(file):
-    """The file itself. Raises FileNotFoundError or ValueError if it is not there, or empty."""
+    """Return the file. Raises FileNotFoundError if it does not exist, ValueError if it is empty."""
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}: fetch the data again, or take other --tasks or --seeds.")
     if not file.stat().st_size:
@@ -48,7 +49,7 @@ def there(file):
 
 
 def read(file):
-    """The text of a file. Raises FileNotFoundError or ValueError if it is not there, empty, or not UTF-8."""
+    """Return the text of a file. Raises FileNotFoundError without a file, ValueError if it is empty or not UTF-8."""
     text = as_text(read_bytes(there(file)), file)
     if not text.strip():
         raise ValueError(f"{file} is empty: fetch it again.")
@@ -56,7 +57,7 @@ def read(file):
 
 
 def draw(items, k, seed, where):
-    """k demos drawn by seed, and all the others in their order. ValueError if there are not more than k."""
+    """Draw k demos by seed; return them and the other items in order. Raises ValueError if there are k or fewer."""
     if len(items) <= k:
         raise ValueError(f"{where} has {len(items)} examples, too few for k = {k} demos and a query: use a lower --k.")
     demos = random.Random(seed).sample(range(len(items)), k)
@@ -64,14 +65,15 @@ def draw(items, k, seed, where):
 
 
 def bos(tokenizer):
-    """The beginning-of-sequence token, part of the instruction, where the model's own tokenizer puts one."""
+    """Return [beginning-of-sequence token] for the instruction, or [] if the model's own tokenizer adds none."""
     return [tokenizer.bos_id] if tokenizer.adds_bos else []
 
 
 def fill(task, queries, counts, length, limit=None, patience=None):
-    """Add to a task the queries that fit into `length` tokens with its context, whichever option is their answer.
+    """Add to a task the queries that fit into `length` tokens with its context, even with their longest option.
 
-    limit: how many to keep. patience: how many in a row may be too long before the rest is given up.
+    Returns the task and its Counts. limit: how many queries to keep. patience: how many may be too long in a row
+    before the rest is given up.
     """
     between = len(task.separator) * (len(task.demos) - 1)
     context = len(task.instruction) + sum(len(d.x) + len(d.y) for d in task.demos) + between
@@ -94,7 +96,7 @@ def fill(task, queries, counts, length, limit=None, patience=None):
 
 
 def show(task, tokenizer, n):
-    """Print a task as the model will see it: instruction, demos and n queries, x and y apart, line breaks as such."""
+    """Print a task as the model will see it: the instruction, then x and y of the demos and of n queries."""
     text = lambda ids: repr(tokenizer.decode(ids))
     print(f"\n{task.name}: {len(task.demos)} demos, {len(task.queries)} queries, metric {task.metric}")
     print(f"  instruction {text(task.instruction)}   before every pair but the first of the context "
@@ -113,7 +115,7 @@ def main(benchmark):
     p.add_argument("--data", required=packaged is None, default=packaged, help="folder of the benchmark's files")
     p.add_argument("--model", help="folder or hub name whose tokenizer is used; default: UTF-8 bytes as tokens")
     p.add_argument("--tasks", nargs="+", help="names; default: all in the folder")
-    p.add_argument("--seed", type=int, default=benchmark.SEEDS[0], help="of the demos")
+    p.add_argument("--seed", type=int, default=benchmark.SEEDS[0], help="seed that draws the demos")
     p.add_argument("--k", type=int, default=benchmark.K, help="demos a task; default: the paper's")
     p.add_argument("--length", type=int, default=benchmark.LENGTH,
                    help="tokens of context and row; default: the paper's")
@@ -140,7 +142,7 @@ def main(benchmark):
 
 
 def check_names(names, there, folder):
-    """ValueError on a name that is not among those there."""
+    """Raise ValueError if one of the names is not in `there`."""
     if unknown := [name for name in names if name not in there]:
         raise ValueError(f"--tasks: {unknown[0]!r} is not in {folder}, which has {', '.join(there[:5])}"
                          + (f" and {len(there) - 5} more." if len(there) > 5 else "."))

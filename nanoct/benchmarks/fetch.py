@@ -3,8 +3,8 @@
     python -m nanoct.benchmarks.fetch bbh mmlu arc nlp_lr --out data
 
 An interrupted download goes on where it stopped. SHA256SUMS holds the sums of half of the files, those that nanoct's
-own counts were made on; one that differs is refused. The others must be complete archives, and every reader checks its
-rows. What is broken is set aside, and the same command fetches it anew.
+own counts were made on; a file with another sum is refused. For the other files, archives must be complete, and every
+reader checks its rows. A broken download is renamed, and the same command fetches it again.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.files import read_bytes, replace_file
 
-LARGEST, LARGEST_IN_ALL = 2**26, 2**30  # bytes of a file in an archive; public ones have less than a tenth of that
+LARGEST, LARGEST_IN_ALL = 2**26, 2**30  # bytes of one file in an archive, and of all; public ones have less than 10%
 SUMS = Path(__file__).with_name("SHA256SUMS")
 NLP_LR = """ai2_arc climate_fever codah commonsense_qa dream ethos-national_origin ethos-race ethos-religion
     financial_phrasebank glue-mrpc glue-rte glue-wnli hate_speech18 medical_questions_pairs openbookqa poem_sentiment
@@ -35,7 +35,7 @@ NLP_LR = """ai2_arc climate_fever codah commonsense_qa dream ethos-national_orig
 
 @dataclass
 class Archive:
-    """A zip or tar; of its members those that fit a pattern are kept, under what the pattern's first group matches."""
+    """A zip or tar. Members that match the pattern `keep` are kept, under the path that its first group matches."""
 
     url: str
     keep: str
@@ -44,7 +44,7 @@ class Archive:
 
 @dataclass
 class Hub:
-    """A dataset of the Hugging Face hub, which has sums of its own; `inside` is what its paths have before ours."""
+    """A dataset of the Hugging Face hub, which checks sums itself. `inside` is the dataset's folder that we want."""
 
     name: str
     revision: str
@@ -64,7 +64,7 @@ SOURCES = {
 
 
 def download(url, file):
-    """Bytes of a url into a file, going on behind what file.part has. OSError with a sentence where that fails."""
+    """Download a URL to `file`; resume a partial file.part. Raises OSError if that fails."""
     if file.exists():
         return
     part = file.with_name(file.name + ".part")
@@ -80,7 +80,7 @@ def download(url, file):
                     f.write(block)
                     bar.update(len(block))
     except (OSError, HTTPException) as error:
-        if isinstance(error, HTTPError) and error.code == 416:  # nothing is behind it: it is whole, or another file
+        if isinstance(error, HTTPError) and error.code == 416:  # no more bytes: the part is whole, or of another file
             part.unlink()
         raise OSError(f"{url} could not be fetched ({error}); the same command goes on where it stopped. Without a "
                       f"network: fetch it elsewhere and put it at {file}.") from None
@@ -90,7 +90,7 @@ def download(url, file):
 
 
 def place(answer, have):
-    """Where the bytes of an answer begin, and how many bytes there are in all, None if it does not say."""
+    """Return the position of an answer's first byte, and the bytes of the whole file, None if it does not say."""
     length = answer.headers.get("Content-Length", "")
     if answer.status != 206:
         return 0, int(length) if length.isdigit() else None
@@ -104,7 +104,7 @@ def place(answer, have):
 
 
 def contents(file, keep):
-    """(path, bytes) of every file in a zip or tar whose name fits `keep`. ValueError with the reason if broken."""
+    """Yield (path, bytes) of every file in a zip or tar whose name matches `keep`. Raises ValueError if broken."""
     try:
         is_zip, in_all = zipfile.is_zipfile(file), 0
         with zipfile.ZipFile(file) if is_zip else tarfile.open(file) as packed:
@@ -121,13 +121,15 @@ def contents(file, keep):
                 if len(content) > LARGEST or in_all > LARGEST_IN_ALL:
                     raise ValueError(f"{name} in it is far larger than a public file")
                 yield match[1], content
-    except Exception as error:  # there are many ways in which an archive is broken, and as many errors
+    except Exception as error:  # an archive can be broken in many ways, and each has its own error
         raise ValueError(f"{file} is broken ({' '.join(str(error).split()) or type(error).__name__:.200})") from None
 
 
 def unpack(archive, file, folder):
-    """Write the files of an archive that are kept below a folder. ValueError if it is broken or lacks some: it is set
-    aside then, so that it is fetched anew."""
+    """Write the files of an archive into a folder.
+
+    Raises ValueError if it is broken or incomplete, and renames it first, so that it is fetched again.
+    """
     kept = set()
     try:
         for path, content in tqdm(contents(file, archive.keep), desc=str(folder), total=archive.n_file):
@@ -140,7 +142,7 @@ def unpack(archive, file, folder):
 
 
 def set_aside(file):
-    """Rename a file that is not what it should be; the words that say so."""
+    """Rename a broken file or folder to NAME.broken; return words that say so."""
     aside = file.with_name(file.name + ".broken")
     if aside.is_dir():
         shutil.rmtree(aside)
@@ -149,7 +151,7 @@ def set_aside(file):
 
 
 def check(folder):
-    """How many files of a folder have a known sum. Raises ValueError on one whose sum is another."""
+    """Return how many files of a folder have a known SHA-256. Raises ValueError if one has another."""
     known = [line.split(maxsplit=1) for line in SUMS.read_text().splitlines()]
     files = [(digest, folder.parent / path) for digest, path in known if path.startswith(f"{folder.name}/")]
     there = [(digest, file) for digest, file in files if file.exists()]
@@ -160,7 +162,7 @@ def check(folder):
 
 
 def fetch(name, out):
-    """The folder of a benchmark below `out`, complete. Raises OSError or ValueError with a sentence if that fails."""
+    """Fetch all files of a benchmark into its folder below `out`. Raises OSError or ValueError if that fails."""
     source, folder = SOURCES[name], out / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,18 +183,18 @@ def fetch(name, out):
     try:
         n_known = check(folder)
     except ValueError as error:
-        raise ValueError(f"{error}; what it is from is broken: {set_aside(whole)}.") from None
+        raise ValueError(f"{error}, so the download is broken: {set_aside(whole)}.") from None
     n_file = sum(file.is_file() for file in folder.rglob("*"))
     print(f"{folder}: {n_file} files, {n_known} of them with a known SHA-256; "
           f"python -m nanoct.benchmarks.{name} --data {folder} --show 1")
 
 
 def from_hub(source, folder):
-    """The files of a dataset of the hub, below a folder. Raises OSError with a sentence where that fails."""
+    """Download the files of a hub dataset into a folder. Raises OSError if that fails."""
     try:
         snapshot_download(source.name, repo_type="dataset", revision=source.revision, allow_patterns=source.patterns,
                           local_dir=folder)
-    except Exception as error:  # the library has many, and all mean the same here
+    except Exception as error:  # the library raises many kinds, and all mean the same here
         said = (str(error).splitlines() or [type(error).__name__])[0]
         there = f"{source.inside}/<task> of https://huggingface.co/datasets/{source.name}"
         raise OSError(f"the dataset {source.name} could not be fetched ({said:.100}); the same command goes on where "
@@ -202,7 +204,7 @@ def from_hub(source, folder):
 def main():
     p = cli.Parser(prog="nanoct.benchmarks.fetch", description=__doc__)
     p.add_argument("names", nargs="+", choices=list(SOURCES), metavar="NAME", help=", ".join(SOURCES))
-    p.add_argument("--out", default="data", help="folder of a folder for each; default: data")
+    p.add_argument("--out", default="data", help="each benchmark gets a folder in this one; default: data")
     args = p.parse_args()
     for name in args.names:
         fetch(name, Path(args.out))

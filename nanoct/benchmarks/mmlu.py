@@ -1,12 +1,12 @@
-"""MMLU: 57 subjects; which of four answers follows the question. The options are not shown.
+"""MMLU: 57 subjects; choose which of four answers follows a question. The model is not shown the options.
 
     python -m nanoct.benchmarks.mmlu --data F --show 2
 
-A context is x₁ \\n y₁ \\n x₂ \\n y₂ …, x the question and y the text of the right answer; a row that is asked begins
-with the line break too, so that the loss is of an option's text alone: the option of the lowest mean token loss is the
-answer. 16 demos are drawn by seed from the test file itself, all others are queries. A query is dropped if context and
-row, with any option, exceed 4,096 tokens (ours: NLP-LR's rule). Files: F/test/<subject>_test.csv without a header:
-question, A, B, C, D, letter of the answer.
+A context is x₁ \\n y₁ \\n x₂ \\n y₂ …: x is a question, y the text of its right answer. A row, one question with one
+option, begins with the line break too. So the loss is over the text of the option alone, and the option with the lowest
+mean token loss is the answer. 16 demos (solved examples) are drawn by seed from the test file itself; all its other
+questions are queries. A query is dropped if the context and a row, with any option, exceed 4,096 tokens (our choice:
+NLP-LR's rule). Files: F/test/<subject>_test.csv without a header: question, A, B, C, D, letter of the answer.
 """
 
 import csv
@@ -29,7 +29,7 @@ def tasks(folder):
 
 
 def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=None):
-    """A Task and its Counts. Raises FileNotFoundError or ValueError with a sentence on a file that is not as above."""
+    """Return the Task and its Counts. Raises FileNotFoundError or ValueError if the file is missing or not as above."""
     file = Path(folder) / "test" / f"{name}_test.csv"
     given, asked = common.draw(read(file), k, seed, file)
     x = lambda row: tokenizer.encode(row[0] + "\n")
@@ -42,7 +42,7 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
 
 
 def read(file):
-    """The rows of a file: question, four options, letter. Empty lines at the end are passed over."""
+    """Return the rows of a file: question, four options, letter. Empty lines at the end are ignored."""
     try:
         rows = list(csv.reader(io.StringIO(common.read(file))))
     except csv.Error as error:

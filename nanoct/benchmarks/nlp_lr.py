@@ -2,15 +2,15 @@
 
     python -m nanoct.benchmarks.nlp_lr --data F --show 2
 
-A context is x₁ ␣ y₁ ␣ x₂ ␣ y₂ …, input and output tokenised apart, with one space token between all parts; every
-row that is trained or asked begins with the space too. No beginning-of-sequence token, no terminator. An input keeps
-its first 256 - n tokens, n being those of its output, in a query of its longest option; none if that is longer. Demos
-are never dropped from the context; a query is, as soon as the context and it, with any of its options, exceed 1,024
-tokens, and after 100 such queries in a row the task is given up (what was kept counts). The option of the lowest mean
-token loss is the answer.
+A context is x₁ ␣ y₁ ␣ x₂ ␣ y₂ …: inputs and outputs are tokenised apart, with one space token between all parts. Every
+row that is trained or asked begins with the space too. There is no beginning-of-sequence token and no terminator. An
+input keeps its first 256 - n tokens, where n counts the tokens of its output, or of the longest option in a query; from
+n = 256 on it keeps none. Demos (solved examples) are never dropped from the context. A query is dropped if the context
+and it, with any of its options, exceed 1,024 tokens. After 100 such queries in a row the task ends; the queries kept so
+far count. The option with the lowest mean token loss is the answer.
 
-No pair is trained on that exceeds 1,024 tokens behind the context. One thing is not as in the release: its queries are
-shuffled before 100 in a row are counted, ours go in the order of the file.
+A pair that exceeds 1,024 tokens behind the context is not trained on. One thing is not as in the release: the release
+shuffles the queries before it counts 100 in a row; here they keep the order of the file.
 
 Files: F/<task>/<task>_16_<seed>_{train,test}.jsonl, lines of {"task", "input", "output", "options"}.
 """
@@ -37,7 +37,7 @@ def tasks(folder):
 
 
 def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=None):
-    """A Task and its Counts. Raises FileNotFoundError or ValueError with a sentence on files that are not as above."""
+    """Return the Task and its Counts. Raises FileNotFoundError or ValueError if a file is missing or not as above."""
     space, counts = tokenizer.encode(" "), common.Counts()
     rows = {part: read(Path(folder) / name / f"{name}_16_{seed}_{part}.jsonl") for part in ("train", "test")}
     if len(rows["train"]) < k:

@@ -1,7 +1,7 @@
 """The paper's settings and scores for each benchmark (arXiv 2507.04221), as far as they are known, and ours for words.
 
-SETTINGS[benchmark][method] are fields of the method's Config. "ours" marks what the paper and the authors' code leave
-open; nothing was tuned for it. PUBLISHED[benchmark][method] are the paper's scores in percent.
+SETTINGS[benchmark][method] are fields of the method's Config. "ours" marks values that the paper and the authors' code
+leave open; they were not tuned. PUBLISHED[benchmark][method] are the paper's scores in percent.
 SWEEPS[benchmark][method] are the values {field: values} that `paper --sweep` tries, in all combinations.
 """
 
@@ -12,7 +12,7 @@ SETTINGS = {
     "nlp_lr": {
         "prompt_tuning": dict(n_prefix=32, n_step=250, lr=3e-3),
         "prefix_tuning": dict(n_prefix=32, n_step=250, lr=3e-3),
-        "lora": LORA | dict(alpha=64.0, n_step=250),  # alpha of {32, 64, 128} and n_step: ours
+        "lora": LORA | dict(alpha=64.0, n_step=250),  # ours: n_step, and alpha, out of {32, 64, 128}
         "dora": LORA | dict(alpha=64.0, n_step=250),  # ours, as LoRA's
         "ttt": TTT | dict(n_step=250, batch=4),
         "ct_prompt": dict(n_step=250, lr=1e-3, token_dropout=0.05),  # token_dropout, here and below: as CT-KV's
@@ -50,7 +50,7 @@ SETTINGS = {
         "ttt_ct_kv": dict(rank=128, alpha=16.0, ttt_n_step=200, ttt_lr=1e-4, batch=4, n_step=25, lr=3e-3,
                           token_dropout=0.1, leave_one_out=False),
     },
-    "words": {  # ours, chosen by --sweep with SmolLM2-135M, but for those marked: their sweep is not done
+    "words": {  # ours, chosen by --sweep with SmolLM2-135M; those marked "not chosen" have had no sweep yet
         "prompt_tuning": dict(n_prefix=32, n_step=20, lr=1e-2),  # not chosen
         "prefix_tuning": dict(n_prefix=32, n_step=20, lr=1e-2),
         "lora": LORA | dict(alpha=64.0, n_step=20, lr=3e-4),
@@ -71,7 +71,7 @@ SWEEPS = {
         "ttt": dict(lr=(3e-5, 1e-4, 3e-4, 1e-3)),
         "ct_prompt": dict(lr=(3e-4, 1e-3, 3e-3, 1e-2)),
         "ct_kv": dict(lr=(1e-3, 3e-3, 1e-2, 3e-2)),
-        "ttt_ct_kv": dict(lr=(1e-3, 3e-3), n_step=(4, 8)),  # ttt_lr is that of SETTINGS: write TTT's choice there first
+        "ttt_ct_kv": dict(lr=(1e-3, 3e-3), n_step=(4, 8)),  # ttt_lr is from SETTINGS: write TTT's chosen lr there first
     },
 }
 

@@ -4,19 +4,19 @@
     python -m nanoct.coins.bridge --pretrain    # meta-train the Llama again (weights/coins/llama)
     python -m nanoct.coins.bridge --sweep       # choose the settings again, on other coins and seeds
 
-A tiny Llama (2 layers, width 64; three tokens: 0, 1 and a start) is meta-trained on Beta(1, 1) coins: a row is one
-coin, its flips in sessions of 4 to 64, each behind a start token. Then a task is k demos of 25 flips of a target, each
-a session of its own, and queries are fresh sessions of 50. The target is a single coin of .2, or a mixture of .2 and
-.8: every demo and every query has one of the two. Scored is the cumulative regret of the queries against the truth.
-Exact beside the methods:
+A tiny Llama (2 layers, width 64; three tokens: 0, 1 and a start) is meta-trained on Beta(1, 1) coins. A row has flips
+of one coin, in sessions of 4 to 64, each behind a start token. A task has k demos (solved examples): sessions of 25
+flips of a target. Queries are fresh sessions of 50. The target is a single coin of .2, or a mixture of .2 and .8, in
+which every demo and every query has one of the two coins. The score is the cumulative regret of the queries against the
+truth. Exact predictors stand beside the methods:
 
-    PreBayes            a new coin: knows the pretraining source and not the demos
-    PreBayes, demos     one coin, of which the demos are flips: what an ideal learner of that source makes of them
+    PreBayes            knows the pretraining source and not the demos: each query is a new coin
+    PreBayes, demos     takes demos and query as flips of one coin: an ideal learner of the pretraining source
     Two coins, demos    each session is one of two coins of unknown biases, learned from the demos (a grid of biases)
-    TargetBayes         knows the coins: 0 on the single one, up to ln 2 on the mixture
+    TargetBayes         knows the coins: regret 0 on the single one, up to ln 2 on the mixture
 
-CT-KV and TTT hold the demos in context, so k ends at 8, where the model's rows do; prefix tuning and LoRA are also
-given 64, and CT-KV as well: started at the cache of 8 demos and trained on 64 others.
+CT-KV and TTT hold the demos in context, so their k ends at 8, where the model's rows end. Prefix tuning and LoRA also
+get 64. So does CT-KV, which then starts at the cache of 8 demos and trains on 64 others.
 """
 
 import json
@@ -48,12 +48,12 @@ START = 2  # the third token
 CONFIG = LlamaConfig(vocab_size=3, n_layer=2, n_head=4, n_kv_head=4, n_embd=64, head_dim=16, n_ffn=128, n_position=512)
 ROW, T_DEMO, T_QUERY, N_QUERY = 320, 25, 50, 256
 TARGETS = {"single": Coins([0.2]), "mixture": Coins([0.2, 0.8])}
-OTHERS = {"single": Coins([0.7]), "mixture": Coins([0.7, 0.25])}  # of the sweep
+OTHERS = {"single": Coins([0.7]), "mixture": Coins([0.7, 0.25])}  # targets of the sweep
 TUNED = "prefix_tuning", "ct_kv", "lora", "ttt"
 SHOWN = "zero_shot", "icl", *TUNED
 SEVERAL, MANY = (2, 4, 8), 64  # demos
 LORA = dict(n_step=(16, 64), rank=(8,), alpha=(16.0,))
-SWEEP = {  # {demos: {method: values}}: few demos want small steps, many bear large ones
+SWEEP = {  # {demos: {method: values}}: few demos need small rates, many allow large ones
     8: dict(prefix_tuning=dict(n_step=(16, 64), lr=(1e-2, 3e-2, 1e-1), n_prefix=(8,)),
             ct_kv=dict(n_step=(16, 64), lr=(3e-3, 1e-2, 3e-2), token_dropout=(0.05,)),
             lora=LORA | dict(lr=(3e-4, 1e-3, 3e-3)), ttt=LORA | dict(lr=(3e-4, 1e-3, 3e-3), batch=(4,))),
@@ -67,7 +67,7 @@ KEY = "target", "pool", "method", "config", "k", "seed"
 
 
 def pretrain(n_step=1500, batch=32, lr=3e-3, seed=0):
-    """A Llama meta-trained on rows of one coin each, sessions behind start tokens; returns it and the losses."""
+    """Meta-train a Llama on rows of one coin each, sessions behind start tokens; return it and the losses."""
     generator = torch.Generator().manual_seed(seed)
     model = Llama(CONFIG).init_weights(generator)
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01), []
@@ -76,7 +76,7 @@ def pretrain(n_step=1500, batch=32, lr=3e-3, seed=0):
     for _ in bar:
         x, _ = Beta().sample(batch, ROW, generator)
         session = torch.randint(4, 65, (batch, 1), generator=generator)
-        x[torch.arange(ROW) % (session + 1) == 0] = START  # the flip in its place is lost
+        x[torch.arange(ROW) % (session + 1) == 0] = START  # it replaces a flip
         hidden, _ = model(x[:, :-1])
         loss = F.cross_entropy(model.logits(hidden).flatten(0, 1), x[:, 1:].flatten(), ignore_index=START)
         optimizer.zero_grad()
@@ -90,17 +90,17 @@ def pretrain(n_step=1500, batch=32, lr=3e-3, seed=0):
 
 
 def sessions(source, n, T, seed):
-    """n sessions of T flips and their truth (n, T)."""
+    """Draw n sessions of T flips, and their truth (n, T)."""
     return source.sample(n, T, torch.Generator().manual_seed(seed))
 
 
 def queries(source, seed):
-    """The sessions that everything is scored on, and their truth."""
+    """The sessions that all methods are scored on, and their truth."""
     return sessions(source, N_QUERY, T_QUERY, 10_000 + seed)
 
 
 def make_task(source, k, seed):
-    """A Task of k demos; with MANY, 8 others whose cache CT-KV starts from."""
+    """A Task of k demos. With k = MANY it has 8 others, whose cache CT-KV starts from."""
     demos = [Demo([START], x.tolist()) for x in sessions(source, k, T_DEMO, seed)[0]]
     task = Task("coins", demos, [])
     task.others = make_task(source, max(SEVERAL), 500 + seed).demos if k == MANY else ()
@@ -114,23 +114,23 @@ def predict(adapted, x, n_row=16):
     for part in x.split(n_row):
         row = pack([([START], flips.tolist()) for flips in part], adapted.model, start)
         logits = answer_logits(adapted.model, row, adapted.prefix, adapted.adapter)  # (n_row·T, 3)
-        found.append(logits[:, :START].double().softmax(-1)[:, 1].view(part.shape))  # a start is never asked for
+        found.append(logits[:, :START].double().softmax(-1)[:, 1].view(part.shape))  # no target is a start
     return torch.cat(found)
 
 
 def two_coins(demos, x, n=40):
-    """P(x_t = 1 | demos, x_<t) (n, T) of one who knows that each session is one of two coins, and not their biases.
+    """P(x_t = 1 | demos, x_<t) (n, T) if each session is known to be one of two coins, and their biases are not known.
 
-    n: biases of a coin that are possible, so pairs of them are a grid of n x n.
+    n: number of possible biases of a coin; pairs of them are a grid of n x n.
     """
     bias = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     pairs = torch.cartesian_prod(bias, bias)  # (n², 2)
     each = lambda counts: counts[..., None, None]  # for every pair and coin
     likely = lambda ones, zeros: each(ones) * pairs.log() + each(zeros) * (1 - pairs).log()  # (…, n², 2)
     counts = lambda flips: (flips.sum(-1).double(), (1 - flips).sum(-1).double())
-    posterior = likely(*counts(demos)).logsumexp(-1).sum(0)  # (n²,), up to a constant, as is 1/2 for each coin
+    posterior = likely(*counts(demos)).logsumexp(-1).sum(0)  # (n²,), up to constants such as each coin's 1/2
     t = torch.arange(x.shape[1], dtype=torch.float64)[:, None]
-    ones = torch.minimum(torch.arange(x.shape[1], dtype=torch.float64), t)  # (T, T), those before t, at most t
+    ones = torch.minimum(torch.arange(x.shape[1], dtype=torch.float64), t)  # (T, T), ones before t, at most t
     weight = (posterior[:, None] + likely(ones, t - ones)).flatten(2).softmax(-1)  # (T, T, n²·2)
     return (weight @ pairs.flatten())[torch.arange(x.shape[1]), ones_before(x)]
 
@@ -145,7 +145,7 @@ def exact(source, k, seed):
 
 
 def plan(sweep, n_seed):
-    """All runs, seed by seed. ValueError before the first sweep."""
+    """All runs, seed by seed. Raises ValueError before the first sweep."""
     if sweep:
         settings = [(method, config, k) for k, methods in SWEEP.items() for method, values in methods.items()
                     for config in cli.configs(method, MODULES[method].Config, values, {})]
@@ -176,7 +176,7 @@ def model():
 
 
 def work(run):
-    """Adapt, score; the line of a run."""
+    """Adapt and score: the line of a run."""
     source, method = (TARGETS if run["pool"] == "targets" else OTHERS)[run["target"]], MODULES[run["method"]]
     start = time.perf_counter()
     task = make_task(source, run["k"], run["seed"])
@@ -189,7 +189,7 @@ def work(run):
 
 
 def choose(lines):
-    """{target: {demos: {method: config}}} of the lowest mean regret in the lines of a sweep."""
+    """{target: {demos: {method: config}}} with the lowest mean regret in the lines of a sweep."""
     found, chosen = {}, {}
     for line in lines:
         among = found.setdefault((line["target"], str(line["k"]), line["method"]), {})
@@ -207,7 +207,7 @@ def report(lines, seeds, out):
     bayes = {(target, k): [exact(TARGETS[target], k, seed) for seed in range(seeds)] for target, k in columns}
 
     def curves(name, target, k):
-        """Of an exact predictor or a method, draw by draw; zero-shot has no demos, so one for all k."""
+        """Regret of an exact predictor or a method, draw by draw; the same for all k if it is zero-shot."""
         if name in bayes[target, k][0]:
             return [found[name] for found in bayes[target, k]]
         wanted = target, name, k * (name != "zero_shot")
@@ -236,7 +236,7 @@ def main():
     p.add_argument("--pretrain", action="store_true", help="meta-train the Llama")
     p.add_argument("--sweep", action="store_true", help="choose settings on other coins; writes bridge.json")
     p.add_argument("--seeds", type=int, default=6, help="draws of demos and queries")
-    p.add_argument("--n-step", type=int, default=1500, help="of --pretrain")
+    p.add_argument("--n-step", type=int, default=1500, help="optimiser steps of --pretrain")
     p.add_argument("--workers", type=int, default=n_core(), help="processes of one thread; default: one per core")
     p.add_argument("--out", default="results/coins/bridge",
                    help="folder of the lines, the table and the figure")

@@ -1,14 +1,14 @@
-"""Binary sequences and their exact predictors: what a meta-trained network can be held against (arXiv 2505.17010).
+"""Binary sequences and their exact predictors, to compare a meta-trained network with (arXiv 2505.17010).
 
-A source draws sequences x (n, T), int64, with truth (n, T), the probability of a 1 at every position for one who knows
-which coin was drawn. Its bayes(x) is the best prediction of one who knows the source alone: the posterior predictive
+A source draws sequences x (n, T), int64, and their truth (n, T): the probability of a 1 at every position, given which
+coin was drawn. Its bayes(x) is the best prediction that knows the source but not the coin: the posterior predictive
 P(x_t = 1 | x_<t) (n, T), which sums over the coins. All probabilities are float64.
 
-    Beta(1, 1)                 pretraining: a bias drawn uniformly, then flipped
+    Beta(1, 1)                 pretraining: a coin whose bias is drawn uniformly
     Coins([.2])                a single coin; Coins([.2, .8]) a mixture, each equally likely
-    Markov(.9)                 outside of what was pretrained: x_t differs from x_{t-1} with probability .9
+    Markov(.9)                 not in pretraining: x_t differs from x_{t-1} with probability .9
 
-A hard prefix s conditions a predictor: bayes(x after s) is what the source's predictor says of x having seen s.
+A hard prefix s is a sequence of flips that a predictor sees before x; after(source, s, x) predicts x behind it.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ import torch
 
 
 def flip(truth, generator):
-    """Sequences of the shape of truth, with those probabilities of a 1."""
+    """Draw sequences of the shape of truth, which has the probabilities of a 1."""
     return (torch.rand(truth.shape, generator=generator, dtype=torch.float64) < truth).long()
 
 
 def ones_before(x):
-    """Number of ones before every position (n, T)."""
+    """The number of ones before every position (n, T)."""
     return x.cumsum(1) - x
 
 
@@ -46,7 +46,7 @@ class Beta:
 
 @dataclass
 class Coins:
-    """One of some coins, each equally likely, flipped again and again. biases: list of the probabilities of a 1."""
+    """One of several coins, each equally likely, flipped again and again. biases: the coins' probabilities of a 1."""
 
     biases: list
 
@@ -55,7 +55,7 @@ class Coins:
         return flip(truth := torch.tensor(self.biases, dtype=torch.float64)[which].expand(n, T), generator), truth
 
     def bayes(self, x):
-        """The biases, weighted by how likely each makes what came before."""
+        """The mean of the biases, weighted by how likely each makes the flips so far."""
         ones, biases = ones_before(x)[..., None], torch.tensor(self.biases, dtype=torch.float64)
         zeros = torch.arange(x.shape[1])[:, None] - ones
         return (torch.softmax(ones.xlogy(biases) + zeros.xlogy(1 - biases), -1) * biases).sum(-1)
@@ -63,7 +63,7 @@ class Coins:
 
 @dataclass
 class Markov:
-    """A coin that turns: the first flip is fair, x_t differs from x_{t-1} with probability `turn`: 1 alternates."""
+    """A coin that turns: the first flip is fair, x_t differs from x_{t-1} with probability `turn`; 1 alternates."""
 
     turn: float = 0.9
 
@@ -80,7 +80,7 @@ class Markov:
 
 
 def after(source, prefix, x):
-    """The source's Bayes prediction of x (n, T) for one who has seen a hard prefix (L,) of flips before it."""
+    """The source's Bayes prediction of x (n, T) after a hard prefix (L,) of flips."""
     seen = torch.cat([torch.as_tensor(prefix)[None].expand(len(x), -1), x], 1)
     return source.bayes(seen)[:, len(prefix):]
 

@@ -1,11 +1,11 @@
-"""The runs of the coin-flip study: which there are, and how one is done (study.py is the command).
+"""The runs of the coin-flip study: which ones there are, and how one is done (study.py is the command).
 
-Every run tunes one predictor by one method to one source and is scored on fresh sequences of 200 flips: cumulative
-regret in nats at every position. NoTuning and a random prefix are run beside the methods. Predictors come from
-weights/coins (predictors.py); untrained ones have random weights by seed. Exact, of the kind "exact", are PreBayes (of
-the pretraining source), PreBayesPT (PreBayes behind its best hard prefix, the bound of HardPT) and TargetBayes (of the
-target). A line holds what tables and figures need: regret, the losses of all hard prefixes, and of the first
-repetition the tuned prefix.
+A run tunes one predictor to one source by one method. It is scored on fresh sequences of 200 flips, by the cumulative
+regret in nats at every position. There are two baselines: NoTuning and a random prefix. Predictors come from
+weights/coins (predictors.py); untrained ones have random weights by seed. Three predictors are exact (kind "exact"):
+PreBayes knows the pretraining source, PreBayesPT is PreBayes behind its best hard prefix (the bound of HardPT), and
+TargetBayes knows the target. A line holds what tables and figures need: the regret, the losses of all hard prefixes,
+and, in the first repetition, the tuned prefix.
 """
 
 import json
@@ -25,7 +25,7 @@ PRETRAINING = "beta"
 TARGETS = {PRETRAINING: Beta(), "single": Coins([0.2]), "mixture": Coins([0.2, 0.8]), "markov": Markov(0.9)}
 BASELINES = "NoTuning", "RandomPrefix"
 BAYES = "PreBayes", "PreBayesPT", "TargetBayes"
-BEHIND = *PREFIX, "RandomPrefix", "PreBayesPT"  # a prefix
+BEHIND = *PREFIX, "RandomPrefix", "PreBayesPT"  # methods that have a prefix
 T = 200
 LENGTH = 6
 BASE = (128, 1, 128)  # width, layers, embedding
@@ -40,13 +40,13 @@ class Preset:
     n_repetition: int
     n_eval: int = 2048
     n_search: int = 2048  # sequences of HardPT's search
-    n_network: int = 1  # of the size BASE: repetitions take them in turn
+    n_network: int = 1  # networks of the size BASE; repetitions take them in turn
     methods: tuple = METHODS
     untrained: tuple = ("HardPT", "SoftPT", "FullWT", "LoRAWT")
-    lengths: tuple = (1, 2, 4, 12, 25)  # beside 6
+    lengths: tuple = (1, 2, 4, 12, 25)  # of a prefix, beside 6
     targets: tuple = ("single", "mixture", "markov")
     sizes: tuple = ((128, 1, 4), (256, 2, 128))  # beside BASE
-    n_wide: int = 10  # repetitions of the wide ones, if that is less: a run costs up to ten times as much
+    n_wide: int = 10  # at most so many repetitions of wide sizes, as a run costs up to ten times as much
 
 
 PRESETS = {
@@ -58,7 +58,7 @@ PRESETS = {
 
 
 def plan(preset):
-    """All runs of a preset, repetition by repetition, as dicts of KEY."""
+    """All runs of a preset, repetition by repetition, as dicts with the fields KEY."""
     amounts = preset.n_step, preset.batch, preset.n_eval, preset.n_search
 
     def cell(seed, target, kind, methods, trained=True, length=LENGTH, size=BASE):
@@ -89,7 +89,7 @@ def plan(preset):
                 runs += cell(seed, target, kind, methods, length=length)
             for size in preset.sizes:
                 runs += at_size(seed, kind, size) if size not in wide else []
-    for seed, kind, size in product(range(min(preset.n_repetition, preset.n_wide)), KINDS, wide):  # last: the longest
+    for seed, kind, size in product(range(min(preset.n_repetition, preset.n_wide)), KINDS, wide):  # the longest go last
         runs += at_size(seed, kind, size)
     return runs
 
@@ -104,11 +104,11 @@ def n_weight(config):
 
 
 def flops(run):
-    """Of a run, for N weights and a prefix of L, attention aside.
+    """FLOPs of a run with N weights and a prefix of L rows, without attention.
 
-    A flip takes 2·N forwards. Backwards it takes 2·N where a gradient goes through the body and 2·N for that of all
-    weights, which an LSTM's kernel computes even where it is not asked for, and a LoRA's sum too. HardPT goes forwards
-    alone, 2^L times over n_search sequences.
+    The forward pass takes 2·N a flip. The backward pass takes 2·N if a gradient goes through the body, and 2·N more for
+    the gradient of all weights. An LSTM's kernel always computes the latter, and LoRA's sum needs it too. HardPT only
+    has forward passes: 2^L, over n_search sequences.
     """
     if run["kind"] == "exact":
         return 0
@@ -123,7 +123,7 @@ def flops(run):
 
 
 def fresh(target, n, seed):
-    """Sequences that nothing was tuned on, and their truth."""
+    """Sequences that no method was tuned on, and their truth."""
     return TARGETS[target].sample(n, T, torch.Generator().manual_seed(10_000 + seed))
 
 
@@ -137,7 +137,7 @@ def predictor_of(run, device="cpu"):
 
 @dataclass
 class Exact:
-    """Bayes of a source behind a hard prefix, as a Tuned is read."""
+    """Bayes of a source, behind a hard prefix if any; used like a Tuned."""
 
     source: object
     searched: dict = field(default_factory=dict)
@@ -165,13 +165,13 @@ def tuned_of(run, device="cpu"):
 
 
 def prepare(device):
-    """In a worker process."""
+    """Set a worker's DEVICE."""
     global DEVICE
     DEVICE = device
 
 
 def work(run):
-    """Tune, evaluate; the line of a run."""
+    """Tune and evaluate: the line of a run."""
     start = time.perf_counter()
     tuned = tuned_of(run, DEVICE)
     seconds = time.perf_counter() - start

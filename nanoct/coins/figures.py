@@ -1,6 +1,6 @@
 """Figures of the coin-flip study, 800 px wide, one colour per method in all of them.
 
-All is drawn from the lines of the runs; for the PCA the shipped predictors are led through their states once more.
+All figures are drawn from the lines of the runs. For the PCA the shipped predictors run once more, for their states.
 """
 
 from itertools import product
@@ -30,7 +30,7 @@ FLIPS = torch.arange(1, 1 + experiment.T)
 
 
 def draw(lines, out):
-    """All figures into a folder. lines: report.Lines."""
+    """Draw all figures into a folder. lines: report.Lines."""
     near_bayes(lines, out / "near_bayes.png")
     for trained, name in ((True, ""), (False, "_untrained")):
         curves(lines, trained, "regret", out / f"regret{name}.png")
@@ -63,15 +63,16 @@ def legend(figure, panels):
 
 
 def spread(values):
-    """Standard error of a tensor of repetitions, 0 of a single one."""
+    """Standard error of a tensor of repetitions, 0 for a single one."""
     return standard_error(values.tolist()) if len(values) > 1 else 0
 
 
 def curves(lines, trained, what, path):
     """Regret, or what a flip adds to it, against the position: the mean, and a band from lowest to highest repetition.
 
-    A panel for each target and kind; exact predictors are black, tuned weights dashed. What one flip adds is noise at
-    late positions, so there the loss is a mean over bins that grow, on a logarithmic axis that shows the first flips.
+    Each target and kind has a panel. Exact predictors are black, methods that tune weights dashed. What one flip adds
+    is noisy at late positions. So it is averaged over bins that grow, on a logarithmic axis, which shows the first
+    flips.
     """
     targets = lines.preset.targets
     figure, panels = grid(len(targets), 2, 0.8 + 2.4 * len(targets), sharex=True)
@@ -104,12 +105,12 @@ def curves(lines, trained, what, path):
 
 
 def added(of):
-    """What a flip adds to regret (n, 200), mean over each bin (n, bins)."""
+    """What a flip adds to regret (n, 200), as the mean of each bin (n, bins)."""
     return binned(of.diff(prepend=torch.zeros(len(of), 1)))
 
 
 def binned(of):
-    """Mean over bins (n, bins) of values (n, T): of one position each at first, then a seventh longer than the last."""
+    """Mean over bins (n, bins) of values (n, T). The first bins have one position, later ones 1/7 of all before."""
     ends = [1]
     while ends[-1] < of.shape[1]:
         ends.append(min(of.shape[1], ends[-1] + max(1, ends[-1] // 7)))
@@ -137,7 +138,7 @@ def near_bayes(lines, path):
 
 
 def bars(lines, path):
-    """Regret after 200 flips, mean ± s.e. over repetitions; pale: untrained. A bar that is cut ends with its number."""
+    """Regret after 200 flips, mean ± s.e. over repetitions. Untrained is pale. A bar that is cut ends in its number."""
     targets = lines.preset.targets
     figure, panels = grid(len(targets), 2, 0.5 + 2.8 * len(targets))
     for target, row in zip(targets, panels):
@@ -191,7 +192,7 @@ def lengths(lines, path):
 
 
 def ranking(ranked, path):
-    """The 64 hard prefixes in the order of their loss by search, and PreBayes' loss behind each."""
+    """The 64 hard prefixes in the order of their loss by search, and the loss of PreBayes behind each."""
     figure, panels = grid(len(ranked), 1, 0.3 + 1.9 * len(ranked))
     for axes, ((kind, target), (found, exact)) in zip(panels.flat, ranked.items()):
         order = sorted(found, key=found.get)
@@ -212,7 +213,7 @@ def pca(lines, path, n=200):
     """Where a prefix leads: two principal components of the states, a row for each kind, a panel for each method.
 
     Points are states along sequences of the pretraining source, coloured by the share of ones so far. Lines are the
-    mean way along sequences of the single coin, behind the tuned prefix of the first repetition and behind none.
+    mean path along sequences of the single coin, without a prefix and behind the tuned one of the first repetition.
     """
     methods = [method for method in PREFIX if method in lines.preset.methods]
     figure, panels = grid(2, len(methods), 5.6, sharex="row", sharey="row")
@@ -247,8 +248,8 @@ def pca(lines, path, n=200):
 def bridge(curves, exact, k, path):
     """Regret of Context Tuning's methods on the Llama against the position in a query, a panel for each target.
 
-    curves: {target: {method: regret (T,)}}; exact: {target: {name: regret (T,)}}; k: demos. Lines lie on one another,
-    so the first are drawn the widest, and names stand at the ends, one below the other where the ends are one.
+    curves: {target: {method: regret (T,)}}; exact: {target: {name: regret (T,)}}; k: number of demos. Lines may cover
+    each other, so the first are the widest. Names stand at the ends, one above the other where ends are equal.
     """
     figure, panels = grid(1, len(curves), 4.2)
     for target, axes in zip(curves, panels.flat):

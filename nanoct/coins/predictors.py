@@ -4,16 +4,16 @@
     python -m nanoct.coins.predictors --n-embd 4                          # a narrow embedding
     python -m nanoct.coins.predictors --width 256 --n-layer 2 --batch 64  # larger
 
-A flip is one-hot and embedded by a dense layer. A token of zeros stands at the beginning, so its embedding is the
-layer's bias; then come the rows of a prefix, if there is one, then the flips. Sizes are as in the public code: width x
-layers, where an LSTM's state has the width, and a Transformer is as wide as its embedding, with an MLP of 4 x width
-between. The Transformer has 4 heads, norms before the blocks and after each layer, normalised queries and keys, and
-sinusoidal positions counted from the beginning. Networks start as flax starts them.
+A flip is one-hot and embedded by a dense layer. A token of zeros stands at the beginning; its embedding is the layer's
+bias. Then come the rows of a prefix, if there is one, then the flips. Sizes are width x layers, as in the public code:
+the width is that of an LSTM's state. A Transformer is as wide as its embedding, and its MLP has 4 x width. It has 4
+heads, norms before attention, before the MLP and after each layer, normalised queries and keys, and sinusoidal
+positions counted from the beginning. Networks are initialised as in flax.
 
-Meta-training on sequences of one Beta(1, 1) coin each makes a predictor near the Bayes-optimal one: 1,000 Adam steps of
-256 sequences of 100 flips, lr 1e-3, global-norm clip 1, the paper's preset. Cost: 6 · parameters · flips FLOPs a step
-(LSTM and Transformer alike, attention aside), 31 GFLOP for the 0.2M of a 128x1 Transformer. A file that is there is not
-made again.
+Meta-training is on sequences of flips, each of a new Beta(1, 1) coin. It makes a predictor near the Bayes-optimal one.
+The paper's preset is 1,000 Adam steps of 256 sequences of 100 flips, lr 1e-3, global-norm clip 1. A step costs
+6 · parameters · flips FLOPs (LSTM and Transformer alike, without attention), 31 GFLOP for the 0.2M of a 128x1
+Transformer. A file that exists is not made again.
 """
 
 import json
@@ -45,8 +45,8 @@ class Config:
     kind: str = "transformer"
     width: int = 128
     n_layer: int = 1
-    n_embd: int = 128  # of the embedding, where SoftPT's prefix lives
-    seed: int = 0  # of its start and of its meta-training: which network it is
+    n_embd: int = 128  # width of the embedding, in which SoftPT's prefix lives
+    seed: int = 0  # of the initial weights and of meta-training; it tells networks apart
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -62,7 +62,7 @@ class Config:
 
 
 class Block(nn.Module):
-    """A layer of the Transformer, C wide: causal attention and an MLP of n_hidden, without biases but in the norms."""
+    """A layer of the Transformer, C wide: causal attention and an MLP of n_hidden; only norms may have biases."""
 
     def __init__(self, C, n_hidden):
         super().__init__()
@@ -82,7 +82,7 @@ class Block(nn.Module):
 
 class Predictor(nn.Module):
     def __init__(self, config):
-        """Weights as flax starts them, by the config's seed."""
+        """Initialise the weights as flax does, by the config's seed."""
         super().__init__()
         self.config, c = config, config
         self.embed = nn.Linear(2, c.n_embd)
@@ -101,8 +101,8 @@ class Predictor(nn.Module):
     def forward(self, x, prefix=None, states=False):
         """Log-probabilities (B, T, 2) of every flip of x (B, T), each given those before it and a prefix (L, n_embd).
 
-        states: instead, what is unembedded (B, L+T, C): at the beginning, after every row of the prefix, and after
-        every flip but the last.
+        states: return the states before unembedding (B, L+T, C) instead: at the beginning, after every row of the
+        prefix, and after every flip but the last.
         """
         x = x.to(self.device)
         rows = self.embed(F.pad(F.one_hot(x[:, :-1], 2).float(), (0, 0, 1, 0)))  # (B, T, n_embd), zeros first
@@ -121,12 +121,12 @@ class Predictor(nn.Module):
 
 @torch.no_grad()
 def probability(log_p, x):
-    """P(x_t = 1) (B, T), float64, on the CPU, of log_p: flips -> log-probabilities; 256 sequences at a time."""
+    """P(x_t = 1) (B, T), float64, on the CPU. log_p(flips): log-probabilities, of 256 sequences at a time."""
     return torch.cat([log_p(part)[..., 1].double().exp().cpu() for part in x.split(256)])
 
 
 def as_flax(predictor, generator):
-    """Start in place: lecun-normal kernels, recurrent ones orthogonal gate by gate, biases of zero."""
+    """Initialise in place: kernels lecun-normal, recurrent ones orthogonal gate by gate, biases zero."""
     for name, p in predictor.named_parameters():
         if "weight_hh" in name:
             for gate in p.chunk(4):
@@ -138,8 +138,8 @@ def as_flax(predictor, generator):
 
 
 def lecun_normal(p, generator):
-    """Fill p (outputs, inputs) with a normal that is cut off at two of its deviations, of variance 1 / inputs."""
-    std = p.shape[1] ** -0.5 / 0.87962566  # cutting off takes that much
+    """Fill p (outputs, inputs) from a normal of variance 1 / inputs, truncated at two of its deviations."""
+    std = p.shape[1] ** -0.5 / 0.87962566  # truncation shrinks the deviation by this factor
     return nn.init.trunc_normal_(p, std=std, a=-2 * std, b=2 * std, generator=generator)
 
 
@@ -150,12 +150,12 @@ def positions(T, width):
 
 
 def loss_of(log_p, x):
-    """Mean log loss of a sequence in nats, of log-probabilities (B, T, 2): the sum over its flips."""
+    """Mean over sequences of their log loss in nats, the sum over flips. log_p: log-probabilities (B, T, 2)."""
     return F.nll_loss(log_p.flatten(0, 1), x.flatten().to(log_p.device), reduction="sum") / len(x)
 
 
 def meta_train(predictor, source, n_step=1000, batch=256, T=100, lr=1e-3):
-    """Train all weights of a predictor, in place, on sequences of a source; returns the losses of the steps, a flip."""
+    """Train all weights of a predictor, in place, on sequences of a source; return the loss a flip of every step."""
     generator = torch.Generator().manual_seed(predictor.config.seed)
     leaves = list(predictor.requires_grad_(True).parameters())
     optimizer, losses = torch.optim.Adam(leaves, lr=lr), []
@@ -174,13 +174,13 @@ def meta_train(predictor, source, n_step=1000, batch=256, T=100, lr=1e-3):
 
 
 def save(predictor, file, **about):
-    """Weights and config as one safetensors file, with what is said about them."""
+    """Save weights and config as one safetensors file, with `about` in its metadata."""
     metadata = {"config": json.dumps(asdict(predictor.config)), **{name: str(value) for name, value in about.items()}}
     replace_file(file, serialise(predictor.state_dict(), metadata))
 
 
 def load(file):
-    """A predictor from a file of `save`. Raises FileNotFoundError or ValueError with a sentence."""
+    """Load a predictor that `save` wrote. Raises FileNotFoundError, or ValueError if it is broken."""
     if not Path(file).is_file():
         raise FileNotFoundError(f"there is no predictor {file}: `python -m nanoct.coins.predictors` makes it.")
     try:

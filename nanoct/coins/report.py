@@ -1,6 +1,6 @@
-"""Tables of the coin-flip study, from the lines of its runs (experiment.py); figures.py draws them.
+"""Tables of the coin-flip study, from the lines of its runs (experiment.py); figures.py draws figures of them.
 
-Regret is cumulative, in nats; ± is the standard error over repetitions. Where a difference is given both were scored on
+Regret is cumulative, in nats; ± is the standard error over repetitions. The two sides of a difference were scored on
 the same sequences, repetition by repetition.
 """
 
@@ -26,23 +26,23 @@ class Lines:
         self.lines, self.preset, self.lengths = lines, preset, sorted({LENGTH, *preset.lengths})
 
     def select(self, target, kind, method, trained=True, length=LENGTH, size=BASE):
-        """The lines that are so, in the order of their seeds. length: of a method with a prefix."""
+        """The lines that match, in the order of their seeds. length: counts for methods with a prefix only."""
         wanted = dict(zip(("target", "kind", "width", "n_layer", "n_embd", "trained", "method", "length"),
                           (target, kind, *size, trained, method, length if method in BEHIND else 0)))
         found = [line for line in self.lines if all(line[name] == value for name, value in wanted.items())]
         return sorted(found, key=lambda line: line["seed"])
 
     def of(self, *args, **wanted):
-        """Regret (repetitions, 200) of the selected; (0, 200) without any."""
+        """Regret (repetitions, 200) of the selected lines; (0, 200) if there is none."""
         return torch.tensor([line["regret"] for line in self.select(*args, **wanted)]).reshape(-1, experiment.T)
 
     def exact(self, target):
-        """{name: regret (repetitions, 200)} of the exact predictors that there are."""
+        """{name: regret (repetitions, 200)} of the exact predictors that have lines."""
         found = {name: self.of(target, "exact", name) for name in BAYES}
         return {name: of for name, of in found.items() if len(of)}
 
     def above(self, target, *args, at=50, bayes="TargetBayes", **wanted):
-        """Regret at a position above an exact predictor's, repetition by repetition."""
+        """Regret at a position minus an exact predictor's, repetition by repetition."""
         found, exact = self.of(target, *args, **wanted), self.of(target, "exact", bayes)
         return (found[:, at - 1] - exact[: len(found), at - 1]).tolist()
 
@@ -55,7 +55,7 @@ class Lines:
 
 
 def cell(values, form=".2f"):
-    """Mean ± s.e. of a list, "" of an empty one."""
+    """Mean ± s.e. of a list, "" if it is empty."""
     values = list(map(float, values))
     return f"{mean(values):{form}}" + (f" ± {standard_error(values):.2f}" if len(values) > 1 else "") if values else ""
 
@@ -110,7 +110,7 @@ def gap(lines, target, kind, size):
 
 
 def spearman(a, b):
-    """Rank correlation of two lists, ties at the mean of their ranks; equal is what 9 decimals do not tell apart."""
+    """Rank correlation of two lists. Ties get the mean of their ranks; numbers equal to 9 decimals are ties."""
     values = torch.tensor([a, b], dtype=torch.float64).round(decimals=9)  # (2, n)
     others = values[:, None], values[:, :, None]
     ranks = (others[0] < others[1]).sum(2) + (others[0] == others[1]).sum(2) / 2

@@ -1,12 +1,12 @@
-"""The coin-flip study: which tuning brings a meta-trained predictor to Bayes on which source (arXiv 2505.17010).
+"""The coin-flip study: which ways of tuning bring a meta-trained predictor to Bayes on a source (arXiv 2505.17010).
 
     python -m nanoct.coins.study --quick        # one repetition of short runs, minutes on two cores
     python -m nanoct.coins.study --cpu          # the reduced preset, an hour on two cores
     python -m nanoct.coins.study --full         # the paper's preset, for a GPU or the patient; it says its cost first
     python -m nanoct.coins.study --cpu --report # tables and figures anew, from the lines in --out
 
-A run (experiment.py) is a JSON line in --out, appended as it ends; a second start goes on from there. report.py makes
-the tables, figures.py the figures.
+A run (experiment.py) is a JSON line in --out, appended when the run ends. A second start goes on from there. report.py
+makes the tables, figures.py the figures.
 """
 
 import time

@@ -4,17 +4,18 @@
     SimplexPT    L rows of probabilities of a flip, a softmax of what is trained
     RealPT       L free rows in the space of one-hot flips
     SoftPT       L free rows in the space of embeddings
-    FullWT       all weights;  EmbedWT, UnembedWT, Un+EmbedWT: those of these layers
+    FullWT       all weights;  EmbedWT, UnembedWT, Un+EmbedWT: the weights of these layers
     LoRAWT       a product of rank 4 added to every matrix of the body
 
-All but HardPT share one loop: Adam, 1,000 steps of 256 sequences of 50 flips, lr 5e-3, clip 1. What is trained is a
-dict of leaves; the predictor is called with the tensors that a method makes of them in place of its own, and never
-changed. So only what is tuned is seen by the optimiser and by clipping, and all else stays what it was, bit by bit.
-SoftPT starts as in the public code, every row a random unit vector of the embedding space. RealPT and SimplexPT start
-at flips, SimplexPT a softmax away (.73 and .27); there they are random ones, whose number decides as much as the method
-does, so here one half of them are ones, in random order. weights/coins/README.md says what else differs.
+All methods but HardPT share one loop: Adam, 1,000 steps of 256 sequences of 50 flips, lr 5e-3, clip 1. A method trains
+a dict of leaves and makes tensors of them. The predictor is called with these tensors in place of its own, and never
+changes. So the optimiser and clipping see only what is tuned, and all else stays as it was, bit by bit.
+SoftPT starts as in the public code: every row is a random unit vector of the embedding space. RealPT and SimplexPT
+start at flips, SimplexPT a softmax away (.73 and .27). In the public code these flips are random, and their number of
+ones decides as much as the method does. So here one half of them are ones, in random order. weights/coins/README.md
+says what else differs.
 
-Cost of a step: as of one of meta-training (predictors.py), the weights' gradient only where it is asked for.
+Cost of a step: that of a step of meta-training (predictors.py), without the gradient of weights that are not trained.
 """
 
 from dataclasses import dataclass, field
@@ -36,13 +37,13 @@ METHODS = PREFIX + WEIGHTS
 
 @dataclass
 class Tuned:
-    """A predictor with what was tuned: predict(x) as its own."""
+    """A predictor with what was tuned; predict(x) works as its own does."""
 
     predictor: nn.Module
     weights: dict = field(default_factory=dict)  # by name, instead of the predictor's own
     prefix: torch.Tensor | None = None  # (L, n_embd)
-    losses: list = field(default_factory=list)  # of the steps
-    searched: dict = field(default_factory=dict)  # {flips: log loss}, HardPT's
+    losses: list = field(default_factory=list)  # one a step
+    searched: dict = field(default_factory=dict)  # {flips: log loss} of HardPT
 
     @property
     def hard(self):
@@ -51,7 +52,7 @@ class Tuned:
 
     @torch.no_grad()
     def __call__(self, x, **options):
-        """As the predictor's own."""
+        """As the predictor's forward."""
         return functional_call(self.predictor, self.weights, (x, self.prefix), options)
 
     def predict(self, x):
@@ -60,7 +61,7 @@ class Tuned:
 
 
 def start(predictor, method, length, generator):
-    """(leaves {name: tensor to train}, make(leaves) -> (weights, prefix)) of a method that trains."""
+    """Return a method's leaves {name: tensor to train}, and make(leaves) -> (weights, prefix)."""
     own, embed = dict(predictor.named_parameters()), predictor.embed
     balanced = lambda: one_hot(predictor, torch.randperm(length, generator=generator) % 2)  # (L, 2)
     if method == "SimplexPT":
@@ -87,7 +88,7 @@ def start(predictor, method, length, generator):
 
 
 def one_hot(predictor, flips):
-    """Flips (L,) as a predictor embeds them, (L, 2)."""
+    """Flips (L,) as one-hot rows (L, 2), which a predictor embeds."""
     return F.one_hot(torch.as_tensor(flips), 2).float().to(predictor.device)
 
 
@@ -98,10 +99,10 @@ def embedded(predictor, flips):
 
 def tune(predictor, source, method, length=6, n_step=1000, batch=256, T=50, lr=5e-3, seed=0, n_search=2048,
          progress=None):
-    """The predictor Tuned to a source by one of METHODS.
+    """Tune a predictor to a source by one of METHODS; return a Tuned.
 
-    length: of a prefix; n_search: sequences of HardPT's search; progress(step, loss of a flip) is called every step.
-    Raises ValueError on an unknown method, or a length that HardPT cannot search.
+    length: rows of a prefix. n_search: sequences of HardPT's search. progress(step, loss of a flip) is called every
+    step. Raises ValueError on an unknown method, or a length that HardPT cannot search.
     """
     if method == "HardPT":
         searched = search(behind(predictor), source, length, n_search, T, seed)
@@ -127,15 +128,15 @@ def tune(predictor, source, method, length=6, n_step=1000, batch=256, T=50, lr=5
 
 
 def behind(predictor):
-    """(flips, x) -> what a predictor predicts of x behind a hard prefix."""
+    """Return (flips, x) -> the predictor's prediction of x behind hard prefix `flips`."""
     return lambda flips, x: predictor.predict(x, embedded(predictor, flips))
 
 
 @torch.no_grad()
 def search(behind, source, length=6, n_search=2048, T=50, seed=0):
-    """{hard prefix (L flips): mean log loss of a sequence in nats} of all 2^L on the same sequences.
+    """{hard prefix (L flips): mean log loss of a sequence in nats} of all 2^L prefixes, on the same sequences.
 
-    behind(flips, x) is P(x_t = 1 | flips, x_<t) (n, T). Raises ValueError on a length that cannot be searched through.
+    behind(flips, x) is P(x_t = 1 | flips, x_<t) (n, T). Raises ValueError if the length is not 1 to 12.
     """
     if not 1 <= length <= 12:
         raise ValueError(f"HardPT tries all 2^{length} prefixes: a length from 1 to 12 can be searched.")
@@ -144,5 +145,5 @@ def search(behind, source, length=6, n_search=2048, T=50, seed=0):
 
 
 def best(searched):
-    """The hard prefix of the lowest loss."""
+    """The hard prefix with the lowest loss."""
     return min(searched, key=searched.get)

@@ -1,29 +1,31 @@
-"""Bytes and FLOPs of a method before it is run, and the peak of what was run.
+"""Estimate the bytes and FLOPs of a method before it runs, and measure the peak of a run.
 
     python -m nanoct.memory                 # estimated against measured, a random model on the CPU, minutes
 
-A method says in its `footprint` what it stores and which passes it makes (nanoct/footprint.py); this file adds that up.
-With b bytes a number (4 or 2), L layers, H heads, K KV heads, D head_dim, C n_embd, F n_ffn, V vocab; a pass runs B
-rows of T tokens against S keys, n of the tokens have logits. Bytes beside the weights:
+A method's `footprint` says what it stores and which passes it makes (nanoct/footprint.py); this file adds that up.
+There are b bytes a number (4 or 2), L layers, H heads, K KV heads, D head_dim, C n_embd, F n_ffn, V vocab, P prefix
+entries. A pass runs B rows of T tokens against S keys; n of the tokens have logits. Bytes beside the weights:
 
-    theta       4·|leaves| five times: value, gradient, AdamW's two, the last good one; and b·2·L·K·D·P for the
-                context they began as (CT-KV)
+    theta       4·|leaves| five times: value, gradient, AdamW's two moments, the last good value; and b·2·L·K·D·P for
+                the context that the leaves (trained tensors) began as (CT-KV)
     saved       what the backward pass keeps: L·B·T·(8·C + b·(2·H·D + 3·F) + 4·H) for the norms' inputs (float32),
-                queries and outputs of attention, the MLP's three (GPT-2: 2·b·C for the norms, b·F for the MLP);
-                L·B·S·b·2·K·D for keys and values (H for K in masked passes on CUDA); b·B·T·S for a mask. LoRA adds
-                B·T·(5·in + 4·rank) for each of its linears: the input, float32, the mask of its dropout, and the inner
-                product; DoRA 8·out more.
-                With model.checkpoint, b·B·T·C a layer instead, and the above for one layer at a time.
-    passing     the larger of 3·4·n·V (logits, their log-softmax, its gradient; in bfloat16 also 4·C·16,384, a part
-                of the head) and B·T·(3·b·F + 4·C), a block's work; where nothing is trained T·(4·b·F + 8·C)
-    scoring     b·2·L·K·D·P for the context; T·(4·b·F + 8·C) for T tokens of queries in a row, or b·2·L·K·D·(P + T)
-                for each of the queries that are decoded side by side; instead of the three above, after them
+                queries and outputs of attention, three tensors of the MLP (GPT-2: 2·b·C for the norms, b·F for the
+                MLP); L·B·S·b·2·K·D for keys and values (H instead of K in masked passes on CUDA); b·B·T·S for a mask.
+                LoRA adds B·T·(5·in + 4·rank) for each linear layer that it adapts: the input in float32, the mask of
+                its dropout, and the inner product. DoRA adds 8·out more.
+                model.checkpoint keeps b·B·T·C a layer instead, and the above for one layer at a time.
+    passing     what a pass needs for a moment: the larger of 3·4·n·V (logits, their log-softmax, its gradient; in
+                bfloat16 also 4·C·16,384, a part of the head) and B·T·(3·b·F + 4·C), the work of a block. Where nothing
+                is trained it is T·(4·b·F + 8·C).
+    scoring     b·2·L·K·D·P for the context; T·(4·b·F + 8·C) for the T tokens of queries that run at once; and, for each
+                of the queries that are decoded side by side, b·2·L·K·D·(P + its tokens). Scoring comes after the three
+                above, which are then free.
 
 FLOPs of a step: 4·N·B·T for N weights in the body (forward and the gradient of the inputs), 12·L·H·D·B·T·S for
-attention, 4·V·C·n for logits; the first two half as much again with checkpoint; DoRA with dropout applies every weight
-that it adapts twice. FLOPs of scoring: 2·N + 4·L·H·D·S for each of the tokens that queries and options, or decoded
-answers, have in all, and 2·V·C for those of answers. What the libraries keep for themselves (on a GPU some hundred MB)
-and what the allocator cannot reuse come on top.
+attention, 4·V·C·n for logits. With checkpoint the first two are half as much again. DoRA with dropout applies every
+weight that it adapts twice. FLOPs of scoring: 2·N + 4·L·H·D·S for each token of queries and options, or of decoded
+answers, and 2·V·C for each token of an answer. Not counted is what the libraries keep for themselves (on a GPU some
+hundred MB) and what the allocator cannot reuse.
 """
 
 from dataclasses import asdict, dataclass, fields, replace
@@ -44,7 +46,7 @@ from nanoct.runs.measure import peak
 from nanoct.runs.report import table
 from nanoct.weights import pick_device, resolve_dtype
 
-SMALL = LlamaConfig(  # of the check
+SMALL = LlamaConfig(  # the model of the command
     vocab_size=8000, n_layer=4, n_head=8, n_kv_head=4, n_embd=256, head_dim=32, n_ffn=704, n_position=0)
 
 
@@ -63,7 +65,7 @@ class Estimate:
 
     @property
     def beside(self):
-        """Peak of adapting, beside the weights."""
+        """Peak bytes of adapting, beside the weights."""
         return self.theta + self.saved + self.passing
 
     @property
@@ -72,7 +74,7 @@ class Estimate:
 
 
 def shapes(config):
-    """{name: (out, in)} of the linears, and the number of weights in all, of a model that is not built."""
+    """{name: (out, in)} of a model's linear layers, and its number of weights, without building it."""
     with torch.device("meta"):
         model = (GPT2 if isinstance(config, GPT2Config) else Llama)(config)
     linears = {name: tuple(layer.weight.shape) for name, layer in model.linears.items()}
@@ -80,9 +82,9 @@ def shapes(config):
 
 
 def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=False, cuda=False):
-    """The Estimate of a method (its name) with settings {field: value} on a task of these Lengths; formulas above.
+    """The Estimate of a method (its name) with settings {field: value} on a task of these Lengths; see the formulas.
 
-    cuda: whether it runs there. Raises ValueError on a method whose module has no footprint.
+    cuda: whether it runs on a GPU. Raises ValueError if the method's module has no footprint.
     """
     module = METHODS[method]
     if not hasattr(module, "footprint"):
@@ -101,7 +103,7 @@ def add_up(config, says, lengths, dtype, checkpoint, cuda):
     kv, attention = b * entry(c), c.n_layer * c.n_head * c.head_dim
     per_token = b * (2 * c.n_head * c.head_dim + (1 if is_gpt2 else 3) * c.n_ffn) + 4 * c.n_head
     per_token += (2 * b if is_gpt2 else 8) * c.n_embd
-    low_rank, of_adapter, twice = 0, 0, 0  # numbers; bytes that a token leaves in it; weights that are applied again
+    low_rank, of_adapter, twice = 0, 0, 0  # its numbers; bytes that a token saves in it; weights that are applied twice
     if says.low_rank:
         kind, rank = says.low_rank.kind, says.low_rank.rank
         low_rank = sum(kind.n_trained(*shape, rank) for shape in adapted)
@@ -109,7 +111,7 @@ def add_up(config, says, lengths, dtype, checkpoint, cuda):
         twice = sum(out * n_in for out, n_in in adapted) if kind.runs_twice and says.low_rank.dropout else 0
 
     found = Estimate(weights=b * n_weight)
-    reading = lambda T: T * (4 * b * c.n_ffn + 8 * c.n_embd)  # at work in a forward pass
+    reading = lambda T: T * (4 * b * c.n_ffn + 8 * c.n_embd)  # bytes of the work of a forward pass
     n_row = max(lengths.n_row, lengths.n_decoded * lengths.query)
     S = says.prefix + (lengths.query if lengths.n_decoded else min(lengths.n_row, lengths.scored))
     found.scoring = kv * (says.prefix + lengths.n_decoded * (says.prefix + lengths.query)) + reading(n_row)
@@ -119,18 +121,18 @@ def add_up(config, says, lengths, dtype, checkpoint, cuda):
         found.theta, found.passing, found.flops = kv * max(says.read, lengths.instruction), reading(says.read), read
         return found
 
-    stays = 0  # of earlier passes, until the backward
+    stays = 0  # bytes that earlier passes keep until the backward pass
     for p in says.passes:
         n = p.n_row * p.n_token
-        repeated = c.n_head / c.n_kv_head if cuda and p.masked else 1  # model.alike
+        repeated = c.n_head / c.n_kv_head if cuda and p.masked else 1  # see model.alike
         layer = n * (per_token + of_adapter / c.n_layer) + p.n_row * p.n_key * kv / c.n_layer * repeated
         work, common = n * (3 * b * c.n_ffn + 4 * c.n_embd), p.masked * b * n * p.n_key + 4 * n * c.n_embd
         saved = common + c.n_layer * (b * n * c.n_embd if checkpoint else layer)
-        part = 4 * c.n_embd * min(c.vocab_size, HEAD) * (b < 4)  # of the head, as float32
+        part = 4 * c.n_embd * min(c.vocab_size, HEAD) * (b < 4)  # a part of the head as float32
         work = max(work + layer * checkpoint, 3 * 4 * p.n_logit * c.vocab_size + part)
         if stays + saved + work > found.saved + found.passing:
             found.saved, found.passing = stays + saved, work
-        unused = p.kv_only / c.n_layer  # the last block
+        unused = p.kv_only / c.n_layer  # the last block's share
         stays += saved * (1 - unused * (not checkpoint))
         linear, scores = 4 * (body + twice) * n, 12 * attention * n * p.n_key
         found.flops_step += (1 + checkpoint / 2) * (linear + scores) * (1 - unused / 2)
@@ -147,7 +149,7 @@ def add_up(config, says, lengths, dtype, checkpoint, cuda):
 
 
 def allocated(run, device):
-    """The most bytes that run() has allocated at a time: by the GPU's allocator, or as the profiler saw the CPU's."""
+    """The most bytes that run() had allocated at once, from the GPU's allocator or from the profiler of the CPU."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         with peak(device) as used:
@@ -160,7 +162,7 @@ def allocated(run, device):
 
 
 def measure(method, model, k=16, context=700, n_step=2, **settings):
-    """(estimated, measured) peak bytes beside the weights of adapting by a method to a random task."""
+    """(estimated, measured) peak bytes, beside the weights, of adapting to a random task by a method."""
     Config, task = METHODS[method].Config, random_task(k, context, model.config.vocab_size)
     steps = {f.name: n_step for f in fields(Config) if f.name in ("n_step", "ttt_n_step")}
     config = Config(**steps | settings)

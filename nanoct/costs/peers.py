@@ -1,13 +1,14 @@
-"""Each method as others do it, on the same weights, pairs and masks: k right-padded rows in transformers, or peft.
+"""Each method as other libraries do it, on the same weights, pairs, masks: right-padded rows in transformers or peft.
 
     ICL                    transformers reads the demos into its cache
     prompt, prefix tuning  transformers, k copies of the trained embeddings, or of the trained cache
     LoRA, DoRA             peft
     TTT                    peft, on batch orders of all demos
-    CT-Prompt              transformers, k copies of the demos' trained embeddings, each with its mask, the pair behind
-    CT-KV                  transformers, k copies of the demos' trained cache, each with its mask, the pair behind
+    CT-Prompt              transformers, k copies of the demos' trained embeddings, each with its mask, before its pair
+    CT-KV                  transformers, k copies of the demos' trained cache, each with its mask, before its pair
 
-As in the released code every token gets its logits, and those that are no answer have the label -100.
+There are k rows, one for each demo (solved example). As in the released code, every token gets logits, and tokens that
+are no answer have the label -100. A peer is a method in one of these libraries.
 """
 
 import tempfile
@@ -27,8 +28,8 @@ DROPOUT = ct_kv.Config.token_dropout
 
 
 def load(folder, dtype, device):
-    """A Llama of a folder in transformers."""
-    import transformers  # of the test extra, as all that is imported late here
+    """Load a Llama from a folder into transformers."""
+    import transformers  # from the test extra, as all late imports here
 
     transformers.utils.logging.disable_progress_bar()
     theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
@@ -36,17 +37,17 @@ def load(folder, dtype, device):
 
 
 def twin(model):
-    """The weights of a nanoct Llama in transformers."""
+    """A transformers model with the weights of a nanoct Llama."""
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, folder)
         return load(folder, model.dtype, model.device)
 
 
 class Step:
-    """One step of a peer: loss() draws the masks and runs forward; a call trains the leaves once and returns the loss.
+    """One step of a peer: loss() draws masks and runs forward; a call trains the leaves once and returns the loss.
 
-    Without leaves a call runs forward only and returns None. undo() leaves transformers' model as it was.
-    size: (tokens, keys, logits) that FLOPs depend on.
+    Leaves are the trained tensors; without them a call only runs forward and returns None. undo() gives
+    transformers' model back as it was. size: (tokens, keys, logits) that FLOPs depend on.
     """
 
     def __init__(self, loss, leaves=(), lr=0.0, undo=lambda: None, size=None):
@@ -78,8 +79,8 @@ def rows(task, device):
 def padded(theirs, task, context, seed=0, labels_only=False, hide=True):
     """A step of CT-KV: k padded rows, each behind a copy of the keys and values of a context.
 
-    labels_only: logits at the tokens before an answer alone. hide = False leaves out leave-one-out and token dropout,
-    which is a step of prefix tuning.
+    labels_only: only tokens that predict an answer get logits. hide = False turns off leave-one-out (row i does not see
+    demo i) and token dropout (entries hidden at random); that is a step of prefix tuning.
     """
     from transformers import DynamicCache
 
@@ -107,9 +108,9 @@ def padded(theirs, task, context, seed=0, labels_only=False, hide=True):
 
 
 def prompted(model, theirs, task, config, prompt, owner):
-    """A step of prompt tuning, or of CT-Prompt where the prompt is the demos: k copies of trained embeddings.
+    """A step of prompt tuning, or of CT-Prompt if the prompt is the demos: k copies of trained embeddings.
 
-    prompt: its P token ids; owner: the demo that each is of, -1 for none.
+    prompt: its P token ids. owner: the number of each token's demo, -1 for none.
     """
     k, generator, ids = len(task.demos), torch.Generator().manual_seed(0), torch.tensor([prompt], device=model.device)
     tokens, labels, real = rows(task, model.device)
@@ -119,7 +120,8 @@ def prompted(model, theirs, task, config, prompt, owner):
     labels = torch.cat([torch.full((k, len(prompt)), -100, device=model.device), labels], 1)
 
     def loss():
-        seen = visible(owner, k, True, getattr(config, "token_dropout", 0.0), generator)  # what no demo owns stays
+        # leave-one-out hides no token of owner -1
+        seen = visible(owner, k, True, getattr(config, "token_dropout", 0.0), generator)
         inputs = torch.cat([embeds.to(pairs.dtype).expand(k, -1, -1), pairs], 1)
         attention_mask = torch.cat([seen.to(real.dtype), real], 1)
         return theirs(inputs_embeds=inputs, position_ids=positions, attention_mask=attention_mask, labels=labels,
@@ -129,7 +131,7 @@ def prompted(model, theirs, task, config, prompt, owner):
 
 
 def low_rank(theirs, config, batch, use_dora=False):
-    """A step of LoRA, DoRA or TTT in peft, on what batch() gives: ids, labels, attention mask."""
+    """A step of LoRA, DoRA or TTT in peft. batch() returns its ids, labels and attention mask."""
     from peft import LoraConfig, get_peft_model
 
     targets = [name for name in adapters.TARGETS if name not in ("c_attn", "c_proj", "c_fc")]  # which are GPT-2's
@@ -149,7 +151,7 @@ def low_rank(theirs, config, batch, use_dora=False):
 
 
 def orders(model, task, config):
-    """A batch of TTT: all demos in random orders, with labels on all answers."""
+    """Return batch() of TTT: all demos in random orders, with labels on all answers."""
     k, generator = len(task.demos), torch.Generator().manual_seed(0)
 
     def batch():
@@ -161,7 +163,7 @@ def orders(model, task, config):
 
 
 def peer(model, theirs, method, config, task):
-    """(who, their Step of a method), or None where nobody does it."""
+    """Return (library, its Step of a method), or None if no library has it."""
     own = [i for i, d in enumerate(task.demos) for _ in (*d.x, *d.y)]
     context = [token for d in task.demos for token in (*d.x, *d.y)]
     ids, padded_rows = torch.tensor([context], device=model.device), rows(task, model.device)

@@ -1,33 +1,36 @@
-"""Seconds of a CT-KV step beside transformers' on the same weights, pairs and masks; then every method beside its peer.
+"""Time a CT-KV step and the same step in transformers, on the same weights and pairs; then every method and its peer.
 
     python -m nanoct.speed                        # a random Llama, 24M + vocabularies of 32,000 and 128,000
     python -m nanoct.speed --model llama-3.2-1b --device cuda         # true size, random weights, bfloat16
     python -m nanoct.speed --model llama-3-8b --device cuda --checkpoint --k 10 --context 1900
     python -m nanoct.speed --model meta-llama/Llama-3.2-1B --context 1400
 
-Time does not depend on what the weights are. peers.py has what nanoct is held against.
+Time does not depend on the values of the weights. peers.py holds what nanoct is compared with.
 
-The first table is of one step: forward, loss on the answers, backward to keys and values, clipping, AdamW. Three do the
-same one:
+The first table is about one step: forward, loss on the answers, backward to keys and values, clipping, AdamW. Three
+contestants do the same step:
     nanoct                     methods/ct_kv.py itself: the packed row, logits of the answers
     transformers               as released: k right-padded rows of t tokens, sdpa, k copies of the prefix in a
                                DynamicCache, a 2-D attention mask, logits of all k·t tokens, labels of -100
     transformers, labels only  the same batch, the head on the tokens before an answer alone
-They take turns, round after round, and only if their first losses and gradients agree. Beside them a step of
-methods/ttt.py on one order of the demos: CT-KV makes every demo a target in one step, TTT, each behind all others, in
-k orders. In a turn of its own a method adapts in two steps: the first warms up, the second is timed.
+They take turns, round after round, and only if their first losses and gradients agree. A step of methods/ttt.py on one
+order of the demos (solved examples) is timed beside them. CT-KV makes every demo a target behind all others in one
+step; TTT needs k orders for that. In its turn a method of nanoct adapts in two steps: the first warms up, the second is
+timed.
 
-FLOPs with N weights in the body: 4·N·T + 12·L·H·D·T·S + 4·V·C·n for T tokens against S keys, n of them with
-logits: forward and the gradient of the inputs. Masked scores count, LoRA's own matrices do not.
+FLOPs with N weights in the body: 4·N·T + 12·L·H·D·T·S + 4·V·C·n for T tokens against S keys, n of them with logits.
+This is forward and the gradient of the inputs. Masked scores count, LoRA's own matrices do not.
 
-The second table is of every method and its peer, at the settings of the paper for BBH (presets.py): seconds a step and
-a task, the peak of memory beside the weights, and memory.py's estimate. The matrix rate is that of one large product in
-the same dtype and run. Where both start from the same numbers their first losses must agree, or no time is reported.
+The second table is about every method and its peer, the same method in another library, with the paper's settings for
+BBH (presets.py): seconds a step and a task, the peak of memory beside the weights, and memory.py's estimate. The matrix
+rate is the speed of one large product in the same dtype and run. Where both start from the same numbers, their first
+losses must agree, or no time is reported.
 
 Measured on two cores of an EPYC, 2 threads, float32, k = 16, 701 tokens of context, medians of two runs (5 and 6
-rounds): transformers takes 3.3 and 2.6 times as long with a vocabulary of 32,000, 7.2 and 4.8 times with 128,000;
-with logits at the labels only 1.8 and 1.8, 1.9 and 1.7 times. Half its tokens are padding; where all pairs have
-one length (--spread 0, 32,000), what is left is 1.55 (1.4-2.0) and 1.11 (1.0-1.3). nanoct's step takes 1.0 s.
+rounds). transformers takes 3.3 and 2.6 times as long as nanoct with a vocabulary of 32,000, and 7.2 and 4.8 times with
+128,000. With logits at the labels only it takes 1.8 and 1.8 times, and 1.9 and 1.7 times. Half of its tokens are
+padding. Where all pairs have one length (--spread 0, 32,000), 1.55 (1.4-2.0) and 1.11 (1.0-1.3) times remain. nanoct's
+step takes 1.0 s.
 """
 
 import json
@@ -56,7 +59,7 @@ from nanoct.runs.report import table
 from nanoct.runs.results import machine
 from nanoct.weights import fetch, load_model, pick_device, read_config, resolve_dtype
 
-SIZES = {  # by the weights of the body: all but the embedding, which is the head as well
+SIZES = {  # named after the weights of the body: all but the embedding, which is also the head
     "24m": dict(n_layer=8, n_head=8, n_kv_head=4, n_embd=512, head_dim=64, n_ffn=1440),
     "llama-3.2-1b": dict(n_layer=16, n_head=32, n_kv_head=8, n_embd=2048, head_dim=64, n_ffn=8192, vocab_size=128256),
     "llama-3.2-3b": dict(n_layer=28, n_head=24, n_kv_head=8, n_embd=3072, head_dim=128, n_ffn=8192, vocab_size=128256),
@@ -66,13 +69,13 @@ SIZES = {  # by the weights of the body: all but the embedding, which is the hea
 }
 KNOWN = [method for method in METHODS if method != "zero_shot"]  # which costs nothing
 PRESET = "bbh"
-SAME_START = "prompt_tuning", "prefix_tuning", "lora", "dora"  # nothing is drawn that shows in the first loss
+SAME_START = "prompt_tuning", "prefix_tuning", "lora", "dora"  # no random number shows in their first loss
 
 
 def adapting(model, method, config, task, seed=0):
-    """Adapt and look at the clock: (seconds of each step but the first, of all else, the first loss, or None).
+    """Adapt and time it: (seconds of each step but the first, seconds of all else, the first loss or None).
 
-    The first step warms up. Steps are config's n_step; those of the TTT before TTT+CT-KV are in all else.
+    The first step warms up. Only the last config.n_step steps count; TTT's in TTT+CT-KV are in all else.
     """
     stamps, losses = [], []
 
@@ -95,7 +98,7 @@ def seconds(step, device):
 
 
 def peak_of(run, device):
-    """Bytes at the peak of a run: allocated on cuda; else resident, the process with all contestants in it."""
+    """Bytes at the peak of a run: allocated on cuda, else resident in the process, which holds all contestants."""
     with peak(device) as used:
         run()
     return used.bytes
@@ -106,7 +109,7 @@ def peak_of(run, device):
 
 @dataclass
 class Contestant:
-    """turn() -> (the loss of its first step, seconds of a step), and what a step's FLOPs depend on."""
+    """turn() -> (the loss of its first step, seconds of a step); and the numbers that FLOPs depend on."""
 
     turn: Callable
     n_token: int
@@ -119,7 +122,7 @@ class Contestant:
 
 
 def contestants(model, theirs, task, seed=0):
-    """{name: Contestant}: those that do the same step, and TTT. theirs: the same weights in transformers, or None."""
+    """{name: Contestant}: all that do the same step, and TTT. theirs: the same weights in transformers, or None."""
     n_answer, P = sum(len(d.y) for d in task.demos), sum(len(d.x) + len(d.y) for d in task.demos)
     T, context = P - len(task.demos), encode_context(model, (), task.demos)
     found = {"nanoct": Contestant(own(model, "ct_kv", ct_kv.Config(), task, seed), T, P + T, n_answer)}
@@ -132,7 +135,7 @@ def contestants(model, theirs, task, seed=0):
 
 
 def own(model, method, config, task, seed=0):
-    """A turn of a method itself: it adapts in two steps, the first warms up."""
+    """A turn of a nanoct method: it adapts in two steps, and the first warms up."""
 
     def turn():
         steps, _, loss = adapting(model, method, replace(config, n_step=2), task, seed)
@@ -144,7 +147,7 @@ def own(model, method, config, task, seed=0):
 
 
 def agree(contest, tolerance):
-    """The loss that all but TTT begin with. Raises ValueError where a loss or gradient is not the first one's."""
+    """The first loss, the same for all but TTT. Raises ValueError if a loss or gradient is not the first one's."""
     first, *others, _ = contest
     expected = first_step(contest[first].turn)
     for name in others:
@@ -157,7 +160,7 @@ def agree(contest, tolerance):
 
 
 def first_step(turn):
-    """[loss, gradient of each leaf] of the first step of a turn; the gradient as AdamW is given it, so clipped."""
+    """[loss, gradient of each leaf] of the first step of a turn. The gradients are those that AdamW gets, clipped."""
     gradients = []
 
     def look(optimizer, *_):
@@ -215,7 +218,7 @@ def matrix_rate(device, dtype):
 
 
 def estimate(model, method, config, task):
-    """memory.py's Estimate, or None of a method that does not say what it stores and computes."""
+    """memory.py's Estimate, or None for a method that does not say what it stores and computes."""
     lengths = memory.Lengths(0, [(len(d.x), len(d.y)) for d in task.demos], 1)
     try:
         return memory.estimate(model.config, method, asdict(config), lengths, model.dtype, model.checkpoint,
@@ -226,7 +229,7 @@ def estimate(model, method, config, task):
 
 
 def whole(model, theirs, method, task, repeat, rate):
-    """The lines of a method and of its peer. Raises ValueError where their first losses differ."""
+    """Measure a method and its peer: a line each. Raises ValueError if their first losses differ."""
     config = METHODS[method].Config(**SETTINGS[PRESET].get(method, {}))
     says, n_step, lines = estimate(model, method, config, task), getattr(config, "n_step", 0), []
     common = dict(method=method, n_step=n_step, flops_step=says and says.flops_step,
@@ -244,7 +247,7 @@ def whole(model, theirs, method, task, repeat, rate):
 
     def ours():
         changed = lambda n, *names: replace(config, **{name: n for name in names if hasattr(config, name)})
-        few = changed(2, "n_step", "ttt_n_step")  # AdamW has its moments in the second step
+        few = changed(2, "n_step", "ttt_n_step")  # AdamW has its moments from the second step on
         peak_bytes = memory.allocated(lambda: METHODS[method].adapt(model, task, few), model.device)  # and the warm-up
         steps, others, loss = adapting(model, method, changed(repeat + 1, "n_step"), task)
         return peak_bytes, median(steps) if steps else 0.0, others, loss
@@ -310,7 +313,7 @@ def append(file, lines):
 
 
 def load(name, vocab_size, context, device, dtype, alone=False):
-    """The model, random for a name of SIZES, and the same in transformers: None if alone, or without transformers."""
+    """The model (random for a name of SIZES), and the same in transformers, None if alone or without transformers."""
     alone = alone or not util.find_spec("transformers")
     if name in SIZES:
         sizes = dict(vocab_size=32000) | SIZES[name] | ({} if vocab_size is None else dict(vocab_size=vocab_size))
@@ -320,7 +323,7 @@ def load(name, vocab_size, context, device, dtype, alone=False):
         return model, None if alone else peers.twin(model)
     folder = fetch(name)
     if not isinstance(read_config(folder), LlamaConfig):
-        raise ValueError(f"--model {name} is no Llama, and the peers here are: give one, or a name of a random one.")
+        raise ValueError(f"--model {name} is no Llama, but the peers are: give a Llama, or the name of a random one.")
     return load_model(folder, device, dtype), None if alone else peers.load(folder, dtype, device)
 
 

@@ -10,9 +10,10 @@ SPREAD = 0.38  # std / mean of the lengths of 16 pairs: the mean over 13 tasks o
 
 
 def random_task(k, context, vocab_size, spread=SPREAD, seed=0):
-    """k pairs of random ids, about `context` tokens in all, answers of 1 to 4; lengths are quantiles of a log-normal.
+    """Make a task of k pairs of random ids, about `context` tokens in all, with answers of 1 to 4 tokens.
 
-    spread: std / mean of the log-normal; 0 makes all pairs of one length. Raises ValueError without room for the pairs.
+    The lengths are quantiles of a log-normal. spread: its std / mean; with 0 all pairs have one length. Raises
+    ValueError without room for the pairs.
     """
     if k < 2 or context < 8 * k:
         raise ValueError(f"k = {k} and context = {context}: it takes 2 pairs or more, and 8 tokens or more for each.")

@@ -1,18 +1,18 @@
-"""A tuned context is a file one can share: what a method makes of a task, without the model that it belongs to.
+"""Save a tuned context as a file to share: what a method makes of a task, without the model that it belongs to.
 
     save_adapted(adapted, "ctx.safetensors", "ct_kv", config, k=10, template="{input}={output};")
     adapted, about = load_adapted("ctx.safetensors", model)
 
-One safetensors file, so nothing in it is ever executed. Its tensors have the dtypes they were trained in:
+It is one safetensors file, so nothing in it is ever executed. Its tensors have the dtypes they were trained in:
 
     prefix.keys, prefix.values    (L, 1, K, P, D), keys after RoPE
     prefix.owner                  (P,) int64
-    adapter.NAME.LEAF             the state of what stands in for the linear NAME (adapters.py): LoRA's a (rank, in) and
-                                  b (out, rank), DoRA's magnitude (out,) too
+    adapter.NAME.LEAF             the state of the adapter of the linear layer NAME (adapters.py): LoRA's a (rank, in)
+                                  and b (out, rank), and DoRA's magnitude (out,) too
 
-and its metadata one JSON object, `about`: version, model (the fingerprint of the base model), method, config, k,
-n_trained, next_position (null: no prefix), adapter (its kind, such as "LoRA", or null), scale ({NAME: number}), and
-whatever else the writer gave. The same context gives the same bytes.
+Its metadata are one JSON object, `about`: version, model (the fingerprint of the base model), method, config, k (number
+of demos), n_trained, next_position (null: no prefix), adapter (its class, such as "LoRA", or null), scale
+({NAME: number}), and whatever else the writer gave. The same context gives the same bytes.
 
 Dimensions: L layers, K KV heads, P prefix entries, D head_dim.
 """
@@ -33,16 +33,16 @@ from nanoct.methods import METHODS
 from nanoct.weights import FLOATS, fingerprint
 
 VERSION = 1
-ENTRY = "nanoct_context"  # of the metadata; the only one, as safetensors does not keep an order
+ENTRY = "nanoct_context"  # the only entry of the metadata, as safetensors does not keep the order of several
 ABOUT = dict(model=str, method=str, config=dict, k=int, n_trained=int, next_position=(int, NoneType),
              adapter=(str, NoneType), scale=dict)
 
 
 def save_adapted(adapted, path, method, config, k, **extra) -> Path:
-    """Write (phi's adapter, theta) of an Adapted; return the path. An older file is whole until the new one is.
+    """Write the adapter and theta (the prefix) of an Adapted; return the path. An older file stays until this is whole.
 
-    method: its name; config: its Config or a dict; k: how many demos; extra: anything JSON holds, for `about`.
-    Raises ValueError on what load_adapted would refuse, OSError with a sentence where the file cannot be written.
+    method: its name. config: its Config or a dict. k: number of demos. extra: JSON values to add to `about`.
+    Raises ValueError on what load_adapted would refuse, OSError if the file cannot be written.
     """
     adapter, prefix, tensors, kind = adapted.adapter or {}, adapted.prefix, {}, check_savable(adapted)
     if prefix is not None:
@@ -62,7 +62,7 @@ def save_adapted(adapted, path, method, config, k, **extra) -> Path:
 
 
 def kinds():
-    """{name: kind} of adapters that can be saved: those of adapters.py and of the methods' own files."""
+    """{name: class} of the adapters that can be saved: those of adapters.py and of the methods' own files."""
     found = {}
     for module in (adapters, *METHODS.values()):
         found |= {name: kind for name, kind in vars(module).items() if hasattr(kind, "restore")}
@@ -70,7 +70,7 @@ def kinds():
 
 
 def check_savable(adapted):
-    """The name of its adapter's kind, None without one. ValueError where a file could not hold it."""
+    """Return the name of its adapter's class, or None. Raises ValueError if a file could not hold it."""
     there = {type(part).__name__: type(part) for part in (adapted.adapter or {}).values()}
     if len(there) > 1 or any(kinds().get(name) is not kind for name, kind in there.items()):
         raise ValueError(f"the adapter holds {', '.join(sorted(there))}, and a file holds one kind of "
@@ -80,10 +80,10 @@ def check_savable(adapted):
 
 
 def load_adapted(path, model):
-    """The Adapted of a file that save_adapted wrote, on the model's device, and `about`: everything else it says.
+    """Load a file of save_adapted: the Adapted, on the model's device, and `about`, everything else in the file.
 
-    Raises what read_about does, and ValueError with a sentence on a context of another model, or on tensors that
-    do not fit this one.
+    Raises what read_about raises, and ValueError if the context is of another model, or its tensors do not fit
+    this one.
     """
     about = read_about(path)
     if about["model"] != (mark := fingerprint(model)):
@@ -94,7 +94,7 @@ def load_adapted(path, model):
         headers = {name: file.get_slice(name) for name in file.keys()}
         _check_fits(path, about, model, {name: ("floats" if h.get_dtype() in FLOATS else h.get_dtype(), *h.get_shape())
                                          for name, h in headers.items()})
-        # copy: a view of the mapped file would change, and die, with the file
+        # copy, as a view of the mapped file would change, and vanish, with the file
         tensors = {name: file.get_tensor(name).to(model.device, copy=True) for name in headers}
     _check_finite(path, tensors)
     prefix = None
@@ -114,16 +114,16 @@ def _check_finite(path, tensors):
 
 
 def _leaves(tensors, name):
-    """{leaf: its key in the file} of the linear `name`."""
+    """{leaf: its key in the file} of the linear layer `name`."""
     start = f"adapter.{name}."
     return {key.removeprefix(start): key for key in tensors if key.startswith(start)}
 
 
 def read_about(path):
-    """`about` of a context file; no tensor is read and no model needed.
+    """Return `about` of a context file; this reads no tensor and needs no model.
 
-    Raises FileNotFoundError without a file, ValueError with a sentence for one that is truncated, no safetensors
-    file, no context, or of a version that this code does not know.
+    Raises FileNotFoundError without a file, ValueError if the file is truncated, no safetensors file, no context,
+    or of a version that this code does not know.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no context {path}: give a file that nanoct.tune wrote.")
@@ -153,7 +153,7 @@ def read_about(path):
 
 
 def _check_fits(path, about, model, seen):
-    """ValueError unless the tensors {name: (kind, *shape)} are those of a context of the model, of any P and rank."""
+    """Raise ValueError unless the tensors {name: (kind, *shape)} are a context of the model, of any P and rank."""
     c, expected = model.config, {}
     size = lambda name, dim: seen.get(name, ())[1 + dim : 2 + dim] or (0,)
     if about["next_position"] is not None:

@@ -1,4 +1,4 @@
-"""One run of a method on a task, measured: its score, seconds, and the peak of memory."""
+"""Measure one run of a method on a task: its score, its seconds, and the peak of memory."""
 
 import ctypes
 import gc
@@ -19,14 +19,14 @@ from nanoct.optimise import Stopped
 from nanoct.runs.results import about
 from nanoct.score import NotFinite, evaluate
 
-SHOWN = {}  # warnings, which Python then says once
+SHOWN = {}  # a registry of warnings, so that Python shows each once
 
 
 def measure(model, task, method, config, seed, progress=None, module=None):
-    """Adapt by a method (its name) with config {field: value}, then score: fields of a results line, and the Adapted.
+    """Adapt by a method (its name) with config {field: value}, then score. Returns a results line and the Adapted.
 
-    progress(step, loss) is called every step. module: the method's, where METHODS does not have it. Raises what the
-    method raises, and NotFinite on a loss or score that is not finite, also where training stopped before one.
+    progress(step, loss) is called every step. module: the method's module, if METHODS lacks it. Raises what the
+    method raises, and NotFinite if a loss or score is not finite, even if training stopped at that loss.
     """
     module, losses = module or METHODS[method], []
 
@@ -48,7 +48,7 @@ def measure(model, task, method, config, seed, progress=None, module=None):
 
 
 def check_finite(method, task, values):
-    """NotFinite if one of these losses and scores is no number."""
+    """Raise NotFinite if one of these losses and scores is not finite."""
     if wrong := [value for value in values if not math.isfinite(value)]:
         raise NotFinite(f"{method} on {task.name} comes to {wrong[0]}, which is no result: try a smaller lr, and see "
                         "whether the model's weights are all finite.")
@@ -56,7 +56,10 @@ def check_finite(method, task, values):
 
 @contextmanager
 def finite(method, name):
-    """with finite(method, task's name): NotFinite where a loss or logit in it is not, though the training went back."""
+    """with finite(method, task's name): raise NotFinite if a loss or logit is not finite.
+
+    Also if training then went back to finite values.
+    """
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
@@ -64,13 +67,13 @@ def finite(method, name):
         except NotFinite as error:
             raise NotFinite(f"{method} on {name}: {error}") from None
     for warning in said:
-        if issubclass(warning.category, Stopped):  # what was trained is not the method at these settings
+        if issubclass(warning.category, Stopped):  # training ended early, so this is not the method at these settings
             raise NotFinite(f"{method} on {name}: {warning.message}")
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno, registry=SHOWN)
 
 
 def clock(device):
-    """Seconds, after all work on the device is done."""
+    """The time in seconds, once all work on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -78,7 +81,7 @@ def clock(device):
 
 @contextmanager
 def peak(device):
-    """with peak(device) as used: …; used.bytes is then the peak: allocated on a GPU, resident in all on the CPU."""
+    """with peak(device) as used: … sets used.bytes to the peak: allocated on a GPU, resident in this process else."""
     used = SimpleNamespace(bytes=0)
     gc.collect()
     if device.type == "cuda":
@@ -95,8 +98,8 @@ def peak(device):
 
 
 def _reset_resident_peak():
-    if os.access("/proc/self/clear_refs", os.W_OK):  # Linux can start the peak anew; elsewhere it is the peak so far
-        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, or it would hide what follows
+    if os.access("/proc/self/clear_refs", os.W_OK):  # Linux can reset the peak; elsewhere it is that of the process
+        ctypes.CDLL(None).malloc_trim(0)  # give free memory back, or its reuse would not show in the peak
         Path("/proc/self/clear_refs").write_text("5")
 
 

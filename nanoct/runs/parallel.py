@@ -1,7 +1,7 @@
-"""The runs that a file of results lacks, each line saved as it comes: what all jobs share.
+"""Do the runs that a file of results lacks, and save each line as it comes: what all jobs share.
 
-In worker processes, for small models, as small matrices run faster in several processes of one thread than in one of
-several; or in this process, for a large one, and in those that torchrun has started beside it.
+Small models run in worker processes, as small matrices are faster in several processes of one thread than in one
+process of several. A large model runs in this process, and in those that torchrun has started beside it.
 """
 
 import os
@@ -22,19 +22,19 @@ from nanoct.score import NotFinite
 
 
 def execute(runs, results, work, n_worker=0, prepare=None, *arguments):
-    """Do the runs that the results do not have yet; returns the lines of all that are done, in their order.
+    """Do the runs that the results do not have yet; return the lines of all runs that are done, in their order.
 
-    The line of a run is work(run), in n_worker processes of one thread, or, with 0, work(run, progress) in this one;
-    None is that of a run which is left out, and so is one that is NotFinite, which is said. prepare(*arguments) is
-    called first in every process that works. Where processes have joined, a task belongs to one of them, and only the
-    first gets lines, the others None.
-    Raises ValueError with a sentence if a process dies, or if another job is at work in the folder of the results.
+    work(run) returns the line of a run, in n_worker processes of one thread. With n_worker = 0, work(run, progress)
+    does so in this process. A run is left out if work returns None, or raises NotFinite, which is printed. Each process
+    that works calls prepare(*arguments) first. Where processes have joined, each task belongs to one of them; the
+    first process gets the lines, the others get None.
+    Raises ValueError if a process dies, or if another job is at work in the folder of the results.
     """
     runs = list({results.key(run): run for run in runs}.values())
     mine = runs if n_worker else share(runs)
-    with nullcontext() if rank() else lock(results.path.parent):  # one for all that have joined
+    with nullcontext() if rank() else lock(results.path.parent):  # one lock for all processes that have joined
         wait()
-        results.refresh()  # another job may have come to its end since they were read
+        results.refresh()  # another job may have ended since the results were read
         todo = [run for run in mine if results.key(run) not in results.keys]
         n_done = len(mine) - len(todo)
         if n_done:
@@ -62,7 +62,7 @@ def execute(runs, results, work, n_worker=0, prepare=None, *arguments):
 
 
 def in_workers(todo, work, done, n_worker, start):
-    """done(get) of all runs, get() being work(run), which n_worker processes do."""
+    """Do all runs in n_worker processes. Calls done(get) for each; get() returns work(run)."""
     with ProcessPoolExecutor(n_worker, get_context("spawn"), _start_worker, start) as pool:
         futures = [pool.submit(work, run) for run in todo]
         try:
@@ -76,8 +76,8 @@ def in_workers(todo, work, done, n_worker, start):
 
 
 def _start_worker(*start):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    # if it dies, no orphan stays behind
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
+    # a worker ends when its parent dies
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(1)
     _prepare(*start)
@@ -89,31 +89,31 @@ def _prepare(prepare, arguments):
 
 
 def shows(bar, run):
-    """progress(step, loss) of a run, which the bar shows."""
+    """Return progress(step, loss), which shows a run in the bar."""
     name = f"{run['method']} on {run['task']}"
     bar.set_postfix_str(name)
 
     def progress(step, loss):
         bar.set_postfix_str(f"{name}, step {step + 1}, loss {loss:.3f}", refresh=False)
-        bar.update(0)  # as often as tqdm thinks fit
+        bar.update(0)  # tqdm decides how often it draws
 
     return progress
 
 
 def rank():
-    """Which of the processes that have joined this is; 0 of one alone."""
+    """The number of this process among those that have joined; 0 if alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def join(path, n_process):
-    """Join the processes that torchrun has started, if it has; the Results in a file that all of them append to."""
+    """Join the processes that torchrun has started, if any; return the Results in a file that all of them append to."""
     if n_process > 1:
         dist.init_process_group("gloo", timeout=timedelta(days=30))
     return Results(path)
 
 
 def wait():
-    """Wait for all that have joined. ValueError if one of them has stopped."""
+    """Wait for all processes that have joined. Raises ValueError if one has stopped."""
     if dist.is_initialized():
         try:
             dist.barrier()
@@ -123,14 +123,14 @@ def wait():
 
 
 def share(runs):
-    """The runs of this process: all runs of a task and a seed are of one, in turn."""
+    """The runs of this process. All runs of a (task, seed) go to one process, in turn."""
     n = dist.get_world_size() if dist.is_initialized() else 1
     place = {at: i for i, at in enumerate(dict.fromkeys((run["task"], run["seed"]) for run in runs))}
     return [run for run in runs if place[run["task"], run["seed"]] % n == rank()]
 
 
 def leave(results):
-    """Wait for all that have joined; whether this is the first, whose results then have the lines of all."""
+    """Wait for all that have joined; return whether this is the first. Its results then have the lines of all."""
     if not dist.is_initialized():
         return True
     wait()

@@ -1,6 +1,6 @@
 """Figures: one function each, one colour per method everywhere, labels at the curves.
 
-A method's label and colour are LABEL and COLOUR of its module; where it names none, its name and a colour of MORE.
+A method's label and colour are LABEL and COLOUR of its module; without them, its name and a colour of MORE.
 """
 
 from itertools import chain
@@ -32,7 +32,7 @@ def style(method):
 
 
 def _name(axes, name, colour, x, y, xycoords="data"):
-    """The name of what ends at (x, y), to the right of the panel, with a thin line to it; _save finds its height."""
+    """Write a name to the right of the panel, with a thin line to its point (x, y); _save finds the name's height."""
     line = dict(arrowstyle="-", color=colour, linewidth=0.6, alpha=0.6, shrinkA=0, shrinkB=0, relpos=(0, 0.5))
     axes.annotate(name, (x, y), xytext=(1.05, 0.5), xycoords=xycoords, textcoords="axes fraction", va="center",
                   color=colour, fontsize=8, arrowprops=line, annotation_clip=False, gid="name")
@@ -51,11 +51,11 @@ def _save(figure, path):
 
 
 def apart(heights, gap, low, high):
-    """Ascending heights moved to at least `gap` from each other, as little as can be, within low and high if they fit.
+    """Move ascending heights at least `gap` apart, as little as possible, and between low and high if they fit.
 
-    Least squares: the heights less i·gap have to ascend, so neighbours that do not are taken together to their mean.
+    Least squares: height i minus i·gap has to ascend, so neighbours that do not are merged at their mean.
     """
-    blocks = []  # (sum, number) of what is together
+    blocks = []  # (sum, number) of merged heights
     for i, height in enumerate(heights):
         blocks.append((height - i * gap, 1))
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
@@ -75,8 +75,8 @@ def _write(figure, path):
 def accuracy_vs_seconds(groups, path):
     """Score against seconds of adaptation, a panel per world, a curve per method over its numbers of steps.
 
-    groups: {world: {method: [Setting]}} of report.py; methods at one number of steps are points, those that are not
-    tuned dashed lines. The image is 800 px wide.
+    groups: {world: {method: [Setting]}} of report.py. A method at one number of steps is a point; a method that tunes
+    nothing is a dashed line. The image is 800 px wide.
     """
     seconds = "seconds of adaptation a task (median); numbers behind a name: optimiser steps, from left to right"
     _curves(groups, path, lambda s: (s.seconds, s.score, s.error), seconds, "score on {pool} tasks, %")
@@ -97,7 +97,7 @@ def _curves(groups, path, point, x_label, y_label):
         for method, among in methods.items():
             name, colour = style(method)
             points = sorted((*point(s), s.config.get("n_step")) for s in among if point(s)[1] is not None)
-            if len(points) == 1 and not points[0][3]:  # not tuned
+            if len(points) == 1 and not points[0][3]:  # a method that tunes nothing
                 axes.axhline(points[0][1], color=colour, linewidth=1, linestyle="--")
                 _name(axes, name, colour, 1, points[0][1], ("axes fraction", "data"))
             elif points:
@@ -112,7 +112,7 @@ def _curves(groups, path, point, x_label, y_label):
         axes.set_title(f"{world}: {len({line['task'] for line in lines})} tasks, k = {lines[0]['k']}", fontsize=10)
         axes.margins(x=0.05, y=0.1)
         left, right = axes.get_xlim()
-        wider = max(1, 10 * left / right) ** 0.5  # to a decade at least, which has two ticks
+        wider = max(1, 10 * left / right) ** 0.5  # at least a decade, which has two ticks
         axes.set_xlim(left / wider, right * wider)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
@@ -124,7 +124,7 @@ def _curves(groups, path, point, x_label, y_label):
 
 
 def ablations(groups, path):
-    """Bars of CT-KV's ablations with s.e., and score against the share of wrong labels; 200 px a world.
+    """Bars of CT-KV's ablations with s.e., and score against the share of wrong labels; 240 px a world.
 
     groups: {world: ({row: Setting}, {method: {share: Setting}})} of ablations.py.
     """
@@ -152,7 +152,7 @@ def ablations(groups, path):
 
 
 def tasks(main, path):
-    """A line a task from ICL's score to CT-KV's, in the order of ICL's, and TTT's score where it is there; 800 px wide.
+    """A row per task: a line from ICL's score to CT-KV's, and TTT's score if there is one. In ICL's order; 800 px wide.
 
     main: {method: Setting}; a task's score is the mean over its seeds.
     """
@@ -234,7 +234,7 @@ def pretraining(lines, path):
 
 
 def grids(tasks, path):
-    """A row per task of "grids": its demos, input to output, and last a query with its output. 800 px wide.
+    """A row per task of "grids": its demos, each input and output, then one query with its output. 800 px wide.
 
     tasks: {name: [(input, output)]}, every grid a tuple of rows of digits.
     """

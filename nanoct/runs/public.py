@@ -1,6 +1,6 @@
-"""Tables and figures of the public benchmarks, what paper.py prints: scores beside chance and the paper's.
+"""Tables and figures of the public benchmarks, printed by paper.py: scores beside chance and the paper's scores.
 
-All rows of a table are about the same tasks and seeds. Averages, errors and differences are those of report.py.
+All rows of a table are about the same tasks and seeds. Averages, errors and differences are computed as in report.py.
 """
 
 from statistics import median
@@ -10,15 +10,15 @@ from nanoct.files import publish
 from nanoct.runs.report import PAIRS, Setting, chosen, complete, difference, in_common, settings, shown, table, varied
 from nanoct.runs.report import words as words_of
 
-FEW = 10  # queries: fewer are said
+FEW = 10  # a note names tasks with fewer queries
 CONSTANT = "always the most frequent answer", "always one answer, their mean"  # rows that need no model
 
 
 def report(lines, args, constants, timed=()):
-    """Print the tables, write them to args.out, as table.md, or settings.md where settings are compared, and draw.
+    """Print the tables, write them to table.md in args.out, or settings.md if settings are compared, and draw.
 
-    constants: {(task, seed): (best, mean) score of always answering alike}; timed: lines of a run on a quiet machine,
-    whose seconds and memory are shown.
+    constants: {(task, seed): (best, mean) score of always giving one answer}. timed: lines of a run on a quiet
+    machine; their seconds and memory are shown instead.
     """
     lines, untimed = with_times(lines, timed)
     asked, rows, published = len(args.tasks) * len(args.seeds), [], PUBLISHED.get(args.benchmark, {})
@@ -64,7 +64,7 @@ def report(lines, args, constants, timed=()):
 
 
 def by_task(floors, main):
-    """The scores of every task, means over its seeds, as a table."""
+    """A table of every task's scores, each the mean over its seeds."""
     shown = [*floors, *main.values()]
     scores = [{} for _ in shown]
     for of, s in zip(scores, shown):
@@ -75,7 +75,7 @@ def by_task(floors, main):
 
 
 def with_times(lines, timed):
-    """The lines with median seconds and peak memory of their setting in `timed`; and which methods those lack."""
+    """Give lines the median seconds and peak memory of their setting in `timed`; and say which methods it lacks."""
     of, names = {}, dict(seconds=median, seconds_score=median, peak_bytes=max)
     for line in timed:
         of.setdefault((line["method"], str(line["config"])), []).append(line)
@@ -88,7 +88,7 @@ def with_times(lines, timed):
 
 
 def draw(groups, main, folder):
-    """accuracy_vs_seconds.png where methods differ in the number of steps alone, and tasks.png of ICL and CT-KV."""
+    """Draw accuracy_vs_seconds.png if settings differ in n_step alone, tasks.png of ICL and CT-KV if none differ."""
     from nanoct.runs import plots  # matplotlib is slow to import
 
     (methods,) = groups.values()
@@ -103,7 +103,7 @@ def report_sweep(lines, args):
     """Print every setting of every method, each beside the method's best, and write it to sweep.md."""
     rows, asked = [], len(args.tasks) * len(args.seeds)
     for method, among in settings(lines)[args.benchmark].items():
-        best = max(complete(among), key=lambda s: s.score)  # a setting that came to no result on some tasks is not
+        best = max(complete(among), key=lambda s: s.score)  # never one that gave no result on some tasks
         for s in among:
             beside = "" if len(among) == 1 else "best" if s is best else difference(s, best)
             rows.append([method, words_of(varied(s, among)), f"{len(s.lines)} of {asked}",
@@ -116,7 +116,7 @@ def report_sweep(lines, args):
 
 
 def report_ablations(lines, args, rows):
-    """Print CT-KV's variants beside CT-KV as it is, and write them to ablations.md. rows: {name: config}."""
+    """Print CT-KV's variants beside CT-KV itself, and write them to ablations.md. rows: {name: config}."""
     (icl, *_), variants = settings(lines)[args.benchmark].values()
     named = {name: next(s for s in variants if s.config == config) for name, config in rows.items()}
     whole = next(iter(named.values()))

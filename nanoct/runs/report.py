@@ -1,9 +1,10 @@
-"""Tables and figures from results: what the main job prints.
+"""Tables and figures from results: what the main job (nanoct.reproduce) prints.
 
-A score is the mean over tasks within a seed, then over seeds, as in the authors' code; error bars are over tasks, the
-cluster. All rows of a world are about the same tasks and seeds: what a method could not do is left out of all, which is
-said. Differences between methods are paired by task and seed. Seconds are medians over runs. KL is the divergence of a
-method's answers from the exact Bayes predictive, nats per query, the mean over runs.
+A score is the mean over tasks within a seed, then over seeds, as in the authors' code. Its standard error (s.e.) is
+over tasks, as runs of one task depend on each other. All rows of a world are about the same tasks and seeds: what one
+method could not do is left out of all rows, and a note says so. Differences between methods are paired by task and
+seed. Seconds are medians over runs. KL is the divergence of a method's answers from the exact Bayes predictive, in nats
+a query, the mean over runs.
 """
 
 import json
@@ -46,7 +47,7 @@ class Setting:
         return average(self.scores())[1]
 
     def mean(self, name):
-        """Mean of a field over the lines; None where one lacks it, as those of an older version may."""
+        """Mean of a field over the lines; None if a line lacks it, as lines of an older version may."""
         found = [line.get(name) for line in self.lines]
         return None if None in found else mean(found)
 
@@ -67,9 +68,9 @@ class Setting:
 
 
 def average(values):
-    """{(task, seed): x}: the mean over tasks within a seed, then over seeds, and its standard error over tasks.
+    """Average {(task, seed): x} over tasks within a seed, then over seeds: the mean and its standard error over tasks.
 
-    A task's share of the mean is the sum of the weights of its seeds, which differ where a seed has fewer tasks.
+    A task's share of the mean is the sum of the weights of its runs; they differ where a seed has fewer tasks.
     """
     n_task, n_seed = Counter(seed for _, seed in values), len({seed for _, seed in values})
     weights = {at: Fraction(1, n_seed * n_task[at[1]]) for at in values}
@@ -98,9 +99,9 @@ def student(n, level=0.95):
 
 
 def settings(lines):
-    """{world: {method: its settings, in the order of their values}}, worlds and methods in order of appearance.
+    """Return {world: {method: settings, ordered by their values}}, worlds and methods in order of appearance.
 
-    ValueError on lines that are no one's job: a task and seed twice, as with another k.
+    Raises ValueError if lines of several jobs are mixed: a setting has a task and seed twice, as with another k.
     """
     groups = {}
     for line in lines:
@@ -120,9 +121,9 @@ def settings(lines):
 
 
 def in_common(methods):
-    """The settings of a world, {method: [Setting]}, on the tasks and seeds that all of them have; and what is left out.
+    """Return {method: [Setting]} of a world on the tasks and seeds that all settings have, and what is left out.
 
-    The latter is a sentence, or "" if nothing is. With nothing in common there are no methods.
+    What is left out is a sentence, or "" if it is nothing. With nothing in common the dict is empty.
     """
     done = {method: [s.scores().keys() for s in among] for method, among in methods.items()}
     every = set().union(*chain(*done.values()))
@@ -138,12 +139,12 @@ def in_common(methods):
 
 
 def complete(among):
-    """The settings of a method that have the most lines: not those that came to no result on some tasks."""
+    """The settings of a method with the most lines; the others gave no result on some tasks."""
     return [s for s in among if len(s.lines) == max(len(s.lines) for s in among)]
 
 
 def varied(setting, among):
-    """What tells a setting from the others of its method: {name: value}."""
+    """What tells a setting apart from the others of its method: {name: value}."""
     return {name: value for name, value in setting.config.items() if any(s.config.get(name) != value for s in among)}
 
 
@@ -154,7 +155,7 @@ def chosen(among, preset):
 
 
 def table(rows, header):
-    """Rows of strings as a Markdown table, first column to the left, the others to the right."""
+    """Rows of strings as a Markdown table, the first column aligned left, the others right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     place = lambda i, cell: cell.rjust(widths[i]) if i else cell.ljust(widths[i])
     line = lambda row: "| " + " | ".join(place(i, cell) for i, cell in enumerate(row)) + " |"
@@ -177,9 +178,9 @@ def words(config):
 
 
 def comparable(lines):
-    """The settings of every world on what all its methods did, {world: {method: [Setting]}}; sentences on the rest.
+    """Return {world: {method: [Setting]}} on what all methods of a world did, and sentences on what is left out.
 
-    In the order of WORLDS and METHODS, as parts of a job may have come in any. ValueError where nothing is left.
+    The order is that of WORLDS and METHODS, as lines may come in any order. Raises ValueError if nothing is left.
     """
     place = {name: i for i, name in enumerate([*WORLDS, *METHODS, *CEILINGS])}
     lines = sorted(lines, key=lambda line: [place.get(line[name], len(place)) for name in ("world", "method")])
@@ -194,8 +195,8 @@ def comparable(lines):
 def text(groups, left_out, presets, pairs=()):
     """The report in Markdown: the paper's table, differences to ICL, every setting, and the race between CT-KV and TTT.
 
-    groups, left_out: of comparable(); presets: {world: {method: config}}, which setting of a method the tables show;
-    pairs: [(line, committed line)] of the runs among them that are marked as live.
+    groups, left_out: from comparable(). presets: {world: {method: config}}, the setting of a method that the tables
+    show. pairs: [(line, committed line)] of the live runs, those that this job did itself.
     """
     lines = [line for methods in groups.values() for among in methods.values() for s in among for line in s.lines]
     main = {world: {method: chosen(among, presets.get(world, {}).get(method, {})) for method, among in methods.items()}
@@ -229,7 +230,7 @@ def text(groups, left_out, presets, pairs=()):
 
 
 def marks(setting, pairs):
-    """Of a setting's live runs: how many of all, the largest distance from the committed scores, the median seconds."""
+    """Cells on a setting's live runs: how many of all, the largest distance from a committed score, median seconds."""
     of = [(line, theirs) for line, theirs in pairs if any(line is own for own in setting.lines)]
     if not of:
         return ["", "", ""] if pairs else []
@@ -238,12 +239,12 @@ def marks(setting, pairs):
 
 
 def off(line, partner):
-    """Points that a run's score lies above that of its committed partner."""
+    """Points by which a run's score is above its committed partner's."""
     return 100 * (line["score"] - partner["score"])
 
 
 def comparison(pairs):
-    """How many live runs have their committed score, where the farthest is, and if it is too far for rounding."""
+    """Say how many live runs have their committed score, which differs most, and if that is too much for rounding."""
     differ = [pair for pair in pairs if abs(off(*pair)) > 1e-9]
     said = f"{len(pairs) - len(differ)} of {len(pairs)} live runs have the score of their committed line"
     if not differ:
@@ -262,7 +263,7 @@ def comparison(pairs):
 
 
 def race(main, ours, theirs):
-    """CT-KV (at its preset, and all its settings) against the best of TTT in points, paired by task, and in seconds."""
+    """Compare CT-KV, at its preset and in all settings, with TTT's best: in points, paired by task, and in seconds."""
     best = max(theirs, key=lambda s: s.score)
     seconds = min((s.seconds for s in ours if s.score >= best.score), default=None)
     said = f"TTT's best is {best.score:.1f}% in {best.seconds:.2f} s. CT-KV as in the first table is "
@@ -280,7 +281,7 @@ def report(lines, presets, folder, pairs=()):
     publish(written, folder / "table.md")
     if any(varied(s, of).keys() - {"n_step"} for methods in groups.values() for of in methods.values() for s in of):
         print(f"wrote table.md in {folder}")
-        return  # a sweep over more than steps is no curve
+        return  # settings that differ in more than steps make no curve
     from nanoct.runs import plots  # matplotlib is slow to import
 
     plots.accuracy_vs_seconds(groups, folder / "accuracy_vs_seconds.png")

@@ -1,6 +1,6 @@
-"""Results as JSON lines: one line per (method, config, task, seed), appended as it comes.
+"""Results as JSON lines: one line per (method, config, task, seed), appended as soon as its run ends.
 
-A job that is killed and started again skips the lines that are there; report.py makes tables and figures of them.
+A job that was killed and starts again skips runs that have a line. report.py makes tables and figures of the lines.
 """
 
 import json
@@ -19,34 +19,34 @@ import torch
 
 from nanoct.files import fcntl, read_bytes, read_json, read_json_lines
 
-KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed")  # what makes two lines the same run
-MORE = ("wrong", "dtype", "length", "limit_queries", "tokenizer", "form")  # and this, where a job has it
-NEEDS = ("score", "seconds")  # what is reported of it
-KINDS = dict.fromkeys(("model", "world", "pool", "method", "task"), (str,)) | dict(  # of what a line has
+KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed")  # lines that agree in these are one run
+MORE = ("wrong", "dtype", "length", "limit_queries", "tokenizer", "form")  # and in these, where a job has them
+NEEDS = ("score", "seconds")  # what a report needs of a line
+KINDS = dict.fromkeys(("model", "world", "pool", "method", "task"), (str,)) | dict(  # types of a line's fields
     config=(dict,), seed=(int,), k=(int, NoneType), n_query=(int,), n_trained=(int,), peak_bytes=(int,))
 KINDS |= dict.fromkeys(("score", "seconds", "seconds_score"), (int, float)) | dict(kl=(int, float, NoneType))
-SCALARS = int, float, bool, str, NoneType  # what a config holds
+SCALARS = int, float, bool, str, NoneType  # types of a config's values
 
 
 def key(line):
-    """Identity of a run, hashable."""
+    """The identity of a run, hashable."""
     more = {name: line[name] for name in MORE if name in line}
     return json.dumps([*(line[name] for name in KEY), more], sort_keys=True)
 
 
 def distinct(configs):
-    """Configs, each once."""
+    """The configs, each once."""
     return list({json.dumps(config): config for config in configs}.values())
 
 
 def about(device):
-    """What a line says of the machine and the versions."""
+    """The fields of a line on machine, versions and date."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
     return dict(device=name, n_thread=torch.get_num_threads(), torch=torch.__version__, date=time.strftime("%Y-%m-%d"))
 
 
 def machine(device):
-    """What a time depends on beside the code."""
+    """What a time depends on besides the code."""
     cpu = Path("/proc/cpuinfo")
     cpu = re.search("model name.*: (.*)", cpu.read_text() if cpu.exists() else "")
     cpu = cpu[1] if cpu else platform.machine()
@@ -62,7 +62,7 @@ def n_core():
 
 
 def compare(lines, committed):
-    """[(line, partner)] of the lines whose run the committed lines have too, and the other lines."""
+    """Pair lines with the committed lines of the same runs: [(line, committed line)], and lines without one."""
     of = {key(line): line for line in committed}
     keys = [(line, key(line)) for line in lines]
     return [(line, of[at]) for line, at in keys if at in of], [line for line, at in keys if at not in of]
@@ -72,9 +72,10 @@ class Results:
     """A file of JSON lines. Opening it repairs a half-written last line; append() is durable line by line."""
 
     def __init__(self, path, key=key, needs=NEEDS):
-        """key(line): a run's identity; needs: what else a line has.
+        """key(line): a run's identity. needs: other fields that every line has.
 
-        Raises ValueError on a line that is not a result, OSError with a sentence where it cannot be written."""
+        Raises ValueError on a line that is not a result, OSError if the file cannot be written.
+        """
         self.path, self.key, self.needs = Path(path), key, needs
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,17 +89,17 @@ class Results:
 
     @contextmanager
     def _alone(self):
-        """The file, open for appending, while no other process writes to it."""
+        """Open the file for appending; no other process can write to it meanwhile."""
         with self.path.open("ab", buffering=0) as file:
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield file
 
     def _repair(self, file):
-        """Cut off what a process that was killed while writing has left; a line that lacks just its end gets it."""
+        """Cut off a half-written last line, which a killed process left. If it lacks only its line break, add it."""
         content = read_bytes(self.path)
         end = content.rfind(b"\n") + 1
-        if not content[end:].startswith(b"{"):  # nothing, or nothing of ours: refresh() names it
+        if not content[end:].startswith(b"{"):  # no such line, or not one of ours, which refresh() reports
             return
         try:
             read_json(content[end:], self.path)
@@ -109,19 +110,22 @@ class Results:
             file.write(b"\n")
 
     def refresh(self):
-        """Read the file anew: other processes may have appended."""
+        """Read the file again, as other processes may have appended."""
         self.lines = read(self.path, self.key, self.needs)
         self.keys = set(map(self.key, self.lines))
 
     def append(self, line):
-        """Add a line, on the disk when this returns. Where it does not fit, the file stays as it was: OSError."""
+        """Add a line; it is on the disk when this returns.
+
+        Raises ValueError if it is no result, OSError if it does not fit; the file then stays as it was.
+        """
         if said := fault(line, self.key, self.needs):
             raise ValueError(f"{line.get('method')} on {line.get('task')} has no result: {said}.")
         text = json.dumps(line).encode() + b"\n"
         with self._alone() as file:
             end = os.fstat(file.fileno()).st_size
             try:
-                n_written = os.write(file.fileno(), text)  # a full disk may take a part
+                n_written = os.write(file.fileno(), text)  # a full disk may take only a part
                 reason = None if n_written == len(text) else f"{n_written} of {len(text)} bytes went in"
                 os.fsync(file.fileno())
             except OSError as error:
@@ -134,13 +138,13 @@ class Results:
         self.keys.add(self.key(line))
 
     def of(self, runs):
-        """The lines of these runs, in their order; of runs that are not done, none."""
+        """Return the lines of these runs, in the order of `runs`, without runs that are not done."""
         lines = {self.key(line): line for line in self.lines}
         return [lines[key] for key in map(self.key, runs) if key in lines]
 
 
 def read(path, key=key, needs=NEEDS):
-    """The lines of a results file. Raises FileNotFoundError, or ValueError with the number of a broken line."""
+    """Return the lines of a results file. Raises FileNotFoundError, or ValueError with the number of a broken line."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no results file {path}: give a .jsonl file that reproduce wrote.")
     found = read_json_lines(path)
@@ -151,8 +155,11 @@ def read(path, key=key, needs=NEEDS):
 
 
 def fault(line, key=key, needs=NEEDS):
-    """Why this is no line of results, such as "'score' is None"; None for one with its key, its needs, and KINDS."""
-    in_bounds = lambda value, kinds: bool in kinds if isinstance(value, bool) else abs(value) < 1e300  # nor is nan
+    """Return why a line is no result, such as "'score' is None", or None.
+
+    A result has the fields of key and `needs`, and the types of KINDS.
+    """
+    in_bounds = lambda value, kinds: bool in kinds if isinstance(value, bool) else abs(value) < 1e300  # nan is not
     fits = lambda value, kinds: isinstance(value, kinds) and (
         not isinstance(value, (int, float)) or in_bounds(value, kinds))
     try:

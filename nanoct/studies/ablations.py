@@ -1,8 +1,9 @@
-"""What each part of CT-KV is worth: the paper's ablation, other starts of theta, and demos with wrong labels.
+"""What each part of CT-KV is worth: the paper's ablations, other starts of theta, and demos with wrong labels.
 
     python -m nanoct.reproduce --ablations
 
-The module has the shape of a method: Config and adapt are CT-KV's, with another start or with fixed keys.
+Theta is the KV cache that CT-KV trains. The module looks like a method: Config and adapt are CT-KV's, with another
+start or with fixed keys.
 """
 
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,7 +16,7 @@ from nanoct.files import publish
 from nanoct.methods import ct_kv
 from nanoct.runs.report import Setting, table
 
-NAME = "ct_kv_variant"  # of the method in lines of results
+NAME = "ct_kv_variant"  # the method's name in lines of results
 ABLATIONS = {  # row of the table -> what differs from CT-KV at its settings
     "CT-KV": {},
     "no leave-one-out": dict(leave_one_out=False),
@@ -36,7 +37,7 @@ class Config(ct_kv.Config):
 
 
 def adapt(model, task, config=Config(), seed=0, progress=None):
-    """ct_kv.adapt from another start, or of the values alone. Entries of no demo of the task are never left out.
+    """Run ct_kv.adapt from another start, or on the values alone. Another start has no demos to leave out.
 
     Raises ValueError on an unknown start, and what ct_kv.adapt raises.
     """
@@ -50,17 +51,17 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
         context = encode_context(model, task.instruction, demos, separator=task.separator)
         same = replace(same, leave_one_out=False)
     if config.start == "noise":
-        context = noise_like(context, torch.Generator().manual_seed(seed + 1))  # not the draws of token dropout
+        context = noise_like(context, torch.Generator().manual_seed(seed + 1))  # token dropout draws from `seed`
     return ct_kv.adapt(model, task, same, seed, progress, context=context, values_only=config.values_only)
 
 
 def rows(chosen):
-    """{row of the table: config}; chosen: CT-KV's settings."""
+    """{row of the table: config}. chosen: CT-KV's settings."""
     return {row: asdict(Config(**chosen)) | change for row, change in ABLATIONS.items()}
 
 
 def variants(k, base):
-    """(method, config, k, share of wrong labels) of every run on a task; base(method): its config in this world."""
+    """(method, config, k, share of wrong labels) of every run on a task. base(method): its config in this world."""
     configs = rows(base("ct_kv"))
     full = configs["CT-KV"]
     runs = [(NAME, config, k, 0.0) for config in configs.values()]

@@ -1,16 +1,17 @@
-"""What leaks in CT-Prompt's cheap variant: the answer of a hidden demo, through the tokens of the prompt behind it.
+"""Measure the leak in CT-Prompt's cheap variant: a hidden demo's answer passes through the prompt's later tokens.
 
     python -m nanoct.leak            # the embedded models, minutes on one core
 
-Every demo's answer is replaced by another demo's, so that nothing but demo i says what y_i is; and pair i trains the
-embeddings of demo i alone, not those of the others, which could learn y_i by heart. Retrieved is a demo whose y_i has
-all its tokens as the most likely ones in the row of pair i, before that training and after:
+A prompt has k demos (solved examples). Training pair i is to give y_i, the answer of demo i. Every demo's answer is
+replaced by another demo's, so that only demo i says what y_i is. Pair i trains the embeddings of demo i alone: those of
+the other demos could learn y_i by heart. Demo i is retrieved if all tokens of y_i are the most likely ones in the row
+of pair i. This is measured before that training and after it:
 
     visible    nothing is hidden from pair i: what its own demo can do
     one pass   demo i is hidden from pair i, but not from the prompt's later tokens (ct_prompt's Config.one_pass)
-    k passes   demo i is hidden from all of its row, as CT-Prompt does it: training changes nothing
+    k passes   demo i is hidden from both, as CT-Prompt does it: training changes nothing
 
-What one pass gains by training is the leak. The last demo has no later token: it cannot leak and is not counted.
+The gain of one pass by training is the leak. The last demo has no later token, so it cannot leak and is not counted.
 """
 
 import json
@@ -32,12 +33,12 @@ from nanoct.runs.report import standard_error, table
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import load_model
 
-HIDDEN = {"visible": (False, False), "one pass": (False, True), "k passes": (True, True)}  # from prompt, from pair
+HIDDEN = {"visible": (False, False), "one pass": (False, True), "k passes": (True, True)}  # from the prompt, the pair
 CONFIG = ct_prompt.Config(n_step=32, lr=3e-2, token_dropout=0.0)
 
 
 def retrieved(model, task, in_prompt, from_pair, config=CONFIG):
-    """Shares of the demos but the last that their own pair retrieves, (before, after) training.
+    """The share of demos, without the last, that their own pair retrieves: (before, after) training.
 
     in_prompt, from_pair: whether demo i is hidden from the prompt that pair i reads, and from pair i itself.
     """
@@ -47,7 +48,7 @@ def retrieved(model, task, in_prompt, from_pair, config=CONFIG):
     embeds = start.detach().clone().requires_grad_()  # (1, P, C)
 
     def logits():
-        prompts = torch.where(own[..., None], embeds, start)  # (k, P, C): only its own demo is trained by a pair
+        prompts = torch.where(own[..., None], embeds, start)  # (k, P, C): a pair trains its own demo only
         prefix, seen = ct_prompt.read(model, prompts, owner, ~own | (not in_prompt))
         return answer_logits(model, row, prefix, mask=row.mask(seen & ~(own & from_pair).repeat(1, k)))
 
@@ -63,7 +64,7 @@ def retrieved(model, task, in_prompt, from_pair, config=CONFIG):
 
 def main():
     p = cli.Parser(prog="nanoct.leak", description=__doc__)
-    p.add_argument("--tasks", type=int, default=4, help="of the held-out pool of each world")
+    p.add_argument("--tasks", type=int, default=4, help="number of held-out tasks of each world")
     p.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     p.add_argument("--out", default="results", help="folder of leak.jsonl and leak.md")
     args = p.parse_args()

@@ -2,10 +2,11 @@
 
     python -m nanoct.reproduce --scaling
 
-Accuracy on the embedded worlds at every k that fits their context, and the seconds that the presets take. And the
-seconds of one *pass*, in which every demo is a target once with the others in context, on an embedded model and on a
-random one of 24 million weights, where the matrices are large enough for the asymptote: CT-KV needs one row of P
-tokens for a pass, CT-Prompt and TTT k rows of P. Fitted by a·k + b·k², so b says how quadratic a method is.
+Demos are solved examples. The first table has the accuracy on the embedded worlds at every k that fits their context,
+and the seconds at the preset settings. The second has the seconds of one *pass*, in which every demo is a target once
+with the others in context. It is timed on an embedded model and on a random one of 24 million weights, whose matrices
+are large enough to show the asymptote. For a pass CT-KV needs one row of P tokens, CT-Prompt and TTT need k rows of P.
+The fit is a·k + b·k², so b says how quadratic a method is.
 """
 
 import json
@@ -24,14 +25,14 @@ from nanoct.runs.report import settings, table
 
 K = (2, 4, 8, 16, 32)
 TUNED = ("ct_kv", "ct_prompt", "ttt")
-N_TOKEN = 12  # of a demo, in the passes
+N_TOKEN = 12  # tokens of a demo in the passes
 N_PASS = 3  # timed passes, after one that warms up
 RANDOM = LlamaConfig(vocab_size=4096, n_layer=8, n_head=8, n_kv_head=4, n_embd=512, head_dim=64, n_ffn=1408,
                      n_position=1024)
 
 
 def variants(k, base):
-    """(method, config, k, share of wrong labels) of every run on a task; base(method): its config in this world."""
+    """(method, config, k, share of wrong labels) of every run on a task. base(method): its config in this world."""
     return [(method, base(method), k, 0.0) for k in K for method in ("icl", *TUNED)]
 
 
@@ -53,12 +54,12 @@ def pass_seconds(model, method, k):
 
 
 def passes(embedded, folder):
-    """Seconds of a pass of every method at every k on both models; lines, also written to passes.jsonl."""
+    """Time a pass of every method at every k on both models; return the lines and write them to passes.jsonl."""
     lines = []
     random = Llama(RANDOM).init_weights(torch.Generator().manual_seed(0)).requires_grad_(False).to(embedded.device)
     for name, model in (("embedded, 0.9M", embedded), ("random, 24M", random)):
         for k in K:
-            for method in TUNED:  # side by side, as machines are noisy
+            for method in TUNED:  # methods one right after another, as machines are noisy
                 seconds = pass_seconds(model, method, k)
                 lines.append(dict(model=name, method=method, k=k, seconds=seconds, n_token=N_TOKEN,
                                   n_thread=torch.get_num_threads(), device=str(model.device), torch=torch.__version__,
@@ -69,7 +70,7 @@ def passes(embedded, folder):
 
 
 def fit(k, seconds):
-    """(a, b) of seconds ≈ a·k + b·k², least squares of relative errors."""
+    """Fit seconds ≈ a·k + b·k² by least squares of relative errors: (a, b)."""
     k, seconds = np.asarray(k, float), np.asarray(seconds)
     return np.linalg.lstsq(np.stack([k, k**2], 1) / seconds[:, None], np.ones_like(seconds), rcond=None)[0]
 

@@ -1,11 +1,11 @@
-"""The settings of every tuned method, chosen on validation tasks, which are neither trained on nor reported.
+"""Choose the settings of every tuned method on validation tasks, which are neither trained on nor reported.
 
     python -m nanoct.reproduce --sweep
 
-Each method starts with the product of its SWEEP, the same number of settings for all. Then the best of them, by the
-mean over tasks, gets the neighbours in lr and n_step that it lacks, and so on, until the best has them all: no choice
-stands at the edge of what was tried. A grid is extended by at most EXTEND values to each side, in its own ratio.
-TTT+CT-KV takes TTT's settings as they were chosen, as in the paper, and only CT-KV's part of it is swept.
+Each method starts with all combinations of the values in its SWEEP, the same number for all methods. The best setting
+has the highest mean over tasks. Its neighbours in lr and n_step are tried next, and so on, until all neighbours of the
+best are tried. A grid is extended by at most EXTEND values to each side, in its own ratio; only then does a choice
+stand at its edge. TTT+CT-KV keeps the settings chosen for TTT, as in the paper; only its CT-KV part is swept.
 """
 
 import json
@@ -21,11 +21,11 @@ from nanoct.runs.results import distinct
 
 N_TASK = 16  # of the validation pool of each world
 EXTEND = dict(lr=3, n_step=1)  # more steps cost more
-AFTER = {"ttt_ct_kv": "ttt"}  # method -> the one whose settings are a part of its own
+AFTER = {"ttt_ct_kv": "ttt"}  # {method: the method whose chosen settings it takes}
 
 
 def grid(method, overridden, chosen):
-    """The configs that a method starts with; chosen: {method: config} of this world, overridden: {field: [texts]}."""
+    """The configs that a method starts with. chosen: {method: config} of this world; overridden: {field: [texts]}."""
     first, names = AFTER.get(method), {f.name for f in fields(METHODS[method].Config)}
     own = lambda name: f"{first}_{name}" if f"{first}_{name}" in names else name
     values = {own(name): [value] for name, value in chosen.get(first, {}).items()}
@@ -34,19 +34,19 @@ def grid(method, overridden, chosen):
 
 
 def choose(lines):
-    """{world: {method: config}} of the highest mean score; of equal ones that with fewer steps, then the lower lr."""
+    """{world: {method: config}} of the highest mean score. If equal, fewer steps win, then the lower lr."""
     best = lambda among: max(complete(among), key=lambda s: s.score).config
     return {world: {method: best(among) for method, among in methods.items() if among[0].config}
             for world, methods in settings(lines).items()}
 
 
 def neighbours(best, tried, start):
-    """The configs beside the best in lr and n_step that were not tried; `start`: those tried first."""
+    """The configs next to the best in lr or n_step that were not tried yet. start: the configs tried first."""
     found = []
     for (name, most), end in product(EXTEND.items(), (max, min)):
         axis = sorted({config[name] for config in tried if name in config}, reverse=end is min)  # outwards
         if len(axis) < 2 or min(axis) <= 0:
-            continue  # it is not swept, or by no ratio
+            continue  # not swept, or without a ratio
         if axis[-1] == best[name] and len(axis) - 1 - axis.index(end(config[name] for config in start)) < most:
             axis.append(beyond(axis))
         if best[name] != axis[-1]:
@@ -55,16 +55,16 @@ def neighbours(best, tried, start):
 
 
 def beyond(values):
-    """The next value of a grid in its ratio; behind 1, 3, 10 comes 30. Steps are whole, and 1 at least."""
+    """The next value of a grid, in its ratio: after 1, 3, 10 comes 30. Steps are whole numbers from 1 on."""
     found = values[-1] * values[-2] / values[-3] if len(values) > 2 else values[-1] ** 2 / values[-2]
     return max(1, round(found)) if isinstance(values[-1], int) else float(f"{found:.2g}")
 
 
 def search(worlds, methods, overridden, presets, do):
-    """All lines of the sweep, and {(world, method): the configs at its start}.
+    """Run the sweep: all its lines, and {(world, method): the configs it started with}.
 
-    do({(world, method): configs}) -> lines; overridden: {method: {field: [texts]}}; presets: {world: {method: config}},
-    for a method that is part of another and is not swept itself.
+    do({(world, method): configs}) -> lines. overridden: {method: {field: [texts]}}. presets: {world: {method: config}},
+    for a method that is part of another one and is not swept itself.
     """
     for method in methods:
         if fields(METHODS[method].Config) and not hasattr(METHODS[method], "SWEEP"):
@@ -86,7 +86,7 @@ def search(worlds, methods, overridden, presets, do):
 
 
 def text(lines, start):
-    """Every setting in Markdown, a table a world, with its paired difference to the chosen one."""
+    """All settings in Markdown, one table a world, each with its paired difference to the chosen one."""
     groups, chosen = settings(lines), choose(lines)
     tasks = {world: len({line["task"] for line in lines if line["world"] == world}) for world in groups}
     parts = ["validation pool; " + "; ".join(f"{world}: {n} tasks" for world, n in tasks.items())

@@ -1,19 +1,19 @@
 """The embedded worlds: small, generated, readable by a person. One vocabulary; one checkpoint each in weights/nano.
 
-    <s> x = y ; x = y ; …          a context, and a row of pretraining; lexicon goes without "="
+    <s> x = y ; x = y ; …          a context, or a row of pretraining; lexicon has no "="
 
 A world is an object with
     tokens                          what it adds to the vocabulary
-    metric, k, n_query              the protocol of its column
+    metric, k, n_query              the score, and the numbers of demos (solved examples) and queries (questions)
     delimiter                       what stands between x and y
     pools()                         {"train" | "validation" | "held_out": names of tasks}, disjoint as functions
     examples(name, seed, k, n)      k demos (x, y) and n queries (x, y, options or None) of a task, as text
     episode(rng, pool)              endless pairs (x, y) of text: a sequence of pretraining, or one task of a pool
     prior(which), fit(h, …), answers(h, …)    what the Bayes ceiling sums over (bayes.py)
 
-Methods are tuned on validation tasks and reported on held-out ones. The rule that fixed the held-out pools,
-before any of them was tuned on: a pool is the whole of what its file names, cut by seed, and it stands if the
-Bayes ceiling with the held-out pool in its prior lies at least 10 points above ICL on average over the pool.
+Methods are tuned on validation tasks and reported on held-out ones. One rule fixed the held-out pools before any
+method was tuned on them. A pool is all that its file names, split by seed. It is accepted if the Bayes ceiling with
+the held-out pool in its prior is at least 10 points above ICL (in-context learning), averaged over the pool.
 """
 
 import random
@@ -30,18 +30,18 @@ FOLDER = Path(__file__).parents[3] / "weights" / "nano"
 
 
 def read_settings():
-    """{world: {method: config}}, what `python -m nanoct.reproduce --sweep` chose; nothing before the first sweep."""
+    """Return {world: {method: config}} as `python -m nanoct.reproduce --sweep` chose it; {} before the first sweep."""
     file = FOLDER / "settings.json"
     return read_json(file, kind=dict) if file.exists() else {}
 
 
 def encode(tokenizer, x, y, delimiter=EQUALS):
-    """A pair of texts as the token ids of x with its delimiter, and of y with its terminator."""
+    """Return the token ids of the text x with its delimiter, and of the text y with its terminator."""
     return tokenizer.encode(x + delimiter), tokenizer.encode(y + END)
 
 
 def mislabel(demos, share, rng):
-    """Demos (x, y) of which this share, rounded, have another demo's answer instead of their own, if there is one."""
+    """Give a share of the demos (x, y), rounded, the answer of another demo, if there is a different one."""
     given = [y for _, y in demos]
     wrong = rng.sample(range(len(demos)), round(share * len(demos)))
     others = lambda y: [other for other in given if other != y] or [y]
@@ -49,9 +49,9 @@ def mislabel(demos, share, rng):
 
 
 def make_task(world, name, tokenizer, seed, k=None, n_query=None, wrong=0.0):
-    """The task `name` of a world (by name) as token ids, demos and queries drawn by seed.
+    """Return the task `name` of a world (its name) as token ids, with demos and queries drawn by seed.
 
-    k, n_query: the world's by default; wrong: the share of demos with a wrong answer.
+    k, n_query: default, the world's. wrong: the share of demos with a wrong answer.
     """
     world = WORLDS[world]
     n_demo, n_query = (world.k if k is None else k), (world.n_query if n_query is None else n_query)

@@ -4,7 +4,7 @@
     python -m nanoct.benchmarks.nano --world grids --show 2               # two tasks, in colour if this is a terminal
     python -m nanoct.benchmarks.nano --world grids --show 2 --picture grids.png
 
-Demos come first; behind a "?" stand queries, with their answer and what it is chosen from. NO_COLOR=1 prints digits.
+Demos (solved examples) come first. A "?" marks a query, with its answer and its options. NO_COLOR=1 prints digits.
 """
 
 import os
@@ -23,7 +23,7 @@ def one_line(x, y, options=None):
 
 
 def side_by_side(x, y, cell):
-    """The lines of two grids and an arrow; cell(colour) is two characters wide."""
+    """Lines that show two grids and an arrow between; cell(colour) is two characters wide."""
     a, b = grids.read(x), grids.read(y)
     row = lambda g, i: "".join(map(cell, g[i])) if i < len(g) else "  " * len(g[0])
     arrow = lambda i: " →  " if i == (len(a) - 1) // 2 else "    "
@@ -55,7 +55,7 @@ def main():
     p.add_argument("--show", type=int, metavar="N", help="print N tasks instead of all names")
     p.add_argument("--picture", metavar="FILE.png", help="also draw the shown grids, with one query each")
     p.add_argument("--k", type=int, help="demos a task; default: the world's")
-    p.add_argument("--seed", type=int, default=0, help="of the demos")
+    p.add_argument("--seed", type=int, default=0, help="seed that draws the demos")
     args = p.parse_args()
     world = WORLDS[args.world]
     pool, k = world.pools()[args.pool], world.k if args.k is None else args.k

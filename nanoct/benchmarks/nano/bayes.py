@@ -1,20 +1,20 @@
-"""The ceiling: the exact posterior over tasks given k demos, and what it predicts.
+"""The Bayes ceiling: the exact posterior over tasks given k demos (solved examples), and what it predicts.
 
     p(h | D) ~ p(h) · product over the demos of p(x_i, y_i | h)          p(y | x, D) = sum_h p(h | D) p(y | x, h)
 
-Two priors. "training" is the distribution that pretraining draws tasks from: the best that an in-context
-learner of that distribution can do. "all" puts the held-out kinds beside it (each world's `prior` states it):
-the best that anyone can do with the information in k demos.
+There are two priors. "training" is the distribution that pretraining draws tasks from: its score is the best that
+an in-context learner of that distribution can reach. "all" also has the held-out kinds of tasks (see each world's
+`prior`): its score is the best that anyone can reach with the information in k demos.
 
-A held-out task contradicts every training hypothesis, so observations are taken to be wrong with a
-probability e, each alone, and e -> 0. What remains in this limit are the hypotheses that contradict the
-observations least often, weighted by prior and likelihood; one that contradicts nothing beats all others.
+A held-out task contradicts every training hypothesis. So each observation is taken to be wrong with probability e,
+independently, and e -> 0. In this limit only the hypotheses with the fewest contradictions remain, weighted by
+prior and likelihood. A hypothesis without contradictions beats all others.
 
 A world supplies
     prior(which)                            {hypothesis: log p}
     fit(h, pairs, labels)                   (number of contradictions, log-likelihood of the rest) of a data set
     answers(h, x, options, demos, fit)      [(y, contradictions, log-likelihood)] of demos and query together
-Cost: |prior| · k · n_query calls of a generator's function at most; no model.
+Cost: at most |prior| · k · n_query calls of a task's function; no model runs.
 """
 
 import random
@@ -26,14 +26,14 @@ PRIORS = ("training", "all")
 
 
 def normalise(terms):
-    """{key: probability} of terms (key, contradictions, log weight) in the limit of vanishing noise; keys may recur."""
+    """Return {key: probability} of terms (key, contradictions, log weight) in the limit e -> 0; keys may recur."""
     least = min(contradictions for _, contradictions, _ in terms)
     terms = [(key, weight) for key, contradictions, weight in terms if contradictions == least]
     top, total = max(weight for _, weight in terms), {}
     for key, weight in terms:
         total[key] = total.get(key, 0.0) + exp(weight - top)
     whole = sum(total.values())
-    return {key: p for key, value in total.items() if (p := value / whole)}  # what underflows is not there
+    return {key: p for key, value in total.items() if (p := value / whole)}  # without those that underflow to 0
 
 
 def posterior(world, demos, which, labels=None):
@@ -59,11 +59,11 @@ def _add(fit, log_prior):
 
 
 def evaluate(world, predicted, queries, seed=0):
-    """Result of predictives by the world's metric; of answers (or options) equally probable one is drawn by seed."""
+    """Score predictives by the world's metric: a Result. Of equally probable answers (or options) a seed draws one."""
     rng, guesses, gold = random.Random(seed), [], [y for _, y, _ in queries]
     for p, (_, _, options) in zip(predicted, queries):
         among = options or list(p)
-        best = max(p.get(y, 0.0) for y in among) * (1 - 1e-9)  # equal but for rounding: sums in another order
+        best = max(p.get(y, 0.0) for y in among) * (1 - 1e-9)  # equal up to rounding, as sums run in another order
         guesses.append(rng.choice([y for y in among if p.get(y, 0.0) >= best]))
     right = [guess == y for guess, y in zip(guesses, gold)]
     return Result(macro_f1(guesses, gold) if world.metric == "macro_f1" else sum(right) / len(right), right)
@@ -72,7 +72,7 @@ def evaluate(world, predicted, queries, seed=0):
 def divergence(adapted, predicted, pairs):
     """KL(exact predictive || the model's) in nats, the mean over queries.
 
-    predicted: [{y: probability}]; pairs: for each query {y: (ids of x, ids of y)}, of these answers at least.
+    predicted: [{y: probability}]. pairs: for each query {y: (ids of x, ids of y)}, at least for the answers y in it.
     """
     answers = [(p, *ids[y]) for of_query, ids in zip(predicted, pairs) for y, p in of_query.items()]
     loss, _ = score_pairs(adapted, [(x, y) for _, x, y in answers])  # per token of y

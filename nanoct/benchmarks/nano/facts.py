@@ -1,12 +1,12 @@
-"""The world "facts": people and whom they relate to. k = 16, four options scored but not shown; it mirrors MMLU.
+"""The world "facts": people and whom they relate to. k = 16 demos; four options are scored, not shown. It mirrors MMLU.
 
-    <s> Ada = Bob ; Tim = Eve ; …                   here: everyone's friend; which relation it is, is not said
+    <s> Ada = Bob ; Tim = Eve ; …                   here: each person's friend; the relation is not named
     <s> Ada friend = Bob ; Eve boss = Tim ; …       how pretraining states every fact, in any order
 
-Each of 36 relations maps each of 32 people to one of them, at random. All these facts are stated in
-pretraining, so they are in the weights. A task asks for one relation without naming it: its demos must tell
-which, and the answers must come from memory, for demos and queries are about different people. Pretraining
-has tasks of 8 of the relations; of the others no task is ever asked there.
+Each of 36 relations maps each of 32 people to one of them, at random. Pretraining states all these facts, so they
+are in the weights. A task asks for one relation without naming it. The demos (solved examples) show which relation
+it is. The answers must come from memory, as demos and queries are about different people. Pretraining has tasks of
+8 relations only; it never asks for another one without its name.
 """
 
 import random
@@ -22,7 +22,7 @@ RELATIONS = ("friend rival boss teacher neighbour cousin doctor lawyer barber ta
              "partner mentor critic fan coach captain pilot cook baker banker broker editor agent client guard guide "
              "painter poet singer dancer uncle aunt").split()
 N_TRAIN, N_VALIDATION = 8, 4
-P_STATED = 0.7  # of a pretraining sequence: it states facts, by name, of any relation
+P_STATED = 0.7  # probability that a pretraining sequence states facts of any relation, by name
 SPLIT_SEED = 2507
 
 
@@ -38,7 +38,7 @@ class Facts(Certain):
     metric, k, n_query, delimiter = "accuracy", 16, 16, "="
 
     def apply(self, name, person):
-        """Whom the relation `name` maps a person to."""
+        """Return whom the relation `name` maps a person to."""
         return table()[name][person]
 
     def pools(self):
@@ -62,18 +62,18 @@ class Facts(Certain):
         return [(x, to[x]) for x in people[:k]], [query(x) for x in people[k:]]
 
     def episode(self, rng, pool="train"):
-        """Endless examples (x, y) of one task of the pool; of "train", mostly facts of any relation by name."""
+        """Endless examples (x, y) of one task of the pool; for "train", mostly of any relation, with its name in x."""
         if pool == "train" and rng.random() < P_STATED:
             while True:
                 person, relation = rng.choice(PEOPLE), rng.choice(RELATIONS)
                 yield f"{person} {relation}", table()[relation][person]
         to = table()[rng.choice(self.pools()[pool])]
         while True:
-            for person in rng.sample(PEOPLE, len(PEOPLE)):  # all before any comes again: nothing can be copied
+            for person in rng.sample(PEOPLE, len(PEOPLE)):  # all people before one returns, so nothing can be copied
                 yield person, to[person]
 
     def prior(self, which):
-        """{relation: log p}: "training", the relations that pretraining asks for; "all", every relation; all alike."""
+        """Return {relation: log p}, equal for all. "training": the relations of pretraining tasks; "all": every one."""
         names = self.pools()["train"] if which == "training" else RELATIONS
         return {name: -log(len(names)) for name in names}
 

@@ -1,10 +1,10 @@
-"""Worlds of functions, which strings and grids are: what a task is, what is held out, what pretraining draws.
+"""The worlds of functions, "strings" and "grids": what a task is, what is held out, what pretraining draws.
 
-A task is a function: a primitive, or an ordered pair of them. Names lie: `reverse then sort` is `sort`. So
-functions decide: two tasks with equal outputs on a large probe set are one task. Of the distinct functions
-all primitives and two fifths of the pairs are trained on, and so is every function that agrees with a
-trained one on more than half of the probes. The others are never seen in training; the last N_HELD_OUT of
-them are reported, on the others settings are chosen. The cut is by seed, made before any training.
+A task is a function: a primitive, or two primitives one after the other. Names do not tell tasks apart: `reverse
+then sort` is `sort`. So two tasks with equal outputs on a large set of probe inputs are one task. Pretraining sees
+all primitives, two fifths of the distinct pairs, and every function that agrees with one it sees on more than half
+of the probes. It never sees the other functions. The last N_HELD_OUT of them are reported; settings are chosen on
+the rest. The split is by seed, and was made before any training.
 """
 
 import random
@@ -18,18 +18,18 @@ import numpy as np
 N_PROBE = 400
 SPLIT_SEED = 2507
 N_HELD_OUT = 24
-P_SINGLE = 0.3  # of a pretraining sequence: its task is a primitive
+P_SINGLE = 0.3  # probability that the task of a pretraining sequence is a primitive
 
 
 class Certain:
-    """What bayes.py asks of a world in which a task's answer is certain: apply(name, x) gives it."""
+    """What bayes.py needs of a world whose tasks give one certain answer, apply(name, x)."""
 
     def fit(self, h, pairs, labels=None):
-        """The number of pairs (x, y) that contradict the hypothesis h, and the log-likelihood of the certain rest."""
+        """Return how many pairs (x, y) contradict the hypothesis h, and the log-likelihood of the others, 0."""
         return sum(self.apply(h, x) != y for x, y in pairs), 0.0
 
     def answers(self, h, x, options, demos, fit):
-        """The answer of h to x, with what it makes of the demos."""
+        """Return the answer of h to x, with `fit`, its fit of the demos."""
         return [(self.apply(h, x), *fit)]
 
 
@@ -37,8 +37,8 @@ class Certain:
 class Functions(Certain):
     """A world whose tasks are functions on texts.
 
-    primitives {name: function}; draw(rng), an input; fits(y), whether y may be an output; read and write turn
-    a text into what the primitives work on, and back; k and n_query are the protocol's.
+    primitives: {name: function}. draw(rng) makes an input. fits(y): whether y may be an output. read and write
+    turn a text into what the primitives work on, and back. k and n_query: demos (examples) and queries of a task.
     """
 
     tokens: list
@@ -49,7 +49,7 @@ class Functions(Certain):
     n_query: int
     read: Callable = str
     write: Callable = str
-    metric, delimiter = "ids", "="  # every token of the answer
+    metric, delimiter = "ids", "="  # an answer is right if every token is
 
     def apply(self, name, text):
         """The output of the task `name`, such as "sort" or "reverse then sort", for the input text."""
@@ -68,7 +68,7 @@ class Functions(Certain):
     def _pools(self):
         rng = random.Random(SPLIT_SEED)
         probes = [self.draw(rng) for _ in range(N_PROBE)]
-        functions = {tuple(probes): None}  # outputs on the probes -> its first, shortest name; the identity is no task
+        functions = {tuple(probes): None}  # {outputs on the probes: first, shortest name}; the identity is no task
         outputs = {name: tuple(map(f, probes)) for name, f in self.primitives.items()}
         outputs |= {f"{a} then {b}": tuple(map(f, outputs[a]))
                     for a in self.primitives for b, f in self.primitives.items()}
@@ -80,7 +80,7 @@ class Functions(Certain):
         rng.shuffle(pairs)
         train, unseen = [*self.primitives, *pairs[: 2 * len(pairs) // 5]], pairs[2 * len(pairs) // 5 :]
         near = unseen
-        while near:  # what joins the trained has neighbours of its own
+        while near:  # a task that joins `train` may have neighbours of its own
             close = agreement([functions[n] for n in unseen], [functions[n] for n in train]).max(1) > 0.5
             near = [name for name, c in zip(unseen, close) if c]
             unseen = [name for name in unseen if name not in near]
@@ -107,7 +107,7 @@ class Functions(Certain):
         return rng.choice(single if single and rng.random() < P_SINGLE else names)
 
     def prior(self, which):
-        """{task: log-probability}: "training", as pretraining draws tasks; "all", all distinct functions alike."""
+        """Return {task: log-probability}. "training": as pretraining draws tasks; "all": equal for all functions."""
         pools = self.pools()
         if which == "all":
             names = [name for pool in pools.values() for name in pool]

@@ -1,4 +1,4 @@
-"""The world "grids": transform a small coloured grid. k = 4, every cell right; it mirrors the ARC column.
+"""The world "grids": transform a small coloured grid. k = 4 demos, every cell right. It mirrors the paper's ARC.
 
     <s> /1 0 3 3 /2 0 0 1 = /1 3 3 0 /2 1 0 0 ; …   here: mirror; /1 /2 … begin a row, 0 is the background
 
@@ -11,7 +11,7 @@ from collections import Counter
 from nanoct.benchmarks.nano.functions import Functions
 
 COLOURS = "123456789"
-PALETTE = ("#333333", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00",  # what people see for 0 to 9, as in ARC
+PALETTE = ("#333333", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00",  # the colours that people see for 0 to 9, as in ARC
            "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25")
 SMALLEST, LARGEST = 2, 5  # sides of an input
 LARGEST_OUTPUT = 6
@@ -29,17 +29,17 @@ def _transpose(g):
 
 
 def _columns(f):
-    """A function on rows, done to columns."""
+    """Make f, a function of rows, work on columns."""
     return lambda g: _transpose(f(_transpose(g)))
 
 
 def _rows(f):
-    """A function on one row, done to every row."""
+    """Make f, a function of one row, work on every row."""
     return lambda g: tuple(map(f, g))
 
 
 def _cells(f):
-    """A function of a cell and the grid's commonest colour, done to every cell: of several the lowest, of none "0"."""
+    """Apply f(cell, the grid's commonest colour) to every cell. Of several take the lowest, of none "0"."""
 
     def run(g):
         counts = Counter("".join(sorted("".join(g)))) - Counter({"0": 99})
@@ -50,14 +50,14 @@ def _cells(f):
 
 
 def _crop(g):
-    """The smallest rectangle that holds all that is coloured."""
+    """Return the smallest rectangle that holds all coloured cells."""
     rows = [i for i, row in enumerate(g) if row.strip("0")]
     columns = [i for i, column in enumerate(_transpose(g)) if column.strip("0")]
     return tuple(row[columns[0] : columns[-1] + 1] for row in g[rows[0] : rows[-1] + 1]) if rows else g
 
 
 def _rays(row):
-    """Every colour runs to the right over background."""
+    """Let every colour run to the right over background cells."""
     out = ""
     for c in row:
         out += c if c != "0" or not out else out[-1]

@@ -1,14 +1,15 @@
-"""The world "lexicon": label a sentence of three words. k = 16, two options, macro-F1; it mirrors the NLP-LR column.
+"""The world "lexicon": label a sentence of three words. k = 16 demos, two options, macro-F1. It mirrors NLP-LR.
 
-    <s> sin val zol fox ; rel yam win owl ; …   here: the words of fox sentences are alive, those of owl are dead
+    <s> sin val zol fox ; rel yam win owl ; …   here: the words of a fox sentence are alive, those of an owl one dead
 
-A word has four hidden attributes, every combination occurs six times, and the words of a sentence agree on what
-the task labels. Spelling tells people the attributes (onset and vowel, `bits` below) and tells the model
-nothing: a word is one token. Pretraining knows tasks that label one attribute. In half of them the labels name it,
-as "positive" does in language; "renamed" tasks have any two animals for labels, which only the demos explain.
-There is no "=" before the label: with it the model did not learn to match labels in context.
+A word has four hidden attributes; every combination of them occurs six times. The words of a sentence agree on what
+the task labels. Spelling tells people the attributes (onset and vowel, `bits` below). It tells the model nothing, as
+a word is one token. Pretraining has tasks that label one attribute. In half of them the labels name it, as
+"positive" does in language. The others, called "renamed", have two random animals for labels, and only the demos
+(solved examples) explain them. There is no "=" before the label: with it the model did not learn to match labels in
+context.
 
-Unseen are tasks of four other kinds, labelled by animals: AND of two attributes, XOR of two to four, most of
+Four other kinds of tasks are unseen, labelled by animals too: AND of two attributes, XOR of two to four, most of
 three, and arbitrary halves of the words.
 """
 
@@ -19,10 +20,11 @@ from functools import cache
 from itertools import combinations, product
 from math import comb, log
 
-# the label words of each attribute; a word's bit for it is 1 if it is the first
+# the two labels of each attribute; a word's bit is 1 if the first one is true of it
 ATTRIBUTES = [("alive", "dead"), ("big", "small"), ("hot", "cold"), ("fast", "slow")]
 NAMES = [first for first, _ in ATTRIBUTES]
-# alive are s v x z, big t v y z (r to v and w to z are alike); hot are e o, fast i o; the coda says nothing
+# onsets: s v x z are alive, t v y z are big (w x y z repeat r s t v); vowels: e o are hot, i o are fast; the coda
+# says nothing
 WORDS = [f" {onset}{vowel}{coda}" for onset in "rstvwxyz" for vowel in "aeio" for coda in "lmn"]
 ANIMALS = [f" {name}" for name in ("ant bat bee cat cow crab deer dog duck eel elk fox frog goat hare hen horse lion "
                                    "mole mouse owl pig rat seal").split()]
@@ -38,9 +40,9 @@ def bits(word):
 
 @cache
 def classes(name):
-    """The words of both classes of a task, two frozensets: its function. The second class is all other words.
+    """Return the words of a task's two classes, as frozensets. The second class has all words that the first lacks.
 
-    "big", "big renamed"; "big and not hot", "big xor hot", "most of big, hot, not fast", "half 3".
+    Names: "big", "big renamed", "big and not hot", "big xor hot", "most of big, hot, not fast", "half 3".
     """
     if name.startswith("half "):
         first = random.Random(name).sample(WORDS, len(WORDS) // 2)
@@ -63,18 +65,21 @@ def ands():
 
 
 def xors():
-    """Names of all XORs of two, three and four attributes: an odd number of them holds."""
+    """Names of all XORs of two, three and four attributes, true where an odd number of them holds."""
     return [" xor ".join(some) for n in (2, 3, 4) for some in combinations(NAMES, n)]
 
 
 def mosts():
-    """Names of all tasks that ask for at least two of three terms; the other class has two of the negated ones."""
+    """Names of all tasks that ask for at least two of three terms.
+
+    The first is never negated: negating all three only swaps the classes.
+    """
     return [f"most of {a}, {b}, {c}" for a, two, three in combinations(NAMES, 3)
             for b, c in product(either(two), either(three))]
 
 
 def canonical(name):
-    """The two labels that name the attribute of a task; none if they say nothing of it."""
+    """Return the two labels that name a task's attribute; [] for a task whose labels say nothing."""
     return [f" {label}" for pair in ATTRIBUTES if name in pair for label in pair]
 
 
@@ -85,18 +90,18 @@ def words(x):
 
 @cache
 def pools():
-    """{"train" | "validation" | "held_out": names of tasks}: attributes; the kinds of unseen tasks in turn."""
+    """{"train" | "validation" | "held_out": names of tasks}: attributes in the first, unseen kinds in the others."""
     rng = random.Random(SPLIT_SEED)
     kinds = [ands(), xors(), mosts(), [f"half {i}" for i in range(10)]]
     for kind in kinds:
         rng.shuffle(kind)
-    in_turn = [name for four in zip(*kinds) for name in four]  # 10 of each
+    in_turn = [name for four in zip(*kinds) for name in four]  # 10 of each kind
     train = [*NAMES, *(name + RENAMED for name in NAMES)]
     return {"train": train, "validation": in_turn[:16], "held_out": in_turn[16:]}
 
 
 def sentences(name, labels, rng):
-    """Endless examples (x, y): a class at random, three words of it at random, the class's label."""
+    """Endless examples (x, y): three random words of a random class, and the label of this class."""
     of_class = [[w for w in WORDS if w in words_of] for words_of in classes(name)]
     while True:
         i = rng.randrange(2)
@@ -104,7 +109,7 @@ def sentences(name, labels, rng):
 
 
 class Lexicon:
-    # words with "p" and the last four labels are of no task; they are in the vocabulary of the other worlds' models
+    # no task has words with "p" or the labels " loud" to " old"; the other worlds' models have them in their vocabulary
     tokens = [*(f" {onset}{vowel}{coda}" for onset, vowel, coda in product("rstvwxyz", "aeio", "lmnp")),
               *(f" {label}" for pair in ATTRIBUTES for label in pair), " loud", " quiet", " new", " old", *ANIMALS]
     metric, k, n_query, delimiter = "macro_f1", 16, 48, ""
@@ -129,20 +134,20 @@ class Lexicon:
         return sentences(name, canonical(name) or rng.sample(ANIMALS, 2), rng)
 
     def prior(self, which):
-        """{hypothesis: log p}. A hypothesis is (name of a task, which of the two labels, sorted, is its first class's).
+        """Return {hypothesis: log p}. A hypothesis is (a task's name, which of the sorted labels its first class has).
 
-        "training": the attributes, all alike. "all": these, AND, XOR, most of three and halves of the words with 1/5
-        each, alike within a kind; "half" stands for all halves at once. Both are for labels that say nothing.
+        "training": the attributes, equally likely. "all": attributes, AND, XOR, most of three and halves of the words,
+        1/5 each, equally likely within a kind; "half" stands for all halves. Both are for labels that say nothing.
         """
         kinds = [NAMES] + [ands(), xors(), mosts(), ["half"]] * (which == "all")
         return {(name, i): -log(len(kinds) * len(kind) * 2) for kind in kinds for name in kind for i in (0, 1)}
 
     def fit(self, h, pairs, labels):
-        """bayes.py: words that are in the wrong class contradict h; the others were drawn from theirs.
+        """See bayes.py. Words in the wrong class contradict h; the others were drawn from their class.
 
         p(x, y | h) = 1/2 · product over the words of 1 / |class|. "half" is the sum over all C(n, n/2) halves, in
-        closed form: those that contradict least take the n/2 words seen most often in the first class, net of the
-        second; where words are level at this border, any choice of them will do.
+        closed form. Count how often a word was seen in the first class, minus in the second: the halves with the
+        fewest contradictions take the n/2 words with the highest counts, and any choice among equal ones at the border.
         """
         name, i = h
         seen = [(word, y == sorted(labels)[i]) for x, y in pairs for word in words(x)]  # True: in the first class
@@ -162,8 +167,8 @@ class Lexicon:
         return wrong, prior - drawn - len(pairs) * log(2)
 
     def answers(self, h, x, options, demos, fit):
-        """bayes.py: both labels, each with what it makes of demos and query together."""
-        if h[0] == "half":  # its demos and query are not independent: which half it is, is open
+        """See bayes.py. Return both labels, each with the fit of demos and query together."""
+        if h[0] == "half":  # the half is not known, so demos and query are not independent
             return [(y, *self.fit(h, [*demos, (x, y)], options)) for y in options]
         return [(y, *map(sum, zip(fit, self.fit(h, [(x, y)], options)))) for y in options]
 

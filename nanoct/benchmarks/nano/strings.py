@@ -1,4 +1,4 @@
-"""The world "strings": transform a short string of letters. k = 10, exact match; it mirrors the BBH column.
+"""The world "strings": transform a short string of letters. k = 10 demos, exact match. It mirrors the paper's BBH.
 
     <s> b c a = a c b ; p f f = f f p ; …           here: reverse
 
@@ -18,7 +18,7 @@ def draw(rng):
 
 
 def _shift(s, by):
-    """Every letter moved along the alphabet by by(i, letter), cyclically."""
+    """Move letter i along the alphabet by by(i, letter) places, cyclically."""
     return "".join(LETTERS[(LETTERS.index(c) + by(i, c)) % len(LETTERS)] for i, c in enumerate(s))
 
 
@@ -43,7 +43,8 @@ def _riffle(s):
     return "".join(x + y for x, y in zip(a, b)) + a[len(b) :]
 
 
-# chosen so that few of them commute or merge: by position, by letter, by value, by a condition, by the two halves
+# chosen so that few of them commute or are the same function; they act by position, by letter, by value, by a
+# condition, or on the two halves
 PRIMITIVES = {
     "reverse": lambda s: s[::-1],
     "rotate": lambda s: s[1:] + s[:1],

@@ -1,15 +1,16 @@
-"""Words: 35 tasks of real words that a person reads at a glance, such as hot -> cold; the lists come with the package.
+"""Words: 35 tasks of real words, understood at a glance, such as hot -> cold. The lists come with the package.
 
     python -m nanoct.benchmarks.words --show 2
 
-A context is "x₁ -> y₁\\nx₂ -> y₂\\n…". An answer ends with the line break, tokenised apart, so that all answers end
-alike, and is right if all its tokens are. No instruction, no beginning-of-sequence token. 10 demos are drawn by seed,
-all other lines are queries, 50 a task. A query is dropped if context and row exceed 2,048 tokens. Files:
-F/<task>.tsv, UTF-8, a line "input<TAB>output" a pair, no header; --data F takes a folder of one's own.
+A context is "x₁ -> y₁\\nx₂ -> y₂\\n…". An answer ends with the line break, which is tokenised apart so that all answers
+end alike. It is right if all its tokens are. There is no instruction and no beginning-of-sequence token. 10 demos
+(solved examples) are drawn by seed; the other 50 lines of a task are queries. A query is dropped if the context and its
+row exceed 2,048 tokens. Files: F/<task>.tsv, UTF-8, one pair "input<TAB>output" a line, no header; --data F takes a
+folder of your own.
 
-The split, fixed before anything was measured: settings are chosen on "validation", results are of "test". Within each
-kind, in alphabetical order, every third task is for validation, from the second on. So every kind is on both sides.
-All tasks of a folder of one's own are "test".
+The split was fixed before anything was measured: settings are chosen on "validation", results are reported on "test".
+Within each kind, in alphabetical order, every third task is for validation, from the second on. So every kind is on
+both sides. All tasks of a folder of your own are "test".
 """
 
 from pathlib import Path
@@ -36,7 +37,7 @@ POOLS = {"validation": VALIDATION, "test": REPORTED}
 
 
 def where(folder):
-    """The folder itself, or the packaged one for None and "words"; "./words" is a folder of one's own."""
+    """Return the folder, or the packaged one for None and "words"; "./words" is a folder of your own."""
     return Path(__file__).parent if folder in (None, PACKAGED) else Path(folder)
 
 
@@ -52,7 +53,7 @@ def pools(folder=None):
 
 
 def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=None):
-    """A Task and its Counts. Raises FileNotFoundError or ValueError with a sentence on a file that is not as above."""
+    """Return the Task and its Counts. Raises FileNotFoundError or ValueError if the file is missing or not as above."""
     file, end = where(folder) / f"{name}.tsv", tokenizer.encode("\n")
     given, asked = common.draw(read(file), k, seed, file)
     x = lambda text: tokenizer.encode(f"{text} ->")
@@ -62,11 +63,11 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
 
 
 def read(file):
-    """The (input, output) of all lines of a file, blanks around them left out; blank lines at the end do not count."""
+    """Return the (input, output) of all lines of a file, without blanks around them or blank lines at the end."""
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}: take other --tasks, or write it, a line input<TAB>output a pair.")
     text = read_bytes(file).removeprefix(BOM)
-    pairs, first = [], {}  # first: input -> its line
+    pairs, first = [], {}  # first: {input: the number of its line}
     for n, line in enumerate(text.rstrip(b" \r\n").splitlines(), 1):
         at = f"{file}, line {n}"
         cells = [cell.strip() for cell in as_text(line, f"{at},").split("\t")]
