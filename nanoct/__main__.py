@@ -1,6 +1,6 @@
 """nanoct COMMAND … is the same as python -m nanoct.COMMAND …
 
-A command is a module that runs as one, wherever it stands in the package.
+A command is any module of the package that can be run as a program.
 """
 
 import ast
@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 
 def commands():
-    """{name: first line of the docstring} of all commands, in the order of their names."""
+    """{name: first line of the docstring} of all commands, in the order of their files."""
     found = {}
     for file in sorted(HERE.rglob("*.py")):
         text = file.read_text(encoding="utf-8")

@@ -1,19 +1,19 @@
-"""What stands in for a linear map of the frozen model.
+"""Adapters: what takes the place of linear maps of the frozen model.
 
     adapter = {"layers.0.self_attn.q_proj": LoRA(...), ...};    model(tokens, adapter=adapter)
 
-The contract. An adapter maps names of linears to objects of one kind, each a plain owner of its trained tensors:
+The contract. An adapter maps names of linears to objects of one kind, its parts. Each owns its trained tensors:
 
-    part(x, weight)            what the linear of that weight (out, in) would give for x (…, in), in x's dtype
+    part(x, weight)            replaces the linear of that weight (out, in): its result for x (…, in), in x's dtype
     part.leaves                the tensors that are trained, float32
     part.state()               {name: tensor}, and
-    part.scale                 a number: all that it takes to compute the same again
-    Kind.shapes(weight, seen)  {name: shape} of such a state for a weight of that shape, given the shapes that were seen
-    Kind.restore(state, scale) the part of a saved state
-    part.generator             the torch.Generator of a part that draws in its call, as dropout does. Where
-                               model.checkpoint computes a block twice, it is wound back, and both draws are the same
+    part.scale                 a number; with the state, all that it takes to compute the same again
+    Kind.shapes(weight, seen)  {name: shape} of the state for a weight of that shape; seen: the shapes in a saved file
+    Kind.restore(state, scale) the part with a saved state
+    part.generator             the torch.Generator of a part whose call draws numbers, as dropout does. model.checkpoint
+                               computes a block twice and resets the generator, so that both draws are the same
 
-The model needs the call alone, training the leaves; what can be saved as a file (runs/contexts.py) needs the rest.
+The model needs only the call, training needs the leaves, and saving to a file (runs/contexts.py) needs the rest.
 """
 
 import math
@@ -24,13 +24,13 @@ import torch.nn.functional as F
 from nanoct.fewshot import check_dropout
 
 TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",  # the paper's: all linears but keys
-           "c_attn", "c_proj", "c_fc")  # and all of GPT-2's
+           "c_attn", "c_proj", "c_fc")  # of GPT-2: all linears
 
 
 class LoRA:
     """x W^T + alpha/rank · drop(x) A^T B^T: a low-rank change of W (Hu et al., arXiv 2106.09685).
 
-    A (rank, in) starts uniform in ±1/sqrt(in), B (out, rank) at zero, so the start is the model itself.
+    A (rank, in) starts uniform in ±1/sqrt(in), B (out, rank) at zero, so training starts at the model itself.
     Both float32: rank·(in + out) trained numbers. Extra cost per token: 2·rank·(in + out) FLOPs forward.
     """
 
@@ -71,11 +71,11 @@ class LoRA:
 
     @staticmethod
     def saved_bytes(n_out, n_in, rank):
-        """What a token leaves for the backward pass: its input, float32, and the mask of that; the inner product."""
+        """Bytes that the backward pass keeps per token: the float32 input, its dropout mask, and x A^T."""
         return 5 * n_in + 4 * rank
 
     def drop(self, x):
-        """x with entries set to 0 at random, the others scaled up; x itself once dropout is 0."""
+        """x with random entries set to 0 and the others scaled up; x itself if dropout is 0."""
         if not self.dropout:
             return x
         keep = torch.rand(x.shape, device=x.device, generator=self.generator) >= self.dropout
@@ -90,10 +90,10 @@ class LoRA:
 
 
 class DoRA(LoRA):
-    """LoRA on W's directions, with a magnitude of their own (arXiv 2402.09353): m · V / |V|, V = W + alpha/rank · B A.
+    """LoRA, and a trained magnitude m of every row (arXiv 2402.09353): m · V / |V|, V = W + alpha/rank · B A.
 
-    m (out,) starts at the row norms of W. |V| is held constant in the backward pass (their section 4.3). Dropout is
-    on the input of all that differs from W, as in peft: x W^T + drop(x) (m/|V| · V - W)^T. A row of norm 0 gives 0.
+    m (out,) starts at the row norms of W. The backward pass takes |V| as constant (their section 4.3). Dropout acts
+    only on the input of the change of W, as in peft: x W^T + drop(x) (m/|V| · V - W)^T. A row of norm 0 gives 0.
     rank·(in + out) + out trained numbers. Extra cost per call: 2·rank·in·out FLOPs for |V|.
     """
 
@@ -121,14 +121,14 @@ class DoRA(LoRA):
     def __call__(self, x, weight):
         with torch.no_grad():
             norm = torch.addmm(weight.float(), self.b, self.a, alpha=self.scale).norm(dim=1)
-        stretch = torch.where(norm > 0, self.magnitude / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0)  # 0/0: no row
+        stretch = torch.where(norm > 0, self.magnitude / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0)  # no 0/0
         y, dropped = F.linear(x, weight), self.drop(x.to(self.a.dtype))
         plain = F.linear(dropped.to(x.dtype), weight) if self.dropout else y
         return y + ((stretch - 1) * plain + stretch * self.change(dropped)).to(x.dtype)
 
 
 def attach(kind, model, rank, alpha, dropout=0.0, generator=None, targets=TARGETS):
-    """A LoRA or DoRA (kind) on every linear of the model whose last name is in targets: {name: adapter}."""
+    """A new LoRA or DoRA (kind) for every linear of the model whose last name is in targets: {name: part}."""
     return {name: kind(layer.weight, rank, alpha, dropout, generator)
             for name, layer in model.linears.items() if name.split(".")[-1] in targets}
 
@@ -139,7 +139,7 @@ def leaves(adapter):
 
 
 def trained(adapter):
-    """The adapter as it predicts: without dropout."""
+    """The adapter, its dropout off, for predictions."""
     for part in adapter.values():
         part.dropout = 0.0
     return adapter

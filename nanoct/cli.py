@@ -9,8 +9,8 @@ import sys
 import unicodedata
 from dataclasses import asdict, fields
 
-# What a number may be, by the name of its option or of its Config's field. All others: finite and within ±1e9, whole
-# numbers not negative. Methods refuse more, such as a rank of 0; this is what would end in a hang or a trace.
+# The range of a number, by the name of its option or its Config's field. All others: a float within ±1e9, an int from 0
+# to 1e9. Methods refuse more, such as a rank of 0; outside these ranges a run would hang or end in a stack trace.
 BOUNDS = {
     "seed": (0, 2**63 - 1), "seeds": (0, 2**63 - 1),
     "k": (0, 10**6), "rank": (0, 10**5), "batch": (0, 10**5), "workers": (0, 1024), "n_layer": (0, 1000),
@@ -21,10 +21,11 @@ MAY_BE_EMPTY = "template", "instruction"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without the usage block on an error: what is wrong, and where to look.
+    """An argparse parser whose errors have no usage block: they say what is wrong, and where to look.
 
-    description: a module's __doc__, of which the first line is shown; None, as under python -OO, is none. Numbers are
-    checked against BOUNDS, and only MAY_BE_EMPTY may be empty: ValueError with the option and its value.
+    description: a module's __doc__, of which the first line is shown; None, as under python -OO, shows nothing.
+    Raises ValueError with the option and its value if a number is outside BOUNDS, or an option is empty that is not
+    in MAY_BE_EMPTY.
     """
 
     def __init__(self, *args, description=None, **options):
@@ -46,18 +47,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def check(said, name, number):
-    """ValueError, which begins with what was said, if a number is out of the BOUNDS of the option or field `name`."""
+    """Raise ValueError, beginning with `said`, if a number is outside the BOUNDS of the option or field `name`."""
     if type(number) not in (int, float):
         return
     low, high = BOUNDS.get(name, (0 if type(number) is int else -1e9, 10**9))
-    if not low <= number <= high:  # nor is nan
+    if not low <= number <= high:  # nan fails too
         raise ValueError(f"{said:.100} must be a number from {low:,} to {high:,}.")
 
 
 def value(name, text, kind):
-    """The text of an option as an int, float, bool ("True" or "False") or str; its name ends with that of a field.
+    """Convert the text of an option to an int, float, bool ("True" or "False") or str.
 
-    ValueError with its name if it is none, or out of BOUNDS.
+    `name` ends with the name of a field. Raises ValueError with `name` if the text is no such value, or outside BOUNDS.
     """
     try:
         found = {"True": True, "False": False}[text] if kind is bool else kind(text)
@@ -68,9 +69,9 @@ def value(name, text, kind):
 
 
 def overrides(texts, methods):
-    """{method: {field: [texts of values]}} of options METHOD.FIELD=V1,V2.
+    """Read options METHOD.FIELD=V1,V2 as {method: {field: [texts of values]}}.
 
-    methods: the names of those that will run. ValueError on another one, or on another form.
+    methods: names of the methods that will run. Raises ValueError on any other method, or another form.
     """
     found = {}
     for text in texts:
@@ -85,9 +86,9 @@ def overrides(texts, methods):
 
 
 def configs(method, Config, values, overridden):
-    """All configs, as dicts, of values {field: list} with the overridden {field: [texts]}.
+    """All combinations of values {field: list}, as dicts; overridden {field: [texts]} replaces a list.
 
-    ValueError on an unknown field, or a value that it does not take.
+    Raises ValueError on an unknown field, or a value that a field does not take.
     """
     types = {f.name: f.type for f in fields(Config)}
     values = dict(values)
@@ -99,23 +100,24 @@ def configs(method, Config, values, overridden):
 
 
 def at_least_one(args, *names):
-    """ValueError on an option that is given and less than 1."""
+    """Raise ValueError on an option that is given and less than 1."""
     for name in names:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1.")
 
 
 def not_among(text, options):
-    """The words "'x' is not among the options ['y']"; escaped where one looks the same, in another normal form."""
+    """The words "'x' is not among the options ['y']"; escaped if one differs only in its Unicode normal form."""
     normal = lambda part: unicodedata.normalize("NFKC", part)
     show = ascii if normal(text) in map(normal, options) else repr
     return f"{show(text):.60} is not among the options {show(options):.100}"
 
 
 def ranks():
-    """(rank, number of processes, rank on this machine) as torchrun says them; (0, 1, 0) if it did not start this one.
+    """(rank, number of processes, rank on this machine) from torchrun; (0, 1, 0) if it did not start this process.
 
-    WORLD_SIZE alone, as some schedulers set it, is no torchrun, which is said. ValueError on numbers that cannot be.
+    Some schedulers set WORLD_SIZE alone: that is no torchrun, and a message says so. Raises ValueError on impossible
+    numbers.
     """
     names = "RANK", "WORLD_SIZE", "LOCAL_RANK"
     if lacking := [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
@@ -134,10 +136,10 @@ def ranks():
 
 
 def run(main):
-    """Call main(); what a user can cause ends as one sentence on stderr with exit code 2, never as a stack trace.
+    """Call main(); a mistake of the user ends as one sentence on stderr with exit code 2, never as a stack trace.
 
-    Ctrl-C ends with 130, a reader that has seen enough (`| head`) with 0. stdout is UTF-8, and what UTF-8 lacks, such
-    as half of a surrogate pair, is escaped.
+    Ctrl-C ends with exit code 130, a reader that stops early (`| head`) with 0. stdout is UTF-8; what UTF-8 cannot
+    hold, such as half of a surrogate pair, is escaped.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -147,7 +149,7 @@ def run(main):
         try:
             sys.stdout and sys.stdout.flush()
         except BrokenPipeError:
-            with contextlib.suppress(OSError):  # or Python would try once more at its end, and complain
+            with contextlib.suppress(OSError):  # or Python would flush again at its end, and complain
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -172,6 +174,6 @@ def _answer(main):
 
 
 def is_out_of_memory(error):
-    """Whether an exception says so. torch has RuntimeErrors for it, some without a type of their own."""
+    """Whether an exception is about memory. torch raises RuntimeErrors for that, some without a type of their own."""
     said = re.search("out of memory|(allocate|enough) memory|ALLOC_FAILED", str(error))
     return isinstance(error, MemoryError) or bool(said)

@@ -4,9 +4,10 @@
     python -m nanoct.demo --model weights/smollm2       # a public model, real words (`make smollm2` gets it)
     python -m nanoct.demo --model weights/smollm2 --tasks capital antonym
 
-Three tasks; of each the demos, four questions, those first on which the two methods differ, and the answers of
-in-context learning (ICL) and of CT-KV. ICL reads the demos and keeps their KV cache; CT-KV starts from that cache and
-optimises it (methods/ct_kv.py). Tasks of the strings are held-out ones: no model was trained on them.
+It shows three tasks. Each has its demonstrations (demos), four questions, and the answers of in-context learning (ICL)
+and of CT-KV; questions on which the two methods differ come first. ICL reads the demos and keeps their KV cache. CT-KV
+starts from that cache and optimises it (methods/ct_kv.py). The tasks of strings are held out: no model was trained on
+them.
 """
 
 from itertools import zip_longest
@@ -22,11 +23,11 @@ from nanoct.weights import fetch, load_model, quiet_threads
 
 WORLD, N_QUERY = "strings", 50
 WORDS = "opposite_gender", "past_tense", "animal_foo_plant_bar"  # the default: meaning, grammar, new labels
-N_SHOWN = 4  # questions, those first on which the two methods differ
+N_SHOWN = 4  # questions; those on which the two methods differ come first
 
 
 def tasks(args, tokenizer):
-    """(the Tasks that are shown, the settings of CT-KV there)."""
+    """The Tasks to show, and CT-KV's Config for them."""
     if args.model:
         pool = words.tasks()
         names = args.tasks or WORDS
@@ -44,7 +45,7 @@ def tasks(args, tokenizer):
 
 
 def answers(adapted, queries, tokenizer):
-    """What is decoded for some queries, as text."""
+    """Decode the answers to some queries, as text."""
     end = tokenizer.decode(queries[0].y[-1:])
     longest = max(len(q.y) for q in queries)
     return [text.strip() for text in decode(adapted, [q.x for q in queries], longest + 4, tokenizer.decode, end,

@@ -2,8 +2,8 @@
 
     Task --method.adapt--> Adapted(model, adapter, prefix) --score--> accuracy
 
-Every in-context-optimisation method turns demonstrations into weights phi (the model and an adapter) and a
-context theta (a Prefix); prediction is p_phi(y | theta, x) whatever the method was.
+A demonstration (demo) is an example with its answer; a query is a question to be answered. Every method turns demos
+into weights phi (the model and an adapter) and a context theta (a Prefix). Then p_phi(y | theta, x) predicts.
 
 Dimensions: k demos, P prefix entries, T new tokens, L layers, K KV heads, D head_dim.
 """
@@ -16,7 +16,7 @@ import torch
 
 @dataclass
 class Demo:
-    """An example: token ids of the input x and of the answer y; y ends with the format's terminator, if any."""
+    """An example: token ids of the input x and of the answer y. y ends with the format's terminator, if any."""
 
     x: Sequence[int]
     y: Sequence[int]
@@ -27,7 +27,7 @@ class Demo:
 
 @dataclass
 class Query:
-    """A question: x, the answer y that is expected, and the options y is among, if there are any."""
+    """A question: input x, expected answer y, and the options to choose y from, if there are any."""
 
     x: Sequence[int]
     y: Sequence[int]
@@ -46,13 +46,13 @@ class Query:
 class Task:
     """k demos, the queries, and how answers are judged.
 
-    instruction  token ids at the head of the context, a BOS included; the core adds none of its own
-    separator    token ids before every demo but the context's first, and before every row that is trained or asked
-    metric       "accuracy" or "macro_f1" over options; "ids": every token of y by teacher forcing;
-                 "text": greedy decoding up to the terminator, then normalise, compare
-    length       tokens that a context and a pair behind it may have, where that is less than the model's
-    decode       ids -> str; normalise: str -> str; terminator: the text that ends an answer; ends: ids that end
-                 one too, as the end of the sequence does; these four are for "text" alone
+    instruction  token ids at the head of the context, with its BOS (beginning of sequence); nothing else adds a BOS
+    separator    token ids before every demo of the context but the first, and before every pair trained or asked
+    metric       "accuracy" or "macro_f1" over options; "ids": every token of y by teacher forcing, that is, predicted
+                 behind the true ones; "text": decode greedily up to the terminator, normalise, compare
+    length       most tokens of a context with a pair behind it, if fewer than the model's
+    decode       ids -> str; normalise: str -> str; terminator: the text that ends an answer; ends: ids that end one
+                 too, such as the end of the sequence; these four are for "text" alone
     """
 
     name: str
@@ -68,7 +68,7 @@ class Task:
     separator: Sequence[int] = ()
 
     def need_demos(self, method):
-        """The demos; ValueError if there are none."""
+        """The demos. Raises ValueError if there are none."""
         if not self.demos:
             raise ValueError(f"task {self.name!r} has no demos and {method} learns from demos; give at least one, "
                              "or use zero_shot.")
@@ -120,9 +120,9 @@ def encode_context(model, instruction=(), demos=(), adapter=None, separator=()):
 
 
 def concatenate(model, instruction=(), demos=(), separator=()):
-    """Instruction and demos as a context: tokens (1, P), and the demo that owns each (P,), -1 for the instruction.
+    """Join instruction and demos to a context: tokens (1, P), and the demo that owns each (P,), -1 for the instruction.
 
-    The separator stands before every demo but the first, and is that demo's own.
+    The separator stands before every demo but the first, and belongs to that demo.
     Raises ValueError if they do not fit the model's context.
     """
     tokens, owner = list(instruction), [-1] * len(instruction)
@@ -137,7 +137,7 @@ def concatenate(model, instruction=(), demos=(), separator=()):
 
 @torch.no_grad()
 def read_on(model, prefix, tokens, adapter=None):
-    """The prefix (or None) with the entries of more tokens, such as an instruction, behind it; their owner is -1."""
+    """Extend a prefix (or None) by the entries of more tokens, such as an instruction; their owner is -1."""
     if not len(tokens):
         return prefix
     start = prefix.next_position if prefix is not None else 0
@@ -147,7 +147,7 @@ def read_on(model, prefix, tokens, adapter=None):
 
 
 def grow(prefix, kv):
-    """The prefix (or None) with the entries of new tokens behind it, one row per row of the batch; owner -1."""
+    """Extend a prefix (or None) by the entries of new tokens, one row per row of the batch; their owner is -1."""
     T, device = kv[0][0].shape[2], kv[0][0].device
     owner = torch.full((T,), -1, device=device)
     if prefix is None:
@@ -158,7 +158,7 @@ def grow(prefix, kv):
 
 
 def first_tokens(model, m):
-    """Token ids 0, 1, … m-1, modulo the vocabulary: what a prefix that stands for no text starts from.
+    """Token ids 0, 1, … m-1, modulo the vocabulary: the start of a prefix that stands for no text.
 
     Raises ValueError if m is not positive or more than the model's context.
     """
@@ -169,9 +169,9 @@ def first_tokens(model, m):
 
 
 def noise_like(prefix, generator):
-    """A prefix of as many entries drawn from normal distributions, as far spread as its keys and values in every layer.
+    """A prefix of random entries, as many as the given one's and in each layer with its standard deviations.
 
-    They are of no demo: owner -1. Drawn on the CPU.
+    They are normal, belong to no demo (owner -1), and are drawn on the CPU.
     """
     noise = lambda part: part.std() * torch.randn(part.shape, generator=generator).to(part)
     kv = [tuple(map(noise, layer)) for layer in prefix.kv]
@@ -179,14 +179,14 @@ def noise_like(prefix, generator):
 
 
 def check_fits(model, n, what):
-    """ValueError if n tokens are more than the model's context."""
+    """Raise ValueError if n tokens are more than the model's context."""
     if n > model.config.n_position:
         raise ValueError(f"{what} needs {n} tokens and the model's context is {model.config.n_position}: use fewer or "
                          "shorter demos, or a model with a longer context.")
 
 
 def check_dropout(name, p):
-    """ValueError unless p, a Config's field of that name, is a probability below 1."""
+    """Raise ValueError unless p, the field `name` of a Config, is a probability below 1."""
     if not 0 <= p < 1:
         raise ValueError(f"{name} = {p} must be at least 0 and less than 1.")
 

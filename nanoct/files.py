@@ -1,4 +1,4 @@
-"""Files: what is wrong with one that is read is said in a sentence, and one that is written is never half."""
+"""Read and write files: an error says in a sentence what is wrong, and no file is left half written."""
 
 import json
 import os
@@ -12,13 +12,13 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-LARGEST, DEEPEST = 2**30, 100  # bytes of a file that is read at once; lists and objects in each other
+LARGEST, DEEPEST = 2**30, 100  # bytes of a file that is read at once; levels of nested lists and objects
 KINDS = {dict: "object", list: "list"}
-BOM = b"\xef\xbb\xbf"  # the mark that some editors put first
+BOM = b"\xef\xbb\xbf"  # the byte order mark that some editors put first
 
 
 def read_bytes(path) -> bytes:
-    """The bytes of a file. Raises FileNotFoundError, OSError or ValueError with a sentence."""
+    """Read the bytes of a file. Raises FileNotFoundError, OSError or ValueError with a sentence."""
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
@@ -32,7 +32,7 @@ def read_bytes(path) -> bytes:
 
 
 def as_text(content, where) -> str:
-    """Bytes that came from `where` as text. ValueError with a sentence if they are not UTF-8."""
+    """Decode bytes that came from `where`. Raises ValueError with a sentence if they are not UTF-8."""
     try:
         return content.removeprefix(BOM).decode()
     except UnicodeDecodeError as error:
@@ -40,9 +40,10 @@ def as_text(content, where) -> str:
 
 
 def read_json(source, where=None, kind=object):
-    """The JSON value of a file, or of bytes that came from `where`.
+    """Read the JSON value of a file, or of bytes that came from `where`.
 
-    kind: dict or list, if it must be one. Raises OSError or ValueError with a sentence, whatever is in it.
+    kind: dict or list, if it must be one. Whatever the content, all that is raised is OSError or ValueError with a
+    sentence.
     """
     content, where = (source, where) if isinstance(source, bytes) else (read_bytes(source), where or source)
     text = as_text(content, where)
@@ -70,10 +71,10 @@ def _is_deeper(value, n):
 
 
 def read_json_lines(path, kind=dict) -> list:
-    """[(where, value)] of a file of JSON lines, `where` such as "mine.jsonl, line 3".
+    """Read a file of JSON lines: [(where, value)], with `where` such as "mine.jsonl, line 3".
 
-    A line ends at a line feed and nowhere else: text may hold other separators, as U+2028. Empty lines at the end are
-    passed over. Raises OSError or ValueError with a sentence that names the line.
+    A line ends at a line feed only: text may hold other separators, such as U+2028. Empty lines at the end are
+    ignored. Raises OSError or ValueError with a sentence that names the line.
     """
     lines = read_bytes(path).removeprefix(BOM).rstrip().split(b"\n")
     if lines == [b""]:
@@ -85,9 +86,9 @@ def read_json_lines(path, kind=dict) -> list:
 
 @contextmanager
 def replacing(path):
-    """with replacing(path) as new: write the file `new`; then it takes the place of `path`, folders made.
+    """with replacing(path) as new: write the file `new`, which then replaces `path`. Missing folders are made.
 
-    What fails or is interrupted leaves the old one. OSError with a sentence where it cannot be written.
+    A failure or an interruption leaves the old file. Raises OSError with a sentence if the new one cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -95,8 +96,8 @@ def replacing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:  # safetensors says in its own way that a disk is full
-        if isinstance(error, OSError) and error.errno is None:  # a sentence already
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        if isinstance(error, OSError) and error.errno is None:  # it is a sentence already
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise OSError(f"cannot write {path} ({reason}): make room, or choose another place.") from None
@@ -106,21 +107,21 @@ def replacing(path):
 
 
 def replace_file(path, content) -> Path:
-    """Write bytes to a file, folders made: it is the old one or the new one, never half. OSError with a sentence."""
+    """Write bytes to a file, whole or not at all; missing folders are made. Raises OSError with a sentence."""
     with replacing(path) as new:
         new.write_bytes(content)
     return Path(path)
 
 
 def publish(text, path):
-    """Write a text to a file, whole, and then print it: a reader who leaves early, such as head, costs nothing."""
+    """Write a text to a file, then print it: the file is whole even if the output is cut, as by head."""
     replace_file(path, text.encode())
     print(f"\n{text}")
 
 
 @contextmanager
 def lock(folder):
-    """with lock(folder): this process alone is in such a block of that folder. ValueError if another one is."""
+    """with lock(folder): no other process can lock that folder. Raises ValueError if one has. No-op on Windows."""
     here = os.open(folder, os.O_RDONLY)
     try:
         if fcntl:

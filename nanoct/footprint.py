@@ -1,8 +1,8 @@
-"""What a run stores and computes, said before it is run.
+"""What a run will store and compute, counted before it starts.
 
     footprint(config, lengths, settings) -> Footprint        of a method's module
 
-A method says how many numbers it trains and which passes a step makes; costs/memory.py adds that up to bytes and FLOPs.
+A method says how many numbers it trains and which passes a step makes. costs/memory.py turns that into bytes and FLOPs.
 
 Dimensions: k demos, P tokens of context, T tokens of a row, S keys that they attend to, n logits, C n_embd,
 L layers, K KV heads, D head_dim.
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Lengths:
-    """Tokens of a task, all that memory and time depend on.
+    """Numbers of tokens in a task: all that memory and time depend on.
 
-    instruction  of the instruction
-    demos        [(of x with the separator, of y)] of every demo
-    query        of the longest query with its answer
+    instruction  tokens of the instruction
+    demos        [(tokens of x with the separator, tokens of y)] of every demo
+    query        tokens of the longest query with its answer
     n_decoded    how many queries are decoded side by side; 0: they are scored by teacher forcing
-    n_row        of a row of queries that is scored by teacher forcing
-    scored       of all queries, each option anew; answers: of all answers
+    n_row        tokens of a row of queries scored by teacher forcing
+    scored       tokens of all queries, once per option; answers: tokens of all answers
     """
 
     instruction: int
@@ -38,7 +38,7 @@ class Lengths:
 
     @property
     def row(self):
-        """T of the k pairs packed into one row: the last token of an answer predicts nothing."""
+        """T of the k pairs in one row, without the last token of each answer: that predicts nothing."""
         return sum(x + y - 1 for x, y in self.demos)
 
     @property
@@ -48,7 +48,7 @@ class Lengths:
 
     @property
     def targets(self):
-        """n: tokens of all answers."""
+        """n: the tokens of all answers."""
         return sum(y for _, y in self.demos)
 
 
@@ -58,15 +58,15 @@ class Pass:
 
     n_row: int  # rows side by side
     n_token: int  # T of each
-    n_key: int  # S that each token is held against, hidden ones included
+    n_key: int  # S, keys for each token, hidden ones included
     n_logit: int = 0
-    masked: bool = True  # by a mask of its own, not just causally
+    masked: bool = True  # by a mask of its own and not just causally
     kv_only: bool = False  # only its keys and values are used: the last block's output has no backward pass
 
 
 @dataclass
 class LowRank:
-    """LoRA, or what stands in for it, on all linears of adapters.TARGETS."""
+    """LoRA, or another kind in its place, on all linears of adapters.TARGETS."""
 
     kind: type  # of adapters.py
     rank: int
@@ -78,17 +78,17 @@ class LowRank:
 class Footprint:
     """What a method stores and computes on one task.
 
-    The passes of a step run in their order; what one saves for the backward stays while the next ones run.
+    The passes of a step run in their order. What one saves for the backward pass stays while the next ones run.
     """
 
     n_step: int = 0
     passes: list = field(default_factory=list)  # of one step
-    trained: int = 0  # numbers of theta, or of an own adapter
-    start: int = 0  # numbers of the context that theta began as, kept beside it
-    read: int = 0  # tokens that are read once and not trained on: the demos, to make a cache of them
-    prefix: int = 0  # entries of the context that predictions are made behind
+    trained: int = 0  # numbers of theta, or of an adapter of its own
+    start: int = 0  # numbers of the context that theta starts from, kept beside theta
+    read: int = 0  # tokens that are read once without training, such as the demos for their cache
+    prefix: int = 0  # entries of the context when predictions are made
     low_rank: LowRank | None = None
-    first: "Footprint | None" = None  # of a method that is run before
+    first: "Footprint | None" = None  # the Footprint of a method that runs before
 
 
 def entry(config):

@@ -1,4 +1,4 @@
-"""A llama.cpp file (GGUF) of a Llama, as the folder that nanoct and transformers load.
+"""Convert a llama.cpp file (GGUF) of a Llama to a folder that nanoct and transformers load.
 
     python -m nanoct.gguf FILE.gguf --out FOLDER    # config.json model.safetensors tokenizer.json tokenizer_config.json
 
@@ -6,11 +6,11 @@ Tensors may be F32, F16, BF16, or of any quantised type that the package `gguf` 
 are written as bfloat16 or float16 where that holds every value of the file, and otherwise as float32, so that what was
 quantised is not rounded a second time.
 
-A GGUF file is a header, then the tensors. The header has metadata as (key, type, value), and of every tensor the name,
-sizes, type and place. No number of it is believed before it has been compared with the size of the file.
+A GGUF file is a header, then the tensors. The header has metadata as (key, type, value), and the name, sizes, type and
+place of every tensor. None of its sizes is trusted before it has been compared with the size of the file.
 
-llama.cpp rotates neighbours, (0, 1), (2, 3), …, where Hugging Face's layout rotates the halves of a head. So its files
-have the rows of W_Q and W_K in another order: per head, (D/2, 2) of theirs are (2, D/2) of ours.
+RoPE rotates pairs of components. llama.cpp pairs neighbours, (0, 1), (2, 3), …, Hugging Face the halves of a head.
+So GGUF files have the rows of W_Q and W_K in another order: per head, (D/2, 2) there is (2, D/2) here.
 """
 
 import json
@@ -31,14 +31,14 @@ from nanoct.weights import resolve_dtype, save_model
 
 SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # GGUF's types of values, as struct's letters
 STRING, ARRAY = 8, 9
-MOST = 2**20  # entries of a list; the largest vocabularies have half as many merges
+MOST = 2**20  # entries in a list; the largest vocabularies have half as many merges
 # llama.cpp's name: (ours, shape). Q is H·D, K is n_kv_head·D, F is n_ffn.
 WHOLE = {"token_embd": ("model.embed_tokens", "VC"), "output_norm": ("model.norm", "C"), "output": ("lm_head", "VC")}
 LAYER = {"attn_norm": ("input_layernorm", "C"), "ffn_norm": ("post_attention_layernorm", "C"),
          "attn_q": ("self_attn.q_proj", "QC"), "attn_k": ("self_attn.k_proj", "KC"),
          "attn_v": ("self_attn.v_proj", "KC"), "attn_output": ("self_attn.o_proj", "CQ"),
          "ffn_gate": ("mlp.gate_proj", "FC"), "ffn_up": ("mlp.up_proj", "FC"), "ffn_down": ("mlp.down_proj", "CF")}
-# What metadata may ask for beyond what nanoct computes: anything but these values is refused.
+# Further settings in the metadata. nanoct computes only these values of them, and any other is refused.
 PLAIN = {"llama.expert_count": 0, "llama.expert_used_count": 0, "llama.rope.scaling.type": "none",
          "tokenizer.ggml.add_space_prefix": False, "split.count": 1}
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens
@@ -50,10 +50,10 @@ PIECES = {"gpt-2": BYTES, "smollm": dict(type="Sequence", pretokenizers=[DIGITS,
 
 
 def convert(file, folder, dtype=None) -> Path:
-    """Write what `file` holds into `folder` and return that; files of the same names are replaced whole.
+    """Convert `file` into `folder` and return the folder; files of the same names are replaced whole.
 
-    dtype: default as said above. Raises FileNotFoundError without a file, ValueError with a sentence for one that is
-    broken or asks for what nanoct does not compute, and OSError for a folder that cannot be.
+    dtype: the default is as above. Raises FileNotFoundError if there is no file, ValueError with a sentence if it is
+    broken or asks for what nanoct does not compute, and OSError if the folder cannot be made.
     """
     file, folder = Path(file), Path(folder)
     meta, tensors = read(file)
@@ -81,7 +81,7 @@ def convert(file, folder, dtype=None) -> Path:
 
 
 def read(file):
-    """({key: value}, {name: (type, shape, bytes)}) of a GGUF file; bytes (…, n) are views of the mapped file."""
+    """Read a GGUF file: ({key: value}, {name: (type, shape, bytes)}); bytes (…, n) are views of the mapped file."""
     package = _package()
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {str(file)!r}; give the path of a GGUF file.")
@@ -169,7 +169,7 @@ def read(file):
 
 
 def read_config(file, meta, tensors) -> LlamaConfig:
-    """The sizes that the metadata gives. Raises ValueError with the key that this model does not compute."""
+    """The config that the metadata gives. Raises ValueError with a key that nanoct does not compute."""
     if (kind := meta.get("general.architecture")) != "llama":
         raise ValueError(f"{file}: the architecture is {_short(kind)}; nanoct takes 'llama' from GGUF files.")
     for key, plain in PLAIN.items():
@@ -209,7 +209,7 @@ def read_config(file, meta, tensors) -> LlamaConfig:
 
 
 def _with_llama3(config, tensor):
-    """The config with the llama3 scaling that stretches wavelengths so: files have its result, not its settings."""
+    """Add to a config the llama3 scaling that stretches wavelengths like this tensor: files have no settings of it."""
     if tensor[1] == (config.head_dim // 2,):
         stretch = _floats(*tensor)
         scaling = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
@@ -220,7 +220,7 @@ def _with_llama3(config, tensor):
 
 
 def read_weights(file, config, tensors, dtype=None) -> Llama:
-    """The model of a config with the tensors of a file, one at a time. Raises ValueError where they do not fit."""
+    """Build the model of a config from the tensors of a file, one at a time. Raises ValueError if they do not fit."""
     c = config
     size = dict(V=c.vocab_size, C=c.n_embd, Q=c.n_head * c.head_dim, K=c.n_kv_head * c.head_dim, F=c.n_ffn)
     places = {name: place for name, place in WHOLE.items() if name != "output" or not c.tied}
@@ -253,7 +253,7 @@ def _floats(kind, shape, rows):
 
 
 def _narrowest(tensors):
-    """The dtype that holds every value: that of the matrices, if the norms, which files have in float32, fit."""
+    """The dtype that holds every value: that of the matrices if the norms, float32 in files, fit it, else float32."""
     kinds = {kind.name for kind, shape, _ in tensors.values() if len(shape) == 2}
     dtype = dict(F16=torch.float16, BF16=torch.bfloat16).get(*kinds) if len(kinds) == 1 else None
     norms = [_floats(*tensor) for tensor in tensors.values() if len(tensor[1]) == 1]
@@ -269,7 +269,7 @@ def _package():
 
 
 def read_tokenizer(file, meta):
-    """{name of a file: its content}, as transformers has them. Raises ValueError for a kind that nanoct lacks."""
+    """The tokenizer's files for transformers: {name: content}. Raises ValueError for a kind that nanoct lacks."""
     get = lambda name, default=None: meta.get(f"tokenizer.ggml.{name}", default)
     kind, pre = get("model"), get("pre")
     if kind != "gpt2" or pre not in list(PIECES):
@@ -291,7 +291,7 @@ def read_tokenizer(file, meta):
         if (i := get(key)) is not None and not (isinstance(i, int) and i in vocab.values()):
             raise ValueError(f"{file}: the tokenizer's {key} is {_short(i)}, which is no token.")
         names[name] = None if i is None else tokens[i]
-    adds = dict(bos=pre == "llama-bpe", eos=False)  # what llama.cpp does where the file does not say
+    adds = dict(bos=pre == "llama-bpe", eos=False)  # what llama.cpp does if the file does not say
     around = [name for name, default in adds.items() if get(f"add_{name}_token", default)]
     if lacking := [name for name in around if names[f"{name}_token"] is None]:
         raise ValueError(f"{file}: the tokenizer adds a {lacking[0]} token and names none; download it again.")
@@ -309,7 +309,7 @@ def read_tokenizer(file, meta):
 
 
 def _template(around, names, vocab):
-    """What puts bos or eos around a text; None if neither is asked for."""
+    """The post-processor that puts bos or eos around a text, or None."""
     named = {part: names[f"{part}_token"] for part in around}
     parts = [part for part in ("bos", "text", "eos") if part in named or part == "text"]
     one, two = ([dict(SpecialToken=dict(id=named[part], type_id=i)) if part in named else

@@ -1,10 +1,10 @@
-"""GPT-2 in the frame of model.py: learned positions, LayerNorm, biases, a GELU where Llama has SwiGLU.
+"""GPT-2 in the frame of model.py: learned positions, LayerNorm, biases, and a GELU where Llama has SwiGLU.
 
     hidden, kv = model(tokens, prefix=prefix, mask=mask, adapter=adapter)
 
-Positions are a table of n_position rows, added to the embeddings of tokens (and to `embeds`), so nothing can stand
-further back. Parameters carry their Hugging Face names; the linear maps are stored (in, out) in public files and are
-turned on the way in and out (weights.py), so that an adapter meets the same (out, in) as in Llama.
+Positions are a table of n_position rows, added to the embeddings of tokens (and to `embeds`), so no token can stand
+further back. Parameters carry their Hugging Face names. Public files store the linear maps as (in, out); weights.py
+transposes them on reading and writing, so that an adapter meets the same (out, in) as in Llama.
 
 Dimensions as in model.py; K = H. Reference: Radford et al. 2019.
 """
@@ -92,7 +92,7 @@ class GPT2(Decoder):
     norm = property(lambda self: self.transformer.ln_f)
 
     def place(self, x, positions):
-        """x (B, T, C) with the embeddings of positions (B or 1, T). ValueError if there is none for one of them."""
+        """Add the embeddings of positions (B or 1, T) to x (B, T, C). Raises ValueError on a position that has none."""
         if (last := int(positions.max())) >= self.config.n_position:
             raise ValueError(f"position {last} is behind the {self.config.n_position} that this GPT-2 has learned: use "
                              "fewer or shorter demos.")

@@ -1,4 +1,4 @@
-"""What leaks in CT-Prompt's variant of one pass (studies/leak.py)."""
+"""What leaks if CT-Prompt runs once for all pairs (studies/leak.py)."""
 
 from nanoct import cli
 from nanoct.studies.leak import main

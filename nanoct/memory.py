@@ -1,4 +1,4 @@
-"""Estimated against measured bytes of every method (costs/memory.py)."""
+"""Compare estimated with measured memory of every method (costs/memory.py)."""
 
 from nanoct import cli
 from nanoct.costs.memory import main

@@ -11,8 +11,9 @@ Dimensions: B batch, T new tokens, P prefix, S = P + T, H heads, K KV heads, D h
 V vocab, L layers. Parameters carry their Hugging Face names, so public files load unrenamed.
 
 Cost of a forward over T tokens behind a prefix of P, with N weights outside the embedding:
-2·N·T FLOPs for the linear maps and 4·L·H·D·T·S for attention; backward costs as much again for the
-inputs (what CT-KV needs) and once more for the weights (what pretraining needs).
+2·N·T FLOPs for the linear maps and 4·L·H·D·T·S for attention. The backward pass of the linear maps
+costs as much again for the inputs (what CT-KV needs) and once more for the weights (what pretraining
+needs), that of attention twice its forward pass.
 
 References: Llama (arXiv 2302.13971), RoPE (2104.09864), GQA (2305.13245), SwiGLU (2002.05202).
 """
@@ -26,7 +27,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-HEAD = 16384  # rows of the vocabulary that logits of a bfloat16 model are computed for at a time
+HEAD = 16384  # rows of the vocabulary at a time, for logits of a bfloat16 model
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def rope_frequencies(config):
     """Rotation frequency of each of the D/2 pairs, in radians per position, float32 (D/2,).
 
     With `rope_scaling` of type llama3, wavelengths longer than the original context are stretched by
-    `factor`, short ones kept, those between interpolated (Llama 3.1, section 3.4.2 of arXiv 2407.21783).
+    `factor`, short ones kept, and those between interpolated (Llama 3.1, section 3.4.2 of arXiv 2407.21783).
     """
     D = config.head_dim
     frequency = 1.0 / config.rope_theta ** (torch.arange(0, D, 2).float() / D)
@@ -87,7 +88,7 @@ def rotate(x, cos, sin):
 
 
 def linear(x, layer, adapter):
-    """x through a linear layer, or through what the adapter has in its place."""
+    """Put x through a linear layer, or through what the adapter has in its place."""
     if adapter and layer.name in adapter:
         y = adapter[layer.name](x, layer.weight)
         return y if layer.bias is None else y + layer.bias
@@ -97,7 +98,7 @@ def linear(x, layer, adapter):
 def attend(q, k, v, mask, past):
     """Attention of new queries (B, H, T, D) to past and new keys and values (B, K, T, D): (B, T, H·D)."""
     B, H, T, _ = q.shape
-    if past is not None:  # cast: a tuned prefix is float32 also where the model computes in bf16
+    if past is not None:  # cast: a tuned prefix is float32 even if the model computes in bf16
         behind = lambda past, new: torch.cat([past.to(q.dtype).expand(B, -1, -1, -1), new], dim=2)
         k, v = behind(past[0], k), behind(past[1], v)  # (B, K, S, D)
     if mask is not None and q.is_cuda:
@@ -110,7 +111,7 @@ def attend(q, k, v, mask, past):
 def alike(x, n_head):
     """Keys or values (B, K, S, D) with every KV head repeated for the H / K query heads that read it: (B, H, S, D).
 
-    For masked calls on CUDA: there only the kernel that stores all B·H·T·S scores takes a mask and fewer KV heads.
+    For masked calls on CUDA: the only kernel there that takes a mask and fewer KV heads stores all B·H·T·S scores.
     """
     return x.repeat_interleave(n_head // x.shape[1], dim=1)
 
@@ -161,11 +162,11 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """What Llama, below, and GPT-2 (gpt2.py) share: the frame around their blocks.
+    """The frame around the blocks, which Llama (below) and GPT-2 (gpt2.py) share.
 
-    They name their parts: body (all but the head), embedding, blocks, norm; and `place` puts positions in.
-    checkpoint = True keeps only the input of every block for the backward pass and computes the rest once more:
-    the activations of one block at a time, for a forward more.
+    Each names its parts: body (all but the head), embedding, blocks and norm. Its `place` puts positions in.
+    checkpoint = True keeps only the input of every block for the backward pass and computes the rest again: it saves
+    memory, the activations of all blocks but one, and costs one more forward pass.
     """
 
     checkpoint = False
@@ -190,8 +191,8 @@ class Decoder(nn.Module):
     def init_weights(self, generator):
         """Random weights for pretraining: embeddings N(0, .1²), linear maps N(0, 1/n_in).
 
-        So what goes through a map keeps its scale at any width. The two maps that write to the residual are divided
-        by sqrt(2L).
+        So values keep their scale through a map of any width. The two maps of a block that write to the residual
+        stream are divided by sqrt(2L).
         """
         for name, p in self.named_parameters():
             if p.dim() == 2:
@@ -231,7 +232,7 @@ class Decoder(nn.Module):
             mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -math.inf)
             mask = mask[:, None]  # (B or 1, 1, T, S)
         x, turn = self.place(x, positions)
-        contexts = lambda: (nullcontext(), rewound(adapter))  # of a forward pass, and of the same once more
+        contexts = lambda: (nullcontext(), rewound(adapter))  # of a forward pass, and of its repetition
         kv = []
         for i, block in enumerate(self.blocks):
             arguments = x, turn, mask, prefix.kv[i] if prefix is not None else None, adapter
@@ -243,10 +244,10 @@ class Decoder(nn.Module):
         return self.norm(x), kv
 
     def logits(self, hidden):
-        """The head on the rows it is given: (…, C) -> (…, V) float32. Give it answer positions only.
+        """Apply the head to rows of hidden: (…, C) -> (…, V) float32. Give it answer positions only.
 
-        Of a bfloat16 model too it is a float32 product, HEAD rows of the head at a time: logits that are rounded to
-        bfloat16 tell two answers apart to .1 nats at best.
+        A bfloat16 model too computes it in float32, HEAD rows of the head at a time: logits rounded to bfloat16 tell
+        two answers apart to .1 nats at best.
         """
         head = self.embedding.weight if self.config.tied else self.lm_head.weight
         if head.dtype in (torch.float32, torch.float64):
@@ -272,7 +273,7 @@ class Decoder(nn.Module):
 
 
 def rewound(adapter):
-    """A context in which an adapter's generators draw once more what they draw from here on."""
+    """A context manager: in it, an adapter's generators draw again what they draw after this call."""
     generators = {part.generator for part in (adapter or {}).values() if getattr(part, "generator", None) is not None}
     then = [(generator, generator.get_state()) for generator in generators]
 

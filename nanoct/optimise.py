@@ -9,17 +9,17 @@ from nanoct.fewshot import check_dropout
 
 
 class Stopped(UserWarning):
-    """What says that a training ended before its last step, as its loss was not finite."""
+    """Warns that training ended before its last step, as its loss or gradient was not finite."""
 
 
 def optimise(loss, leaves, config, progress=None):
-    """config.n_step updates of the leaves, at most config.lr each, along the gradient of loss() -> scalar.
+    """Update the leaves config.n_step times along the gradient of loss() -> scalar; the rate falls from config.lr to 0.
 
-    AdamW with betas (.9, .999) and no weight decay; no warm-up; the norm is over the leaves alone. Nothing but
-    the leaves changes. progress(step, loss) is called every step. A loss that is not finite stops the run with a
-    warning, and the leaves go back to their values at the last finite one.
-    Cost: of each leaf a gradient, two moments and that copy. Raises ValueError on negative steps or rates, or a
-    token_dropout that is no probability below 1.
+    AdamW with betas (.9, .999), no weight decay and no warm-up. The norm is over the leaves alone, and nothing but the
+    leaves changes. progress(step, loss) is called every step. If the loss or its gradient is not finite, the run stops
+    with a warning, and the leaves go back to their last values with both finite.
+    Cost: a gradient, two moments and that copy of each leaf. Raises ValueError on negative steps, a rate that is not
+    positive and finite, or a token_dropout that is no probability below 1.
     """
     check(config)
     optimizer = torch.optim.AdamW(leaves, lr=config.lr, betas=(0.9, 0.999), weight_decay=0.0)
@@ -49,7 +49,7 @@ def optimise(loss, leaves, config, progress=None):
 
 
 def check(config):
-    """ValueError on steps or rates that cannot be, or a token_dropout that is no probability below 1."""
+    """Raise ValueError on impossible steps or rates, or a token_dropout that is no probability below 1."""
     if config.n_step < 0 or not 0 < config.lr < math.inf:
         raise ValueError(f"n_step = {config.n_step} must be at least 0, and lr = {config.lr} positive and finite.")
     check_dropout("token_dropout", getattr(config, "token_dropout", 0))

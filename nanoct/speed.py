@@ -1,4 +1,4 @@
-"""Seconds and memory of every method beside transformers and peft (costs/speed.py)."""
+"""Compare every method's seconds and memory with transformers and peft (costs/speed.py)."""
 
 from nanoct import cli
 from nanoct.costs.speed import main

@@ -4,9 +4,9 @@ tokenizer.json    byte-level BPE as Hugging Face `tokenizers` writes it: Llama-3
 tokenizer.model   Llama-3's tiktoken ranks, one "base64 rank" a line (Meta's llama-models repository)
 vocab.json        the embedded model's vocabulary, a list of strings: encoding takes the longest token at each place
 
-The first of them that is there decides. All become one `tiktoken.Encoding`: a regex that cuts text into pieces, and
-the tokens in the order of their merges. Ids may be in another order (SmolLM2 and GPT-2 give low ids to special
-tokens), so a table maps ranks to ids. Nothing is fetched or cached.
+The first of these files that is there is read. Each becomes a `tiktoken.Encoding`: a regex that cuts text into pieces,
+and the tokens in the order of their merges, their ranks. Ids may be in another order (SmolLM2 gives the lowest ids to
+special tokens), so a table maps ranks to ids. Nothing is fetched or cached.
 """
 import base64
 import json
@@ -23,29 +23,31 @@ from nanoct.files import read_bytes, read_json
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
           r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# GPT2 between isolated digits, as one regex: whitespace before a digit stands at the end of its part of the text
+# Each digit is a piece, and GPT2 cuts what lies between; as one regex. Whitespace before a digit ends its part
 SMOLLM = r"'s|'t|'re|'ve|'m|'ll|'d|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
 NAMED = """begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id step_id
     start_header_id end_header_id eom_id eot_id python_tag image""".split()
 LLAMA3_SPECIAL = [f"<|{name}|>" for name in NAMED + [f"reserved_special_token_{i}" for i in range(2, 246)]]
 
-# GPT-2's alphabet: printable Latin-1 characters stand for their own byte, U+0100 and on for the others
+# GPT-2's alphabet: printable Latin-1 characters stand for their own byte, those from U+0100 on for the other bytes
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 ALPHABET = PRINTABLE + [byte for byte in range(256) if byte not in PRINTABLE]
 BYTE_OF = {chr(byte if byte in PRINTABLE else 256 + i - len(PRINTABLE)): byte for i, byte in enumerate(ALPHABET)}
 
-LONG_RUN = re.compile(r"(?<!\s)\s{100000}")  # of blanks: tiktoken's regex can go through fewer than a million
+LONG_RUN = re.compile(r"(?<!\s)\s{100000}")  # of blanks: tiktoken's regex fails before a million
 MOST_IDS = 10**7
 
 
 class Tokenizer:
     """One vocabulary: `vocab_size` (highest id + 1), `special` (name -> id), `bos_id` and `eos_id` (int or None).
 
-    adds_bos: whether the model's own tokenizer puts bos_id before a text, so that the model was trained on that.
+    bos, eos: beginning and end of sequence. adds_bos: whether the model's own tokenizer, and so its training, puts
+    bos_id before a text.
 
     pattern: regex of the pieces. merges: the tokens that text can become, as bytes, first merge first. ids: all
-    ordinary tokens, bytes -> id. special, plain: added tokens, name -> id, found in text if asked and always.
+    ordinary tokens, bytes -> id. special, plain: added tokens, name -> id; plain ones are always found in text,
+    special ones if asked.
     """
 
     def __init__(self, source, pattern, merges, ids, special, plain=(), prefix_space=False, bos=None, eos=None,
@@ -98,13 +100,13 @@ class Tokenizer:
 
     @cached_property
     def _pieces(self):
-        """The pattern for `regex`, whose stack has no end; it means the same blanks, letters and numbers."""
+        """The pattern for `regex`, whose stack has no limit; both know the same blanks, letters and numbers."""
         return regex.compile(self._pattern)
 
     def check_belongs(self, vocab_size):
-        """ValueError if a model of that vocabulary lacks tokens of this one, or has many that it lacks.
+        """Raise ValueError if the model's vocab_size is below that of the tokenizer, or far above it.
 
-        Some are fine: files are padded a little.
+        A little above is fine: models pad their vocabulary.
         """
         fits = self.source == "bytes" or self.vocab_size >= 0.9 * vocab_size
         if self.vocab_size > vocab_size or not fits:
@@ -112,7 +114,7 @@ class Tokenizer:
                              "belong together; give the model's own tokenizer.")
 
     def decode(self, ids) -> str:
-        """Text of `ids`, special tokens by name, invalid UTF-8 as U+FFFD; ValueError for an id that is no token's."""
+        """Text of `ids`, special tokens by name, invalid UTF-8 as U+FFFD. Raises ValueError for an id of no token."""
         try:
             return b"".join(self._bytes[int(i)] for i in ids).decode(errors="replace")
         except KeyError as error:
@@ -120,11 +122,12 @@ class Tokenizer:
 
 
 def load_tokenizer(folder) -> Tokenizer:
-    """The tokenizer of the model in `folder`; of "bytes", UTF-8 bytes as ids 0 to 255, for models without one.
+    """Load the tokenizer of the model in `folder`; "bytes" gives UTF-8 bytes as ids 0 to 255, for models without one.
 
-    bos and eos are what tokenizer_config.json says, without it Llama-3's, "<s>" and "</s>", or "<|endoftext|>". bos is
-    put before a text, adds_bos, if add_bos_token there is true; where nothing is said of that, if the post-processor
-    of tokenizer.json puts a token first (Llama-3's does, SmolLM2 and GPT-2 have none), and in the other two files.
+    bos and eos are those of tokenizer_config.json, or else Llama-3's, or "<s>" and "</s>", or as eos "<|endoftext|>".
+    adds_bos, whether bos goes before a text, is add_bos_token of tokenizer_config.json. If that is not given, adds_bos
+    is true for tokenizer.model and vocab.json. For tokenizer.json it is true if its post-processor puts a token first:
+    Llama-3's does, SmolLM2 and GPT-2 have none.
     Raises FileNotFoundError without a known file, ValueError for one that is broken or of an unsupported kind.
     """
     if folder == "bytes":
@@ -146,8 +149,10 @@ def load_tokenizer(folder) -> Tokenizer:
 
 
 def _ends(path, file, special, first):
-    """bos, eos and adds_bos as tokenizer_config.json, at `path`, says them, or the tokenizer's file: the token that it
-    puts first, True if that is bos, or None."""
+    """bos, eos and adds_bos of tokenizer_config.json at `path`, or else of the tokenizer's file.
+
+    first: the token that this file puts before a text; True: bos; None: no token.
+    """
     config, found = read_json(path, kind=dict) if path.is_file() else {}, {}
     for key, usual in [("bos", ["<|begin_of_text|>", "<s>"]), ("eos", ["<|end_of_text|>", "</s>", "<|endoftext|>"])]:
         token = config.get(key + "_token", next((name for name in usual if name in special), None))
@@ -165,7 +170,7 @@ def _ends(path, file, special, first):
 
 
 def _check_ids(file, fields):
-    """ValueError unless there are tokens, of ids from 0 to MOST_IDS, each with one of its own."""
+    """Raise ValueError unless there are tokens, each with an id of its own from 0 to below MOST_IDS."""
     if not fields["ids"]:
         raise ValueError(f"{file} has no tokens: fetch it again")
     names = {}
@@ -179,7 +184,7 @@ def _check_ids(file, fields):
 
 @contextmanager
 def _no_panic(what):
-    """What tiktoken's Rust ends with where it is beaten is no Exception: a ValueError with a sentence instead."""
+    """Turn a panic of tiktoken's Rust code, which is no Exception, into a ValueError with a sentence."""
     try:
         yield
     except BaseException as error:
@@ -263,8 +268,8 @@ def _hugging_face(path):
         made.setdefault("".join(pair))
     ids = {as_bytes(token): i for token, i in vocab.items() if token in made or token not in added}
     merges = dict.fromkeys(token for token in ids if len(token) == 1) | dict.fromkeys(map(as_bytes, made))
-    # tiktoken looks for a whole piece before it merges, as ignore_merges does. Without that, a token that no merge
-    # makes must never be found and gets no rank. (Of a trained vocabulary, merging makes every token.)
+    # tiktoken looks for a whole piece before it merges, as ignore_merges does. Without ignore_merges, a token that no
+    # merge makes must never be found, so it gets no rank. (In a trained vocabulary, merging makes every token.)
     if model.get("ignore_merges"):
         merges |= dict.fromkeys(ids)
     fields = dict(merges=list(merges), ids=ids, special=special, plain=plain)
@@ -287,7 +292,7 @@ def _pieces(pre_tokenizer, refuse):
     steps = pre_tokenizer.get("pretokenizers") if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         refuse(f"pre-tokenizer {json.dumps(pre_tokenizer)[:300]}")
-    match [{"use_regex": True, **step} for step in steps]:  # old files do without use_regex
+    match [{"use_regex": True, **step} for step in steps]:  # old files lack use_regex
         case [{"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
               {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}] if regex == LLAMA3:
             return LLAMA3, False

@@ -3,14 +3,14 @@
     python -m nanoct.tune --data mine.jsonl --method ct_kv --out ctx.safetensors --held-out test.jsonl
     python -m nanoct.tune --predict --context ctx.safetensors --data questions.jsonl --out answers.jsonl
 
-A file of examples has JSON lines {"input": "abc", "output": "cba"}, with "options": ["cba", ...] where the answer
-is one of them; a question needs the input alone. All lines of --data are demos. A template makes text of them:
-what stands before {output} is x, {output} and what follows, the terminator, is y. Options are compared by their
-mean loss per token; without options the answer is decoded greedily up to the terminator, and it is right if it is
-the output but for spaces around it. Template, instruction and metric are in the context, so --predict asks for none.
+A file of examples has JSON lines {"input": "abc", "output": "cba"}, with "options": ["cba", ...] if the answer
+is one of them. A question needs the input alone. All lines of --data are demos, the examples to learn from. A template
+makes text of a line: x is what stands before {output}; y is {output} and what follows, the terminator. Options are
+compared by their mean loss per token. Without options the answer is decoded greedily up to the terminator. It is right
+if it is the output, except for spaces around it. The context keeps template, instruction and metric for --predict.
 
 The terminator is tokenised apart from the answer: a tokenizer that merges "." and a line break would end every
-answer differently. Most tokenizers keep a space with the word behind it, so a template of words does best with
+answer differently. Most tokenizers join a space to the word behind it, so a template for words does best with
 "A:{output}" and outputs that begin with a space.
 """
 
@@ -35,8 +35,8 @@ from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, load_model, quiet_threads
 
 EMBEDDED, PLAIN = f"{{input}}{EQUALS}{{output}}{END}", "{input}\n{output}\n\n"  # templates
-METRICS = None, "accuracy", "macro_f1", "text"  # None: as a line has options or not
-BASELINES = "icl", "zero_shot"  # beside which a held-out score is printed
+METRICS = None, "accuracy", "macro_f1", "text"  # None: depends on whether a line has options
+BASELINES = "icl", "zero_shot"  # their scores are printed beside a held-out score
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Line:
 
 
 def read_lines(path, need_output=True):
-    """The Lines of a file. Raises OSError or ValueError with a sentence that names the line and the field at fault."""
+    """Read the Lines of a file. Raises OSError or ValueError with a sentence that names the wrong line and field."""
     rows = read_json_lines(path)
     if not rows:
         raise ValueError(f"{path} is empty: give it a line for every example.")
@@ -72,7 +72,7 @@ def _read_line(where, values, need_output):
 
 
 def split(template):
-    """What stands before {input}, between, after {output}. ValueError unless both are there once, in this order."""
+    """The text before {input}, between, after {output}. Raises ValueError unless both occur once, in this order."""
     found = re.fullmatch(r"(.*?)\{input\}(.*?)\{output\}(.*)", template, re.DOTALL)
     if not found or template.count("{input}") + template.count("{output}") != 2:
         raise ValueError(f"the template {template!r} must contain {{input}} once and {{output}} once after it.")
@@ -90,10 +90,10 @@ def decoded(line, metric):
 
 
 def encode(line, model, tokenizer, template, metric, start=0):
-    """Token ids of a line's x, and {answer: ids of y} of its options, or else of its output if it has one.
+    """Token ids of a line's x, and {answer: ids of y} of its options, or else of its output, if any.
 
-    Raises ValueError with the line if it has no tokens or unknown ones, does not fit the model behind `start`
-    tokens of context, or cannot be decoded because it has no terminator, or more than one.
+    Raises ValueError with the line if it has no tokens or unknown ones, or does not fit the model behind `start`
+    tokens of context; and where answers are decoded, if the template has no terminator or the output contains it.
     """
     before, between, after = split(template)
     if decoded(line, metric) and not after:
@@ -121,7 +121,7 @@ def start_of(adapted):
 
 
 def answer(adapted, tokenizer, lines, template, metric, max_new_tokens):
-    """What an Adapted answers to each line: [(prediction, {option: mean loss per token in nats})], {} where it decodes.
+    """Answer each line: [(prediction, {option: mean loss per token in nats})], with {} if the answer is decoded.
 
     Raises ValueError on a line that cannot be encoded (see encode).
     """
@@ -154,7 +154,7 @@ def score(lines, answers, metric):
 
 
 def configure(method, settings):
-    """The Config of a method with settings ["name=value", ...]. ValueError on a name or a value it does not take."""
+    """The Config of a method with settings ["name=value", ...]. Raises ValueError on a wrong name or value."""
     Config, values = METHODS[method].Config, {}
     types = {f.name: f.type for f in fields(Config)}
     for text in settings:
@@ -168,7 +168,7 @@ def configure(method, settings):
 
 
 def check_out(out, force, *read):
-    """Raises ValueError or OSError if `out` exists and there is no force, is read too, or cannot be written."""
+    """Raise ValueError or OSError if `out` exists without `force`, is a file to read too, or cannot be written."""
     path = Path(out)
     if path.exists() and (not path.is_file() or any(path.samefile(file) for file in read if Path(file).exists())):
         raise ValueError(f"--out {out} is a folder, a device or one of the files that are read: give another file.")
@@ -188,7 +188,7 @@ def need_options(lines, metric):
 
 
 def load(name, device):
-    """Model and tokenizer; small matrices on a CPU run fastest in one thread."""
+    """Load model and tokenizer; small matrices on a CPU run fastest in one thread."""
     folder = fetch(name)
     model, tokenizer = load_model(folder, device), load_tokenizer(folder)
     quiet_threads(model)
@@ -213,7 +213,7 @@ def tune(args):
     demos = [Demo(x, ys[line.output]) for line, (x, ys) in zip(lines, encoded)]
     task = Task(Path(args.data).stem, demos, [], instruction)
     steps = [f.name for f in fields(config) if f.name.endswith("n_step")]
-    # no step at all: what does not fit is said before the work
+    # with no steps: what does not fit is refused before the work
     untrained = method.adapt(model, task, replace(config, **dict.fromkeys(steps, 0)), args.seed)
     check_savable(untrained)
     start = start_of(untrained)
@@ -243,7 +243,7 @@ def tune(args):
             other = adapted if name == args.method else METHODS[name].adapt(model, task)
             answers = answer(other, tokenizer, held_out, **how)
             print(f"  {name:14} {score(held_out, answers, args.metric):6.1%}", flush=True)
-        except ValueError as error:  # demos that single-pair methods learn from may be more than ICL can read
+        except ValueError as error:  # methods of single pairs can take more demos than ICL can read
             print(f"  {name:14} cannot be scored: {error}")
 
 
@@ -274,7 +274,7 @@ def predict(args):
 
 
 def written(row):
-    """A row as JSON, escaped if it holds half a surrogate pair, which is no text."""
+    """A row as JSON, escaped if it holds half a surrogate pair, which UTF-8 lacks."""
     text = json.dumps(row, ensure_ascii=False)
     return json.dumps(row) if any("\ud800" <= c <= "\udfff" for c in text) else text
 

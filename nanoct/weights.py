@@ -1,4 +1,4 @@
-"""Public Llama and GPT-2 files in and out: config.json with model.safetensors, whole or in shards.
+"""Read and write public Llama and GPT-2 files: config.json with model.safetensors, whole or in shards.
 
     model = load_model("meta-llama/Llama-3.2-1B")   # or a folder
     save_model(model, "folder")                     # transformers reads it
@@ -24,7 +24,7 @@ from nanoct.model import Llama, LlamaConfig
 
 SIZES = dict(vocab_size="vocab_size", n_layer="num_hidden_layers", n_head="num_attention_heads",
              n_embd="hidden_size", n_ffn="intermediate_size", n_position="max_position_embeddings")
-# What a Llama file may ask for beyond what model.py computes: anything but these values is refused.
+# Further settings of Llama files. model.py computes only these values of them, and any other is refused.
 PLAIN = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, sliding_window=None, rope_interleaved=False,
              partial_rotary_factor=1.0, quantization_config=None)
 GPT2_SIZES = dict(vocab_size="vocab_size", n_layer="n_layer", n_head="n_head", n_embd="n_embd",
@@ -34,17 +34,17 @@ GPT2_PLAIN = dict(activation_function="gelu_new", scale_attn_weights=True, scale
 TURNED = "c_attn.weight", "c_proj.weight", "c_fc.weight"  # GPT-2's files have (in, out)
 LLAMA3 = dict(factor=float, low_freq_factor=float, high_freq_factor=float, original_max_position_embeddings=int)
 FLOATS = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16)
-CONSTANTS = "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"  # of older files
+CONSTANTS = "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"  # in older files
 HEAD = "lm_head.weight"
-LARGEST, MOST_LAYERS = {int: 10**9, float: 1e15}, 10**4  # of the numbers of a config.json
-EMBEDDED = Path(__file__).parents[1] / "weights"  # in the repository, and in no installed package
+LARGEST, MOST_LAYERS = {int: 10**9, float: 1e15}, 10**4  # of the numbers in a config.json
+EMBEDDED = Path(__file__).parents[1] / "weights"  # in the repository, not in an installed package
 
 
 def load_model(folder_or_name, device=None, dtype=None) -> Llama | GPT2:
-    """A frozen Llama or GPT-2 from a folder or a hub name such as "meta-llama/Llama-3.2-1B".
+    """Load a frozen Llama or GPT-2 from a folder or a hub name such as "meta-llama/Llama-3.2-1B".
 
-    Raises FileNotFoundError where a file is missing, ValueError where one cannot be read, asks for what
-    this model does not compute, or holds other tensors than its config says; all in one sentence.
+    Raises FileNotFoundError if a file is missing. Raises ValueError if one cannot be read, asks for what
+    these models do not compute, or holds other tensors than its config says. Each is one sentence.
     """
     device = pick_device(device)
     dtype = resolve_dtype(dtype, device)
@@ -52,7 +52,7 @@ def load_model(folder_or_name, device=None, dtype=None) -> Llama | GPT2:
     config = read_config(folder)
     tensors = {name: file.get_slice(name) for file in map(_open, _weight_files(folder)) for name in file.keys()
                if not name.endswith(CONSTANTS)}
-    if isinstance(config, GPT2Config):  # the first public files name no transformer
+    if isinstance(config, GPT2Config):  # the first public files have names without transformer.
         tensors = {name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": t
                    for name, t in tensors.items()}
     seen = {name: (t.get_dtype(), tuple(t.get_shape())) for name, t in tensors.items()}
@@ -86,9 +86,9 @@ def load_model(folder_or_name, device=None, dtype=None) -> Llama | GPT2:
 def save_model(model, folder, dtype=None, metadata=None) -> Path:
     """Write config.json and model.safetensors as transformers (4.x and 5.x) reads them; return the folder.
 
-    dtype: default the model's. metadata: {str: str} for the header of the safetensors file.
+    dtype: by default the model's. metadata: {str: str} for the header of the safetensors file.
     Files are replaced whole: an interrupted call leaves no half-written one. Raises ValueError on an unknown dtype,
-    OSError with a sentence where they cannot be written.
+    OSError with a sentence if they cannot be written.
     """
     folder, c = Path(folder), model.config
     dtype = resolve_dtype(dtype or model.dtype, model.device)
@@ -116,8 +116,8 @@ def fingerprint(model) -> str:
     """12 hex digits that say which base model a result or a tuned context belongs to.
 
     A sha256 over the config and the weights rounded to bfloat16: the same on every device, and for one file
-    loaded in float32 or bfloat16. Tensors below two million values are hashed whole, of larger ones one to
-    two million evenly spaced values: half a gigabyte and a few seconds for an 8B model.
+    loaded in float32 or bfloat16. Tensors below two million values are hashed whole. Of larger ones about a
+    million evenly spaced values are hashed: half a gigabyte and a few seconds for an 8B model.
     """
     digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
     for name, p in sorted(model.named_parameters()):
@@ -128,7 +128,7 @@ def fingerprint(model) -> str:
 
 
 def fetch(folder_or_name) -> Path:
-    """The folder itself, or the folder of the hub's cache that holds a model (and its tokenizer) named "org/name".
+    """Return a model's folder as it is, or download the model named "org/name" from the hub and return its folder.
 
     Raises FileNotFoundError or ValueError with a sentence: no such folder, no network, not allowed, not found.
     """
@@ -150,7 +150,7 @@ def fetch(folder_or_name) -> Path:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise FileNotFoundError(f"There is no folder {name!r}, nor is that a hub name such as "
                                 "'meta-llama/Llama-3.2-1B'.")
-    from huggingface_hub import errors, snapshot_download  # only here: a folder needs neither
+    from huggingface_hub import errors, snapshot_download  # only here: a folder does without the hub
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "tokenizer.model"],
@@ -158,24 +158,24 @@ def fetch(folder_or_name) -> Path:
     except errors.GatedRepoError:
         raise ValueError(f"{name!r} is gated: accept the licence on https://huggingface.co/{name} and log in "
                          "with `hf auth login`.") from None
-    except errors.RepositoryNotFoundError:  # the hub's answer to strangers is the same for private and for absent
+    except errors.RepositoryNotFoundError:  # without a login the hub answers the same for private and absent
         raise FileNotFoundError(f"There is neither a folder nor a public hub model {name!r}; check the name, or log in "
                                 "with `hf auth login` if the model is private.") from None
     except errors.LocalEntryNotFoundError as error:
-        there = getattr(error, "snapshot_path", None)  # of a cache that lacks some files, perhaps none that is needed
+        there = getattr(error, "snapshot_path", None)  # a cache that lacks some files, perhaps none that is needed
         lacking = _lacking(Path(there)) if there else ["all of it"]
         if not lacking:
             return Path(there)
         raise FileNotFoundError(f"There is no folder {name!r}, of the hub model of that name {_some(lacking)} is not "
                                 "in the cache, and the hub cannot be reached; connect, or give the folder of a "
                                 "download.") from None
-    except Exception as error:  # a download dies in many ways: disk, proxy, time-out
+    except Exception as error:  # a download fails in many ways: disk, proxy, time-out
         raise ValueError(f"{name!r} could not be fetched ({_line(error)}); try again, or give the folder of "
                          "a download.") from error
 
 
 def _lacking(folder):
-    """Names of what the folder of a public model lacks to be loaded with its tokenizer."""
+    """Names of the files that a folder lacks for loading a model and its tokenizer."""
     lacking = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         lacking.append("tokenizer.json")
@@ -183,14 +183,14 @@ def _lacking(folder):
 
 
 def _as_in_file(name, tensor):
-    """A tensor as its file has it, and back: GPT-2's linear maps are turned."""
+    """Turn a model's tensor into its file's, or back: GPT-2's linear maps are transposed."""
     return tensor.T if name.endswith(TURNED) else tensor
 
 
 def read_config(folder) -> LlamaConfig | GPT2Config:
-    """config.json as a LlamaConfig or GPT2Config.
+    """Read config.json as a LlamaConfig or GPT2Config.
 
-    Raises ValueError with the key and the value that this model does not compute.
+    Raises ValueError with the key and the value that these models do not compute.
     """
     file = Path(folder) / "config.json"
     c = _read_object(file)
@@ -243,7 +243,7 @@ def _checked(Config, file, **fields):
 
 
 def _check_room(folder, config, shapes):
-    """ValueError on sizes far above those of the tensors, said before they are built: that may take minutes."""
+    """Raise ValueError on sizes far above those of the tensors. Building such a model first could take minutes."""
     most, names = max((side for shape in shapes for side in shape), default=0), dict(SIZES)
     sizes = dict(vocab_size=config.vocab_size, n_embd=config.n_embd, n_ffn=config.n_ffn,
                  n_head=config.n_head * config.head_dim)
@@ -258,14 +258,16 @@ def _check_room(folder, config, shapes):
 
 
 def quiet_threads(model):
-    """One thread, if the model is small and on a CPU: its matrices are done before a second thread has begun, and on a
-    busy machine every one of them would wait for that thread."""
+    """Use one thread if the model is small and on a CPU.
+
+    Its matrices are done before a second thread has begun, and on a busy machine each one would wait for that thread.
+    """
     if model.device.type == "cpu" and model.config.n_embd < 512:
         torch.set_num_threads(1)
 
 
 def pick_device(device=None) -> torch.device:
-    """The device told, else the first there is of cuda, mps, cpu. Raises ValueError where it does not exist."""
+    """The named device, or else the first there is of cuda, mps, cpu. Raises ValueError if it does not exist."""
     count = dict(cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()), cpu=1)
     here = [kind for kind, n in count.items() if n]
     try:
@@ -278,7 +280,7 @@ def pick_device(device=None) -> torch.device:
 
 
 def resolve_dtype(dtype, device) -> torch.dtype:
-    """A torch.dtype or its name; None is bfloat16 on cuda and float32 elsewhere. Raises ValueError on any other."""
+    """The torch.dtype of a dtype or name; None: bfloat16 on cuda, float32 elsewhere. Raises ValueError on any other."""
     if dtype is None:
         return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype

@@ -1,6 +1,6 @@
-"""One file per method, all of one shape: a flat Config and adapt(model, task, config, seed, progress) -> Adapted.
+"""One file per method. Each has a flat Config and adapt(model, task, config, seed, progress) -> Adapted.
 
-METHODS is a plain dict, in the order of the paper's table: to add a method, write its file and name it here.
+METHODS is a plain dict, in the order of the paper's table. To add a method, write its file and name it here.
 """
 
 from nanoct.methods import (

@@ -6,11 +6,11 @@
 phi is frozen, and every key (after RoPE) and value of theta is trained: 2·L·K·D·P numbers, float32.
 In-context learning starts and stops at theta_0. Pair i is not shown its own demo, or it would learn to copy it
 (leave-one-out); every entry is hidden from every pair with probability p at every step (token dropout).
-New tokens stand at positions P, P+1, … also while something is hidden. Predictions see the whole of theta.
+New tokens stand at positions P, P+1, … also while entries are hidden. Predictions see the whole of theta.
 
 Cost. A step runs the k pairs, T tokens, in one packed row behind the P entries of theta: 4·N·T FLOPs for N weights
 (forward and the gradient of the inputs, none of the weights) and 12·L·H·D·T·(P+T) for attention: a·k + b·k².
-Memory: 5 float32 copies of theta (value, gradient, AdamW's two, the last good one).
+Memory: 5 float32 copies of theta (value, gradient, AdamW's two moments, the last good value).
 
     python -m nanoct.reproduce --methods icl prefix_tuning ct_kv
 """
@@ -41,8 +41,9 @@ class Config:
 def adapt(model, task, config=Config(), seed=0, progress=None, adapter=None, context=None, values_only=False):
     """Tune the KV cache of task.demos; returns (model, adapter, theta). progress(step, loss) is called every step.
 
-    Raises ValueError without demos, or if theta and the pairs do not fit the model. A single demo is not left out,
-    as a warning says. adapter: of phi, left as it is. context: another theta_0. values_only: keys are not trained.
+    Raises ValueError without demos, or if theta and the pairs do not fit the model. With a single demo
+    leave-one-out is off, and a warning says so. adapter: part of phi, not trained. context: another theta_0.
+    values_only: train no keys.
     """
     demos = task.need_demos("CT-KV")
     generator = torch.Generator().manual_seed(seed)

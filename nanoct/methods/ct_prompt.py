@@ -3,14 +3,14 @@
     theta* = KV(e*),    e* = argmin  - 1/n · sum_i log p_phi(y_i | KV(drop(e without the tokens of demo i)), x_i)
     e_0    = embeddings of x_1 y_1 … x_k y_k
 
-phi is frozen; P·C numbers are trained, float32. A token that is hidden from pair i (leave-one-out, token dropout)
-must be hidden from all of its row, later tokens of the prompt included, or it shows through their keys and
-values. So the prompt runs through the model once for each pair. Positions stay as they are. `one_pass` runs it
-once for all pairs and hides tokens from the pairs alone: cheaper, and demo i leaks.
+phi is frozen, and P·C numbers are trained, float32. A token can be hidden from pair i: by leave-one-out (pair i is
+not shown its own demo) or by token dropout (at random). Later tokens of the prompt must not see it either, or it
+shows through their keys and values. So the prompt runs through the model once for each pair. Hiding moves no
+position. `one_pass` runs the prompt once for all pairs and hides tokens only from the pairs: cheaper, but demo i leaks.
 
-Cost. Every step runs k·P + T tokens with T = P for the k pairs: 4·N·k·P FLOPs for N weights (forward and the
-gradient of the inputs) and 6·L·H·D·k·P² for attention: O(k²) and O(k³). With `one_pass` 4·N·(P+T), as cheap as two
-steps of CT-KV. Memory: the activations of k·P tokens, and 5 float32 copies of e.
+Cost. A step runs k prompts of P tokens and the row of k pairs, T tokens: 4·N·(k·P+T) FLOPs for N weights (forward and
+the gradient of the inputs) and 12·L·H·D·(k·P² + T·(k·P+T)) for attention: O(k²) and O(k³). With `one_pass` 4·N·(P+T),
+as cheap as two steps of CT-KV. Memory: the activations of k·P tokens, and 5 float32 copies of e.
 
     python -m nanoct.reproduce --methods icl ct_prompt ct_kv
 """
@@ -35,7 +35,7 @@ class Config:
     lr: float = 3e-3  # of AdamW, cosine decay to 0, no warm-up
     token_dropout: float = 0.1  # probability that a token is hidden from a pair's row in a step
     leave_one_out: bool = True  # hide demo i from the row of pair i
-    one_pass: bool = False  # one prompt for all pairs: hidden from them, but not from the prompt's later tokens
+    one_pass: bool = False  # one prompt for all pairs: tokens are hidden from the pairs, not from later tokens
 
 
 def adapt(model, task, config=Config(), seed=0, progress=None):
@@ -63,9 +63,10 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
 
 
 def read(model, embeds, owner, seen, one_pass=False):
-    """Run the prompt (1 or k, P, C) as each of k pairs may see it, seen (k, P) bool; the k prompts lie side by side.
+    """Run the prompt once for each of k pairs, with some tokens hidden from that pair; the k prompts lie side by side.
 
-    Returns a prefix of k·P entries, and which of them each pair may see (k, k·P): of three pairs with leave-one-out,
+    embeds (1 or k, P, C); seen (k, P) bool, what a pair may see. Returns a prefix of k·P entries, and which of them
+    each pair may see (k, k·P). With three pairs and leave-one-out:
 
                     prompt of pair 1   prompt of pair 2   prompt of pair 3
         owner           1  2  3            1  2  3            1  2  3
@@ -73,8 +74,8 @@ def read(model, embeds, owner, seen, one_pass=False):
         pair 2 sees     .  .  .            x  .  x            .  .  .
         pair 3 sees     .  .  .            .  .  .            x  x  .
 
-    In prompt i itself the tokens hidden from pair i are hidden from all others. With one_pass there is one prompt of P
-    entries, in which nothing is hidden; the pairs see it by `seen`.
+    Inside prompt i, the tokens hidden from pair i are hidden from all other tokens. With one_pass there is one prompt
+    of P entries; nothing is hidden inside it, and `seen` stays as it is.
     """
     k, P = seen.shape
     if one_pass:
@@ -87,7 +88,7 @@ def read(model, embeds, owner, seen, one_pass=False):
 
 
 def footprint(config, lengths, settings):
-    """P embeddings are trained; a step runs one prompt a pair (or one for all), then the row of pairs behind them."""
+    """P embeddings are trained; a step runs one prompt per pair (or one for all), then the row of pairs behind."""
     P, T, k = lengths.context, lengths.row, 1 if settings.one_pass else len(lengths.demos)
     passes = [Pass(k, P, P, masked=k > 1, kv_only=True), Pass(1, T, k * P + T, lengths.targets)]
     return Footprint(settings.n_step, passes, trained=P * config.n_embd, read=P, prefix=P)

@@ -2,7 +2,7 @@
 
     theta = KV(x_1 y_1 … x_k y_k),    p_phi(y | theta, x)    phi frozen
 
-Trains nothing; costs one forward over the P context tokens, 2·N·P FLOPs. CT-KV starts here.
+It trains nothing and costs one forward over the P context tokens, 2·N·P FLOPs for N weights. CT-KV starts here.
 
     python -m nanoct.reproduce --methods icl
 """

@@ -1,9 +1,9 @@
 """LoRA: fine-tune low-rank weights on the demonstrations, one at a time (Hu et al., arXiv 2106.09685).
 
-    phi* = argmin  - 1/n · sum_i log p_phi(y_i | x_i),    theta empty but for the instruction
+    phi* = argmin  - 1/n · sum_i log p_phi(y_i | x_i),    theta = KV(instruction)
 
-The baseline that never sees two demos together: TTT (ttt.py) differs in the context alone. Trained are LoRA
-matrices on q, v, o, gate, up, down (not k) of every layer, rank·(in + out) numbers each, float32.
+LoRA never sees two demos together; TTT (ttt.py) shows the model one behind the other. It trains LoRA matrices on
+q, v, o, gate, up, down (not k) of every layer, rank·(in + out) numbers for each weight, float32.
 
 Cost. Every step runs the k pairs, T tokens, in one packed row: 4·N·T FLOPs for N weights (forward and the gradient
 of the inputs; the adapters add a share of about 2·rank/width) and 12·L·H·D·T² for attention. Memory: 5 float32
@@ -39,7 +39,7 @@ class Config:
 def adapt(model, task, config=Config(), seed=0, progress=None, kind=adapters.LoRA):
     """Train an adapter on task.demos; returns (model, adapter, KV of the instruction).
 
-    progress(step, loss) is called every step. kind: what dora.py has in place of LoRA. Raises ValueError without
+    progress(step, loss) is called every step. kind: class of the adapter, LoRA or DoRA. Raises ValueError without
     demos, if they do not fit, or on a rank below 1.
     """
     task.need_demos(kind.__name__)
@@ -56,7 +56,7 @@ def adapt(model, task, config=Config(), seed=0, progress=None, kind=adapters.LoR
 
 
 def footprint(config, lengths, settings, kind=adapters.LoRA):
-    """Low-rank weights are trained; a step is the row of all pairs, the instruction at the head of each."""
+    """Low-rank weights are trained; a step is the row of all pairs, each with the instruction at its head."""
     T = lengths.headed_row
     low_rank = LowRank(kind, settings.rank, settings.dropout)
     return Footprint(settings.n_step, [Pass(1, T, T, lengths.targets)], low_rank=low_rank)

@@ -9,7 +9,7 @@ New tokens stand at positions P, P+1, …; the instruction, if there is one, is 
 
 Cost. A step runs the k pairs, T tokens, in one packed row behind the P entries of theta: 4·N·T FLOPs for N weights
 (forward and the gradient of the inputs, none of the weights) and 12·L·H·D·T·(P+T) for attention: a·k + b·k².
-Memory: 5 float32 copies of theta (value, gradient, AdamW's two, the last good one).
+Memory: 5 float32 copies of theta (value, gradient, AdamW's two moments, the last good value).
 
     python -m nanoct.reproduce --methods icl prefix_tuning ct_kv
 """

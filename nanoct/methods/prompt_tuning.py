@@ -4,7 +4,7 @@
     e_0    = embeddings of tokens 0, 1, … m-1, or noise
 
 phi is frozen; m embeddings are trained, m·C numbers, float32. They run through the model at every step, and once
-more when they are tuned, to become a prefix. New tokens stand at positions m, m+1, …; the instruction, if there
+more at the end, to become a prefix. New tokens stand at positions m, m+1, …; the instruction, if there
 is one, is at the head of every row.
 
 Cost. Every step runs the m embeddings and the k pairs, T tokens, in one packed row: 4·N·(m+T) FLOPs for N weights
@@ -32,7 +32,7 @@ class Config:
     n_step: int = 32  # optimiser steps, one pass over all k pairs each
     lr: float = 1e-2  # of AdamW, cosine decay to 0, no warm-up
     n_prefix: int = 32  # m
-    start: str = "tokens"  # e_0; "noise": random embeddings, as far spread as the model's
+    start: str = "tokens"  # e_0; "noise": random, with the standard deviation of the "tokens" start
 
 
 def adapt(model, task, config=Config(), seed=0, progress=None):

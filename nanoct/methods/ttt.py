@@ -3,13 +3,13 @@
     phi*  = argmin  - 1/n · sum over random orders s of sum_i log p_phi(y_s(i) | x_s(1) y_s(1) … x_s(i))
     theta = KV(x_1 y_1 … x_k y_k) under phi*
 
-Trained are LoRA matrices on q, v, o, gate, up, down (not k) of every layer, rank·(in + out) each. Every step
-draws `batch` random orders of the k demos; the loss is on all the answers of each. The adapter stays an
-argument and is never merged: the model's weights do not change by a bit.
+It trains LoRA matrices on q, v, o, gate, up, down (not k) of every layer, rank·(in + out) numbers for each weight.
+Every step draws `batch` random orders of the k demos; the loss covers all answers of every order. The adapter stays
+an argument and is never merged: the model's weights do not change by a bit.
 
 Cost. A step runs batch·P tokens, 4·N·batch·P FLOPs for N weights (forward and the gradient of the inputs;
-the adapters add a share of about 2·rank/width). In one order only the last demo sees k-1 others, so a pass
-in which every demo is a target once with all the others before it is k orders: O(k²).
+the adapters add a share of about 2·rank/width). In one order only the last demo sees the k-1 others. So it
+takes k orders until every demo has stood behind all the others once: O(k²).
 
     python -m nanoct.reproduce --methods icl ttt
 """
@@ -39,7 +39,7 @@ class Config:
 
 
 def adapt(model, task, config=Config(), seed=0, progress=None):
-    """Train adapters on orders of task.demos; returns (model, adapter, prefix under it).
+    """Train an adapter on random orders of task.demos; returns (model, adapter, prefix read with it).
 
     progress(step, loss) is called every step. Raises ValueError without demos, if they do not fit, or on a rank
     or batch below 1.
@@ -63,9 +63,9 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
 
 
 def sequences(model, instruction, orders, separator=()):
-    """Orders of the same demos, each behind the instruction, the separator between demos.
+    """Orders of the same demos as tokens: each behind the instruction, with the separator between demos.
 
-    Returns tokens (B, P), and which of them are answers (B, P) bool. All orders have one length: there is no padding.
+    Returns tokens (B, P), and which are answers (B, P) bool. All orders are equally long, so there is no padding.
     """
     tokens = torch.cat([concatenate(model, instruction, demos, separator)[0] for demos in orders])
     is_answer = []
@@ -78,7 +78,7 @@ def sequences(model, instruction, orders, separator=()):
 
 
 def footprint(config, lengths, settings):
-    """Low-rank weights are trained; a step runs `batch` orders of all demos, whose cache is read in the end."""
+    """Low-rank weights are trained; a step runs `batch` orders of all demos. At the end the demos are read once."""
     P, n = lengths.context, lengths.targets * settings.batch
     low_rank = LowRank(adapters.LoRA, settings.rank, settings.dropout)
     passes = [Pass(settings.batch, P - 1, P - 1, n, masked=False)]

@@ -1,10 +1,10 @@
-"""TTT+CT-KV: fine-tune weights on the demonstrations, then optimise the KV cache they have under the new weights.
+"""TTT+CT-KV: fine-tune weights on the demonstrations, then optimise their KV cache under the new weights.
 
     phi*   = TTT (ttt.py)
     theta* = CT-KV (ct_kv.py) from KV(x_1 y_1 … x_k y_k) under phi*        (arXiv 2507.04221, section 5)
 
-Both are trained, one after the other: TTT's adapters, then 2·L·K·D·P keys and values; CT-KV's steps are fewer
-than it takes alone. Cost: the sum of both; CT-KV's steps pay for the adapter too, a share of about 2·rank/width.
+TTT's adapters are trained first, then 2·L·K·D·P keys and values, in fewer steps than CT-KV takes alone. Cost: the
+sum of both. CT-KV's steps also run the adapter, which adds a share of about 2·rank/width.
 
     python -m nanoct.reproduce --methods icl ttt ct_kv ttt_ct_kv
 """
@@ -17,16 +17,16 @@ from nanoct.optimise import check
 from nanoct.packing import pack_demos
 
 LABEL, COLOUR = "TTT+CT-KV", "#6a3d9a"  # in tables and figures
-SWEEP = ct_kv.SWEEP  # values worth trying in CT-KV's part; TTT's settings are those chosen for it
+SWEEP = ct_kv.SWEEP  # values worth trying in CT-KV's part; TTT's part has the settings chosen for TTT
 
 
 @dataclass
 class Config:
-    n_step: int = 8  # of CT-KV, as what follows
+    n_step: int = 8  # of CT-KV, like the next three
     lr: float = 1e-2
     token_dropout: float = 0.1
     leave_one_out: bool = True
-    ttt_n_step: int = 32  # of TTT, as what follows
+    ttt_n_step: int = 32  # of TTT, like the rest
     ttt_lr: float = 1e-3
     batch: int = 4
     rank: int = 16
@@ -37,8 +37,8 @@ class Config:
 def adapt(model, task, config=Config(), seed=0, progress=None):
     """TTT, then CT-KV; returns (model, adapter, theta).
 
-    progress(step, loss) is called every step, steps of both counted through. Raises what they raise; what CT-KV would
-    refuse is refused before TTT has trained.
+    progress(step, loss) is called every step; CT-KV's steps count on from TTT's. Raises what both raise. Input that
+    CT-KV would refuse is refused before TTT trains.
     """
     first, second = parts(config)
     check(second)
@@ -51,14 +51,14 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
 
 
 def parts(config):
-    """The Configs of TTT and of CT-KV in a Config of both."""
+    """Split a Config of both into one of TTT and one of CT-KV."""
     c = config
     return (ttt.Config(c.ttt_n_step, c.batch, c.ttt_lr, c.rank, c.alpha, c.dropout),
             ct_kv.Config(c.n_step, c.lr, c.token_dropout, c.leave_one_out))
 
 
 def footprint(config, lengths, settings):
-    """TTT's, then CT-KV's on weights that TTT's adapter goes with."""
+    """The Footprint of TTT, then that of CT-KV beside TTT's adapter."""
     first, second = parts(settings)
     first = ttt.footprint(config, lengths, first)
     low_rank = replace(first.low_rank, trained=False)

@@ -1,9 +1,9 @@
 """Zero-shot: ask without demonstrations.
 
-    p_phi(y | theta, x)    phi frozen, theta empty but for the instruction
+    p_phi(y | theta, x)    phi frozen, theta = KV(instruction)
 
-What the model knows of the format alone; the floor under every other method. Trains nothing; costs one
-forward over the instruction.
+The score shows what the model knows without a demo: the floor under every other method. It trains nothing and costs
+one forward over the instruction.
 
     python -m nanoct.reproduce --methods zero_shot
 """
@@ -22,7 +22,7 @@ class Config:
 
 
 def adapt(model, task, config=Config(), seed=0, progress=None):
-    """theta = KV of the instruction (None without one): the same as the instruction at the head of every row."""
+    """theta = KV of the instruction, or None without one. An instruction at the head of every row gives the same."""
     return Adapted(model, prefix=encode_context(model, task.instruction))
 
 
