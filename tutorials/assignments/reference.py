@@ -36,3 +36,32 @@ def norm(x, weight, eps):
 def cross_entropy(logits, target):
     """-log p(target) of one vector of logits (V,)."""
     return logits.logsumexp(0) - logits[target]
+
+
+def read(weights, tokens, past, positions):
+    """One block over tokens [id] behind a past (keys, values), each (K, P, D), or None: token by token, head by head.
+
+    weights as in assignment 1. Returns hidden (T, C), and the new keys and values, each (K, T, D).
+    """
+    w, D = weights, weights["head_dim"]
+    n_head, n_kv = len(w["q_proj"]) // D, len(w["k_proj"]) // D
+    heads = lambda y: list(y.view(-1, D))
+    keys = [[] if past is None else list(past[0][j]) for j in range(n_kv)]
+    values = [[] if past is None else list(past[1][j]) for j in range(n_kv)]
+    hidden = []
+    for token, position in zip(tokens, positions, strict=True):
+        x = w["embed"][token]
+        y = norm(x, w["norm_1"], w["eps"])
+        for j, (key, value) in enumerate(zip(heads(w["k_proj"] @ y), heads(w["v_proj"] @ y))):
+            keys[j].append(rope(key, position, w["theta"]))
+            values[j].append(value)
+        parts = []
+        for h, q in enumerate(heads(w["q_proj"] @ y)):
+            j = h * n_kv // n_head  # neighbours share a KV head
+            parts.append(attend_one(rope(q, position, w["theta"]), keys[j], values[j], [True] * len(keys[j])))
+        x = x + w["o_proj"] @ torch.cat(parts)
+        y = norm(x, w["norm_2"], w["eps"])
+        gate = w["gate_proj"] @ y
+        hidden.append(x + w["down_proj"] @ (gate * gate.sigmoid() * (w["up_proj"] @ y)))
+    new = lambda entries: torch.stack([torch.stack(entry[-len(tokens):]) for entry in entries])
+    return torch.stack(hidden), (new(keys), new(values))
