@@ -118,7 +118,8 @@ def primes(seed, *names, among=PRIMES):
 def fail(broke, case, got, want, ask, section):
     """Raise Wrong with the four lines."""
     see = f" See section {section} of the handout." if section else ""
-    raise Wrong(f"{broke}\n  case: {case}\n  got {one_line(got)}, expected {one_line(want)}\n  {ask}{see}")
+    got, want, case = one_line(got), one_line(want), one_line(case, 250)
+    raise Wrong(f"{broke}\n  case: {case}\n  got {got}, expected {want}\n  {ask}{see}")
 
 
 def one_line(value, longest=150):

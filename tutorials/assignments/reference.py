@@ -65,3 +65,28 @@ def read(weights, tokens, past, positions):
         hidden.append(x + w["down_proj"] @ (gate * gate.sigmoid() * (w["up_proj"] @ y)))
     new = lambda entries: torch.stack([torch.stack(entry[-len(tokens):]) for entry in entries])
     return torch.stack(hidden), (new(keys), new(values))
+
+
+def pair_loss(model, prefix, seen, x, y, start):
+    """Sum of -log p over the answer tokens y of one pair, read alone behind the entries of a prefix that are seen.
+
+    model: embed (V, D), theta: one layer of one head whose keys, queries and values are the embeddings.
+    prefix: (keys, values), each [(D,)]; seen [bool]; start: the position of the first token of x.
+    """
+    embed, loss, ids = model["embed"], 0.0, [*x, *y]
+    keys, values = list(prefix[0]), list(prefix[1])
+    for t, token in enumerate(ids[:-1]):  # the last token has nothing to predict
+        turned = rope(embed[token], start + t, model["theta"])
+        keys.append(turned)
+        values.append(embed[token])
+        if t + 1 >= len(x):  # the token that comes next is of the answer
+            mixed = attend_one(turned, keys, values, [*seen, *[True] * (t + 1)])
+            loss = loss + cross_entropy(embed @ (mixed + embed[token]), ids[t + 1])
+    return loss
+
+
+def pairs_loss(model, prefix, seen, pairs, start):
+    """The mean over all answer tokens of k pairs, a pair at a time; None is a pair that is left out."""
+    there = [(pair, line) for pair, line in zip(pairs, seen, strict=True) if pair is not None]
+    total = sum(pair_loss(model, prefix, line, x, y, start) for (x, y), line in there)
+    return total / sum(len(y) for (_, y), _ in there)
