@@ -155,6 +155,13 @@ def same(got, want, broke, case, ask, section, atol=1e-9):
         stop(f"{number(got)} at {index}", f"{number(want)} ({int(wrong.sum())} of {want.numel()} are off)")
 
 
+def shaped(got, want, broke, case, ask, section):
+    """got, or Wrong unless it is a tensor of want's shape and kind of numbers, without NaN. Its values are free."""
+    fits = isinstance(got, torch.Tensor) and got.shape == want.shape and kind(got) == kind(want)
+    same(got, torch.nan_to_num(got.detach()).to(want.dtype) if fits else want, broke, case, ask, section)
+    return got
+
+
 def kind(tensor):
     if tensor.dtype == torch.bool:
         return "bool"

@@ -2,7 +2,7 @@
 
 import reference
 import torch
-from grading import fail, kind, points, primes, rng, same, untouched
+from grading import fail, kind, points, primes, rng, same, shaped, untouched
 
 TOL = 1e-5
 FIELDS = ("tokens", "positions", "pair", "where", "target", "weight")
@@ -36,6 +36,8 @@ def packed(impl, pairs, start):
         if field.dim() != (2 if name in FIELDS[:3] else 1):
             stop(f"The row's {name} has another number of dimensions.", tuple(field.shape),
                  "(R, T)" if name in FIELDS[:3] else "(N,)")
+    if not row.tokens.numel():
+        stop("The row has no tokens.", tuple(row.tokens.shape), "(R, T)")
     for name in FIELDS[1:3]:
         if getattr(row, name).shape != row.tokens.shape:
             stop(f"tokens and {name} differ in shape.", tuple(getattr(row, name).shape), tuple(row.tokens.shape))
@@ -184,10 +186,8 @@ def table(impl, owner, k, leave_one_out, p, generator):
     if isinstance(seen, torch.Tensor) and kind(seen) == "float":
         fail("visible hides or shows, and scales nothing.", case, f"{seen.dtype}, at most {float(seen.max()):.4g}",
              "torch.bool", "Is what is left rescaled after dropout, or is it left as it is?", "2.2")
-    want = torch.zeros(k, len(owner), dtype=torch.bool)
-    same(torch.zeros_like(seen) if isinstance(seen, torch.Tensor) else seen, want,
-         "visible returns a bool tensor (k, P).", case, "A line for each what, and a column for each what?", "2")
-    return seen, case
+    return shaped(seen, torch.zeros(k, len(owner), dtype=torch.bool), "visible returns a bool tensor (k, P).", case,
+                  "A line for each what, and a column for each what?", "2"), case
 
 
 def owners(seed):
@@ -302,10 +302,9 @@ def masked(impl, row, seen):
     with untouched("row_mask", "3", **tensors, seen=seen):
         mask = impl.row_mask(row, seen)
     (R, T), P = row.tokens.shape, seen.shape[1]
-    same(torch.zeros_like(mask) if isinstance(mask, torch.Tensor) else mask, torch.zeros(R, T, P + T, dtype=torch.bool),
-         "row_mask returns a bool tensor (R, T, P+T): it hides or shows, and scales nothing.",
-         f"R = {R}, T = {T}, P = {P}", "A line for each what, and a column for each what?", "3")
-    return mask
+    return shaped(mask, torch.zeros(R, T, P + T, dtype=torch.bool),
+                  "row_mask returns a bool tensor (R, T, P+T): it hides or shows, and scales nothing.",
+                  f"R = {R}, T = {T}, P = {P}", "A line for each what, and a column for each what?", "3")
 
 
 def lines(mask, row):
