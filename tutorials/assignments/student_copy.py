@@ -4,8 +4,8 @@ The copy is what is committed, by git archive, and has no history. It is a list 
 a file that nobody thought of is not in it. Of each assignment that is everything but the ANSWERS; beside them only what
 the tests import. The package stays out, as no test imports it and nearly every part of it answers something:
 
-    model, gpt2      A1    packing, tutorials 05 and 06       A2    fewshot, methods, optimise, score, tutorials    A3, A4
-    footprint, costs A5    score, studies, the tests of each  A6
+    A1      model, gpt2                 A3, A4  fewshot, methods, optimise, score; tutorials
+    A2      packing; tutorials          A5, A6  footprint, costs, score, studies
 
 What is left of it, readers of files and of text, does not run without these.
 """
@@ -15,7 +15,7 @@ import ast
 import io
 import subprocess
 import sys
-import tarfile
+import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -78,10 +78,9 @@ def make(destination, only=()):
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"{destination} is not an empty folder: the copy wants one of its own, so that nothing else "
                          "is handed out with it.")
-    archive = git("archive", "--format=tar", "HEAD", "--", *chosen(only))
+    archive = git("archive", "--format=zip", "HEAD", "--", *chosen(only))
     destination.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(destination, filter="data")
+    zipfile.ZipFile(io.BytesIO(archive)).extractall(destination)
     within = destination / HERE.relative_to(ROOT)
     (within / "AGENTS.md").rename(destination / "AGENTS.md")  # where coding assistants look
     (destination / "pytest.ini").write_text(PYTEST, encoding="utf-8")
@@ -95,7 +94,7 @@ def main():
     arguments = parser.parse_args()
     try:
         files = make(arguments.destination, arguments.only)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
     print(f"{len(files)} files in {arguments.destination}; students begin with tutorials/assignments/README.md")
 
