@@ -20,7 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-ANSWERS = ("solution", "mutants", "imports", "alternatives", "instructor")  # of each assignment; with or without .py
+ANSWERS = ("solution", "mutants", "imports", "alternatives", "variants", "steps")  # files and folders of an assignment
 BESIDE = ("README.md", "AGENTS.md")
 PYTEST = "[pytest]\ntestpaths = tutorials/assignments\n"  # so that plain pytest finds them, and its options
 
