@@ -15,16 +15,17 @@ class Way:
     """How a loss is made. The defaults are the specification, pair by pair; each other value is a mistake."""
 
     owner_seen: str = "others"  # "others", "all", "next": what leave-one-out hides
-    start: object = None  # position of a pair's first token; None: P; "on": the pairs one after the other
+    start: object = None  # position of a pair's first token; None: P; "on": after the pair before; "gap": what is seen
     part: str = "y"  # "y", "xy", "y less last", "y less first", "x"
     target: int = 1  # how far ahead a token predicts
+    place: str = "y"  # "x": the tokens that should predict y predict what is `target` ahead of them
     mean: str = "tokens"  # "tokens", "pairs", "sum", "all tokens"
     instruction: str = "as all"  # "as all", "hidden", "exempt", "dropped apart"
     draw: str = "each"  # "each", "first", "none", "turned"
     scale: str = ""  # "", "values", "both": what is rescaled
     by: str = "pair"  # kept share of the "pair" or of "all" pairs, or of what "leave" leaves as well
-    only_first: bool = False  # the first pair alone
-    answer_mask: str = ""  # "all": a pair looks ahead
+    only: object = None  # the number of the one pair that counts
+    ahead: str = ""  # "y", "all": a pair looks ahead, at what is read of it with or without the last token
 
 
 def loss(model, keys, values, owner, demos, dropped, way=Way()):  # noqa: B008
@@ -34,7 +35,9 @@ def loss(model, keys, values, owner, demos, dropped, way=Way()):  # noqa: B008
             "turned": dropped.roll(1, 0)}[way.draw]
     if way.instruction == "exempt":
         drop = drop & (owner >= 0)
-    for i, (x, y) in enumerate(demos[:1] if way.only_first else demos):
+    for i, (x, y) in enumerate(demos):
+        if way.only not in (None, i):
+            continue
         hidden = drop[i].clone()
         if k > 1 and way.owner_seen != "all":
             hidden |= owner == {"others": i, "next": (i + 1) % k, "last": (i - 1) % k}[way.owner_seen]
@@ -44,17 +47,20 @@ def loss(model, keys, values, owner, demos, dropped, way=Way()):  # noqa: B008
                  "leave": 1 - hidden.double().mean()}[way.by]
         scaled = lambda part, on: part / share if on else part
         ids = [*x, *y]
-        at = first if way.start == "on" else P if way.start is None else way.start if way.start >= 0 else P + way.start
+        at = {"on": first, None: P, "gap": P - int(hidden.sum()), -1: P - 1}.get(way.start, way.start)
         T = len(ids)
         own = torch.ones(T, T, dtype=torch.bool)
-        mask = torch.cat([~hidden[None].expand(T, P), own if way.answer_mask else own.tril()], 1)[None]
+        own = own if way.ahead == "all" else own.tril()
+        if way.ahead == "y":
+            own[:-1, :-1] = True
+        mask = torch.cat([~hidden[None].expand(T, P), own], 1)[None]
         logits, _, _ = model(torch.tensor([ids]), torch.arange(at, at + T)[None], mask,
                              scaled(keys, way.scale == "both"), scaled(values, way.scale != ""))
         first += T - 1
-        n, a = T, way.target
-        every = F.cross_entropy(logits[0, : n - a], torch.tensor(ids[a:]), reduction="none")  # of ids[a:]
-        before = {1: 0, 0: 1, 2: -1}[a]
-        from_y = max(len(x) - 1 + before, 0)
+        a = way.target
+        every = F.cross_entropy(logits[0, : T - a], torch.tensor(ids[a:]), reduction="none")  # of ids[a:]
+        from_y = max(len(x) - a, 0) if way.place == "y" else len(x) - 1
+        every = every if way.place == "y" else every[: T - 1]
         losses = {"y": every[from_y:], "xy": every, "x": every[:from_y], "y less last": every[from_y:-1],
                   "y less first": every[from_y + 1 :]}[way.part]
         n_all += T
@@ -76,11 +82,13 @@ LOOK = {  # sentence: (ways to come there, the question)
     "The loss does not count every token of y.":
         ([Way(part="y less last"), Way(part="y less first")], "Which token predicts the first of y, and the last?"),
     "The target is shifted: a token does not predict the one behind it.":
-        ([Way(target=0), Way(target=2)], "At which token do the logits for y's first token stand?"),
+        ([Way(target=a, place=at) for a in (0, 2) for at in "yx"], "At which token do the logits for y's first token stand?"),
     "The positions of a pair restart at 0, as if no prefix stood before it.":
         ([Way(start=0)], "How many tokens has the model read before a pair?"),
     "The positions of a pair are off: its first token does not stand right behind the prefix.":
         ([Way(start=-1)], "Which position has the prefix's last entry, and which one comes next?"),
+    "The positions close the gap: a pair does not stand right behind the prefix when an entry is hidden.":
+        ([Way(start="gap")], "Where does the next token stand while demo i is hidden?"),
     "The positions run on from pair to pair: a later pair does not stand right behind the prefix.":
         ([Way(start="on")], "What stands before a pair when it is asked alone?"),
     "The loss is a mean over pairs, not one mean over all answer tokens.":
@@ -101,9 +109,9 @@ LOOK = {  # sentence: (ways to come there, the question)
         ([Way(scale=scale, by=by) for scale in ("values", "both") for by in ("pair", "all", "leave")],
          "What does the softmax do with the weight of a hidden entry?"),
     "Only the first pair counts.":
-        ([Way(only_first=True)], "How many pairs does a step train on?"),
+        ([Way(only=0)], "How many pairs does a step train on?"),
     "A token looks ahead at the answer that it has to predict.":
-        ([Way(answer_mask="all")], "What may a token see of its own pair?"),
+        ([Way(ahead="all"), Way(ahead="y")], "What may a token see of its own pair?"),
 }
 
 

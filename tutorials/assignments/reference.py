@@ -106,14 +106,17 @@ def cosine(lr, n_step):
     return [lr * (1 + math.cos(math.pi * t / n_step)) / 2 for t in range(n_step)]
 
 
-def descend(loss, leaves, rates, clip=1.0, decay=0.0, betas=(0.9, 0.999)):
-    """AdamW by hand: loss(leaves, step) -> scalar, float64 leaves, one rate a step. Returns the leaves."""
+def descend(loss, leaves, rates, clip=1.0, decay=0.0, betas=(0.9, 0.999), apart=False):
+    """AdamW by hand: loss(leaves, step) -> scalar, float64 leaves, one rate a step. Returns the leaves.
+
+    apart: every leaf is clipped by a norm of its own, which is not the specification.
+    """
     first, second = [torch.zeros_like(leaf) for leaf in leaves], [torch.zeros_like(leaf) for leaf in leaves]
     for t, rate in enumerate(rates):
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
         gradients = torch.autograd.grad(loss(leaves, t), leaves)
-        length = math.sqrt(sum(float(g.pow(2).sum()) for g in gradients))
         for j, g in enumerate(gradients):
+            length = math.sqrt(sum(float(part.pow(2).sum()) for part in ([g] if apart else gradients)))
             g = g * min(1.0, clip / (length + 1e-6))
             first[j] = betas[0] * first[j] + (1 - betas[0]) * g
             second[j] = betas[1] * second[j] + (1 - betas[1]) * g * g

@@ -210,6 +210,9 @@ def test_dropout_hides_and_nothing_is_rescaled(impl, seed):
     got, ask = loss_of(impl, case, case.dropped), "What does a hidden entry change for the ones that are seen?"
     right_loss(loss_of(impl, case, case.nothing), case, case.nothing, "The loss is wrong before anything is dropped.",
                "Does test_loss_is_one_mean_over_answer_tokens pass?")
+    arguments = case.model, case.keys, case.values, case.owner, case.demos, case.dropped
+    if mistakes.named(got.item(), arguments):
+        right_loss(got, case, case.dropped, "Token dropout is wrong.", ask)
     own = case.owner == torch.arange(case.k)[:, None]
     twice = loss_of(impl, case, own)
     if abs(twice - loss_of(impl, case, case.nothing)) > 2e-5:
@@ -339,10 +342,15 @@ def other_steps(case, n_step, lr):
     yield "The gradient is not clipped.", norm, go(clip=math.inf)
     for clip in (0.1, 0.5, 5.0, 10.0):
         yield "The gradient is clipped at another norm.", norm, go(clip=clip)
+    yield "The keys and the values are clipped apart, each by a norm of its own.", norm, go(apart=True)
     yield "There is weight decay: entries shrink without a gradient.", "What pulls an entry to 0?", go(decay=0.01)
     yield "The betas of AdamW are others.", "How long does each moment remember?", go(betas=(0.9, 0.95))
     yield ("There are more steps than n_step.", "How often does the optimiser step in one pass over all pairs?",
            go(reference.cosine(lr, n_step + 1)))
+    every = lambda leaves, t: quick(case, leaves, mistakes.Way(only=t % case.k))
+    for rates in ([r for r in cosine for _ in range(case.k)], reference.cosine(lr, n_step * case.k)):
+        yield ("There is a step for each pair.", "How often does the optimiser step in one pass over all pairs?",
+               go(rates, every))
     for i, name in ((0, "keys"), (1, "values")):
         only = lambda leaves, t: quick(case, [p if j != i else p.detach() + 0 * p for j, p in enumerate(leaves)])
         yield (f"The {name} are not trained: they are detached from the loss.", "Which tensors are leaves?",
@@ -444,14 +452,15 @@ def test_seeds(impl, seed):
     one = tuned(impl, case, 2, 0.05, 0.3, seed)
     state = torch.random.get_rng_state()
     other = tuned(impl, case, 2, 0.05, 0.3, seed + 1)
-    if not torch.equal(state, torch.random.get_rng_state()):
-        fail("adapt draws from torch's global generator, or seeds it.", "the global generator's state before and after",
-             "another state", "the same state", "Who else draws from that generator?", "3")
+    same_state = torch.equal(state, torch.random.get_rng_state())
     torch.manual_seed(2)
     again = tuned(impl, case, 2, 0.05, 0.3, seed)
     if not all(map(torch.equal, one, again)):
         fail("The same seed gives other numbers.", f"seed = {seed} twice, p = .3; {case.name}",
              "keys and values that differ", "the same bits", "What does your draw depend on besides the seed?", "3")
+    if not same_state:
+        fail("adapt draws from torch's global generator, or seeds it.", "the global generator's state before and after",
+             "another state", "the same state", "Who else draws from that generator?", "3")
     if all(map(torch.equal, one, other)):
         fail("The seed changes nothing.", f"seeds {seed} and {seed + 1}, p = .3; {case.name}",
              "the same keys and values", "others", "Where does the seed go?", "3")
