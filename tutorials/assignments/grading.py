@@ -118,7 +118,8 @@ def primes(seed, *names, among=PRIMES):
 def fail(broke, case, got, want, ask, section):
     """Raise Wrong with the four lines."""
     see = f" See section {section} of the handout." if section else ""
-    raise Wrong(f"{broke}\n  case: {case}\n  got {one_line(got)}, expected {one_line(want)}\n  {ask}{see}")
+    got, want, case = one_line(got), one_line(want), one_line(case, 250)
+    raise Wrong(f"{broke}\n  case: {case}\n  got {got}, expected {want}\n  {ask}{see}")
 
 
 def one_line(value, longest=150):
@@ -152,6 +153,13 @@ def same(got, want, broke, case, ask, section, atol=1e-9):
         index = [int(n) for n in torch.unravel_index(torch.tensor(i), want.shape)] if want.dim() else []
         number = lambda t: f"{t.flatten()[i].item():.6g}" if kind(want) == "float" else f"{t.flatten()[i].item()}"
         stop(f"{number(got)} at {index}", f"{number(want)} ({int(wrong.sum())} of {want.numel()} are off)")
+
+
+def shaped(got, want, broke, case, ask, section):
+    """got, or Wrong unless it is a tensor of want's shape and kind of numbers, without NaN. Its values are free."""
+    fits = isinstance(got, torch.Tensor) and got.shape == want.shape and kind(got) == kind(want)
+    same(got, torch.nan_to_num(got.detach()).to(want.dtype) if fits else want, broke, case, ask, section)
+    return got
 
 
 def kind(tensor):
@@ -207,5 +215,9 @@ def mutate(path, mutant):
     name = f"mutant_{zlib.crc32(f'{path} {mutant.name}'.encode()):08x}"
     module = sys.modules[name] = types.ModuleType(name)
     module.__file__ = str(path)
-    exec(compile(source, f"{path} ({mutant.name})", "exec"), vars(module))
+    sys.path.insert(0, str(Path(path).resolve().parent))  # as in load
+    try:
+        exec(compile(source, f"{path} ({mutant.name})", "exec"), vars(module))
+    finally:
+        sys.path.remove(str(Path(path).resolve().parent))
     return module

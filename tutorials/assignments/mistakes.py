@@ -82,7 +82,7 @@ LOOK = {  # sentence: (ways to come there, the question)
     "The loss does not count every token of y.":
         ([Way(part="y less last"), Way(part="y less first")], "Which token predicts the first of y, and the last?"),
     "The target is shifted: a token does not predict the one behind it.":
-        ([Way(target=a, place=at) for a in (0, 2) for at in "yx"], "At which token do the logits for y's first token stand?"),
+        ([Way(target=a, place=at) for a in (0, 2) for at in "yx"], "Where do the logits for y's first token stand?"),
     "The positions of a pair restart at 0, as if no prefix stood before it.":
         ([Way(start=0)], "How many tokens has the model read before a pair?"),
     "The positions of a pair are off: its first token does not stand right behind the prefix.":

@@ -15,9 +15,10 @@ BODY = '''    _, keys, values = model(torch.tensor([tokens]), positions)
     return keys.float(), values.float(), torch.tensor(owner)
 '''
 START, MEAN = "test_start_reads_the_demos_one_after_the_other", "test_loss_is_one_mean_over_answer_tokens"
-OWN, MEET, DROP = "test_own_demo_is_hidden_and_no_other", "test_pairs_do_not_meet", "test_dropout_hides_and_nothing_is_rescaled"
-GRADIENT, ONE, FROZEN = "test_keys_and_values_have_the_gradient", "test_a_single_demo_is_seen", "test_weights_are_frozen"
-FLOAT, STEPS, NORM = "test_what_is_trained_is_float32", "test_steps_follow_the_optimiser", "test_the_norm_is_of_the_prefix_alone"
+OWN, MEET = "test_own_demo_is_hidden_and_no_other", "test_pairs_do_not_meet"
+DROP, GRADIENT = "test_dropout_hides_and_nothing_is_rescaled", "test_keys_and_values_have_the_gradient"
+ONE, FROZEN, FLOAT = "test_a_single_demo_is_seen", "test_weights_are_frozen", "test_what_is_trained_is_float32"
+STEPS, NORM = "test_steps_follow_the_optimiser", "test_the_norm_is_of_the_prefix_alone"
 DRAWN, SEEDS = "test_dropout_is_drawn_for_every_step_pair_and_entry", "test_seeds"
 ICL, ALL = "test_without_a_step_the_answer_is_icl", "test_answer_sees_all_of_a_tuned_prefix"
 OPTIMIZER = "optimizer = torch.optim.AdamW(leaves, lr=lr, weight_decay=0.0)"
@@ -30,13 +31,15 @@ LOOP = "    for step in range(n_step):\n        " + DRAW
 MUTANTS = [
     # start
     Mutant("demos encoded apart", START, "encoded apart", [(BODY, APART)]),
-    Mutant("context starts at 1", START, "position", [("torch.arange(len(tokens))", "torch.arange(1, len(tokens) + 1)")]),
+    Mutant("context starts at 1", START, "position",
+           [("torch.arange(len(tokens))", "torch.arange(1, len(tokens) + 1)")]),
     Mutant("values for keys", START, "cache", [("return keys.float(), values", "return values.float(), keys")]),
     Mutant("instruction owned by demo 0", "test_start_shapes_and_owners", "owner", [("[-1] * len", "[0] * len")]),
     Mutant("only questions are owned", "test_start_shapes_and_owners", "owner",
            [("[i] * (len(x) + len(y))", "[i] * len(x) + [-1] * len(y)")]),
     # the loss
-    Mutant("loss on x", MEAN, "tokens of x", [("where += range(len(tokens) + len(x) - 1,", "where += range(len(tokens),"),
+    Mutant("loss on x", MEAN, "tokens of x",
+           [("where += range(len(tokens) + len(x) - 1,", "where += range(len(tokens),"),
                                              ("target += y", "target += [*x, *y][1:]")]),
     Mutant("mean over pairs", MEAN, "mean over pairs", [
         ("    return F.cross_entropy(logits[0, where], torch.tensor(target))",
@@ -60,29 +63,36 @@ MUTANTS = [
     Mutant("dropout rescaled by what is seen", DROP, "rescaled",
            [(CALL, CALL.replace("values)", "values * P / seen.sum(1).float().mean() if dropped.any() else values)")
              .replace("values * P", "values * (P - P / k)"))]),
-    Mutant("one draw for all pairs, given", DROP, "one draw", [("seen = ~dropped", "seen = ~dropped[:1].expand(k, P)")]),
+    Mutant("one draw for all pairs, given", DROP, "one draw",
+           [("seen = ~dropped", "seen = ~dropped[:1].expand(k, P)")]),
     Mutant("instruction exempt, given", DROP, "exempt", [("seen = ~dropped", "seen = ~(dropped & (owner >= 0))")]),
     Mutant("dropped is ignored", DROP, "hides nothing", [("seen = ~dropped", "seen = torch.ones_like(dropped)")]),
     Mutant("keys detached", GRADIENT, "keys have no gradient", [(CALL, CALL.replace("keys,", "keys.detach(),"))]),
-    Mutant("values detached", GRADIENT, "values have no gradient", [(CALL, CALL.replace("values)", "values.detach())"))]),
+    Mutant("values detached", GRADIENT, "values have no gradient",
+           [(CALL, CALL.replace("values)", "values.detach())"))]),
     Mutant("keys detached in the last layer", GRADIENT, "gradient in the keys",
            [(CALL, CALL.replace("keys,", "torch.cat([keys[:-1], keys[-1:].detach()]),"))]),
     Mutant("a single demo left out", ONE, "k = 1", [("if k > 1", "if k > 0")]),
-    Mutant("values changed in place", MEAN, "in place", [("seen = ~dropped", "seen = ~dropped\n    values[..., 0] += 0.1")]),
+    Mutant("values changed in place", MEAN, "in place",
+           [("seen = ~dropped", "seen = ~dropped\n    values[..., 0] += 0.1")]),
     # the loop
     Mutant("a step before the first", "test_no_step_is_the_start", "n_step = 0",
-           [("for step in range(n_step)", "for step in range(max(n_step, 1))"), ("step / n_step", "step / max(n_step, 1)")]),
+           [("for step in range(n_step)", "for step in range(max(n_step, 1))"),
+            ("step / n_step", "step / max(n_step, 1)")]),
     Mutant("weights trained as well", FROZEN, "weights",
            [(OPTIMIZER, OPTIMIZER.replace("(leaves", "([*leaves, *model.parameters()]")),
             ("loss.backward(inputs=leaves)", "loss.backward()")]),
-    Mutant("keys left out of the optimiser", FROZEN, "keys do not move", [(OPTIMIZER, OPTIMIZER.replace("(leaves", "(leaves[1:]"))]),
+    Mutant("keys left out of the optimiser", FROZEN, "keys do not move",
+           [(OPTIMIZER, OPTIMIZER.replace("(leaves", "(leaves[1:]"))]),
     Mutant("leaves in the model's dtype", FLOAT, "bfloat16", [
         ("leaves = [keys.requires_grad_(), values.requires_grad_()]",
          "keys, values = keys.to(model.dtype), values.to(model.dtype)\n"
          "    leaves = [keys.requires_grad_(), values.requires_grad_()]"),
         ("return keys.detach(), values.detach()", "return keys.detach().float(), values.detach().float()")]),
-    Mutant("start in the model's dtype", FLOAT, "bfloat16", [("return keys.float(), values.float()", "return keys, values")]),
-    Mutant("no cosine", STEPS, "cosine", [('group["lr"] = lr * (1 + math.cos(math.pi * step / n_step)) / 2', 'group["lr"] = lr')]),
+    Mutant("start in the model's dtype", FLOAT, "bfloat16",
+           [("return keys.float(), values.float()", "return keys, values")]),
+    Mutant("no cosine", STEPS, "cosine",
+           [('group["lr"] = lr * (1 + math.cos(math.pi * step / n_step)) / 2', 'group["lr"] = lr')]),
     Mutant("cosine one step late", STEPS, "cosine", [("math.pi * step / n_step", "math.pi * (step + 1) / n_step")]),
     Mutant("a step for each pair", STEPS, "step for each pair", [
         ("        loss = step_loss(model, keys, values, owner, demos, dropped)\n"
@@ -93,7 +103,8 @@ MUTANTS = [
          "            loss = step_loss(model, keys, values, alone - i, [(x, y)], (owner == i)[None])\n"
          "            optimizer.zero_grad()\n            loss.backward(inputs=leaves)\n"
          "            torch.nn.utils.clip_grad_norm_(leaves, 1.0)\n            for group in optimizer.param_groups:\n"
-         '                group["lr"] = lr * (1 + math.cos(math.pi * step / n_step)) / 2\n            optimizer.step()\n')]),
+         '                group["lr"] = lr * (1 + math.cos(math.pi * step / n_step)) / 2\n'
+         "            optimizer.step()\n")]),
     Mutant("weight decay", STEPS, "weight decay", [(", weight_decay=0.0", "")]),
     Mutant("not clipped", STEPS, "not clipped", [(CLIP, "pass")]),
     Mutant("betas of a language model", STEPS, "betas", [("weight_decay=0.0", "weight_decay=0.0, betas=(0.9, 0.95)")]),
@@ -114,8 +125,10 @@ MUTANTS = [
                                                       "generator = torch.manual_seed(seed)")]),
     Mutant("seed ignored", SEEDS, "seed changes nothing", [("manual_seed(seed)", "manual_seed(0)")]),
     # the answer
-    Mutant("question at position 0", ICL, "restart at 0", [("torch.arange(P, P + len(ids))", "torch.arange(len(ids))")]),
-    Mutant("question one late", ICL, "positions of the question", [("torch.arange(P, P + len(ids))", "torch.arange(P + 1, P + 1 + len(ids))")]),
+    Mutant("question at position 0", ICL, "restart at 0",
+           [("torch.arange(P, P + len(ids))", "torch.arange(len(ids))")]),
+    Mutant("question one late", ICL, "positions of the question",
+           [("torch.arange(P, P + len(ids))", "torch.arange(P + 1, P + 1 + len(ids))")]),
     Mutant("answer without the prefix", ICL, "ICL", [("positions, None, keys, values)", "positions)")]),
     Mutant("answer under dropout", ALL, "whole tuned prefix",
            [("positions, None, keys, values)", "positions, None, F.dropout(keys, 0.1), F.dropout(values, 0.1))")]),
@@ -133,7 +146,8 @@ MUTANTS = [
            [("values.expand(-1, n_pair, -1, -1, -1))[0]", "values.expand(-1, n_pair, -1, -1, -1)"
              " / (1 - dropped.float().mean(1))[:, None, None, None])[0]")], PADDED),
     Mutant("padded: rescaled in the loop", DRAWN, "rescaled",
-           [("step_loss(model, trained[0], trained[1],", "step_loss(model, trained[0], trained[1] / (1 - p),")], PADDED),
+           [("step_loss(model, trained[0], trained[1],", "step_loss(model, trained[0], trained[1] / (1 - p),")],
+           PADDED),
     Mutant("padded: clipping over frozen weights", NORM, "frozen weights",
            [("total = sum(part.grad.square().sum() for part in trained).sqrt()",
              "total = sum(part.grad.square().sum() for part in [*trained, *model.parameters()]).sqrt()"),
@@ -145,7 +159,8 @@ MUTANTS = [
     Mutant("loops: positions close the gap", MEAN, "close the gap",
            [("len(reply), len(owner), *mine)", "len(reply), len(stays), *mine)")], LOOPS),
     Mutant("loops: own demo seen", OWN, "sees its own demo", [("owner[e] != i)]", "True)]")], LOOPS),
-    Mutant("loops: loss on x", MEAN, "tokens of x", [("question + reply, len(reply),", "question + reply, len(question + reply) - 1,")], LOOPS),
+    Mutant("loops: loss on x", MEAN, "tokens of x",
+           [("question + reply, len(reply),", "question + reply, len(question + reply) - 1,")], LOOPS),
     Mutant("loops: dropout rescaled", DROP, "rescaled",
            [("values[..., stays, :]) if", "values[..., stays, :] / (1 - dropped[i].double().mean())) if")], LOOPS),
     Mutant("loops: own clip a tensor", STEPS, "clipped apart",

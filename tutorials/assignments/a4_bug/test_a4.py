@@ -55,7 +55,8 @@ def fixed(impl, seed, i):
     got = getattr(impl, f"fix_{i}")()
     ask = "Which piece of the file do you replace?"
     if not (isinstance(got, (tuple, list)) and len(got) == 2 and all(isinstance(part, str) for part in got)):
-        fail(f"fix_{i} returns two texts.", case, repr(got), "(a piece of the file, what stands there instead)", ask, "2")
+        want = "(a piece of the file, what stands there instead)"
+        fail(f"fix_{i} returns two texts.", case, repr(got), want, ask, "2")
     old, new = got
     if not old or source.count(old) != 1:
         fail(f"The piece that fix_{i} replaces does not occur once in bug_{i}.py.", case,
@@ -109,13 +110,14 @@ def compare(module, seed, case):
         gradients = torch.autograd.grad(got, leaves, allow_unused=True) if got.requires_grad else (None, None)
         for part, right, name in zip(gradients, slopes, ("keys", "values")):
             same(torch.zeros_like(right) if part is None else part, right,
-                 f"The gradient of the fixed step in the {name} is not that of the slow reference.", what, ask, "1", 1e-5)
+                 f"The gradient in the {name} of the fixed step is not that of the slow reference.", what, ask, "1",
+                 1e-5)
     for stretch in (1.0, 4096.0):
         model, keys, values, owner, demos, dropped = example(seed, 2, stretch=stretch)
         got = several(module.tune(model, keys.clone(), values.clone(), owner, demos, dropped, 0.08), ("keys", "values"),
                       "tune", "1")
         for part, right, name in zip(got, loop, ("keys", "values")):
-            same(wide(part), right, f"The {name} after four steps of the fixed loop are not those of the slow reference.",
+            same(wide(part), right, f"The {name} after four steps of the fixed loop are not those of the reference.",
                  f"{case}; k = 2 pairs", "What does the handout say the loop does?", "1", 1e-3)
 
 

@@ -6,7 +6,7 @@ import torch
 
 
 def surprises(model, ids, first, keys, values):
-    """-log p of every id but the first, of a text that begins at position `first` behind the entries of keys, values."""
+    """-log p of every id but the first, of a text from position `first` on, behind the entries of keys and values."""
     said = []
     for n, (token, wanted) in enumerate(zip(ids, ids[1:])):
         logits, k, v = model(torch.tensor([[token]]), torch.tensor([[first + n]]), None, keys, values)
