@@ -54,7 +54,7 @@ HOSTILE = {  # what may come back in the place of a tensor
     "None": lambda t: None,
     "a list": lambda t: t.tolist(),
     "an empty list": lambda t: [],
-    "no numbers": lambda t: t[:0],
+    "no numbers": lambda t: t[:0] if t.dim() else t.flatten()[:0],
     "NaN": lambda t: torch.full(t.shape, torch.nan, dtype=t.dtype if t.is_floating_point() else torch.float32),
     "zeros": torch.zeros_like,
     "ones": torch.ones_like,
