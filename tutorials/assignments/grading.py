@@ -215,5 +215,9 @@ def mutate(path, mutant):
     name = f"mutant_{zlib.crc32(f'{path} {mutant.name}'.encode()):08x}"
     module = sys.modules[name] = types.ModuleType(name)
     module.__file__ = str(path)
-    exec(compile(source, f"{path} ({mutant.name})", "exec"), vars(module))
+    sys.path.insert(0, str(Path(path).resolve().parent))  # as in load
+    try:
+        exec(compile(source, f"{path} ({mutant.name})", "exec"), vars(module))
+    finally:
+        sys.path.remove(str(Path(path).resolve().parent))
     return module

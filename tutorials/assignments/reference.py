@@ -90,3 +90,105 @@ def pairs_loss(model, prefix, seen, pairs, start):
     there = [(pair, line) for pair, line in zip(pairs, seen, strict=True) if pair is not None]
     total = sum(pair_loss(model, prefix, line, x, y, start) for (x, y), line in there)
     return total / sum(len(y) for (_, y), _ in there)
+
+
+# CT-KV behind the model of given.py: A3 and A4 ---------------------------------------------------------------------
+
+def read_sentence(model, tokens, positions, keys=None, values=None, seen=()):
+    """One sentence behind a prefix, one token and one head at a time: logits [(V,)], keys and values (L, 1, K, T, D).
+
+    keys, values (L, 1, K, P, D) or None; seen: P truth values, one an entry.
+    """
+    w = {name: weight.detach().double() * model.stretch for name, weight in model.named_parameters()}
+    K, D = model.K, model.D
+    seen = torch.tensor([bool(s) for s in seen], dtype=torch.bool)
+    one = lambda x: norm(x, 1.0, 1e-5)
+    past = lambda part, l, h: [] if part is None else list(part[l, 0, h][seen].double())
+    lists = {(l, h): (past(keys, l, h), past(values, l, h)) for l in range(model.L) for h in range(K)}
+    n_past, logits = int(seen.sum()), []
+    for token, position in zip(tokens, positions, strict=True):
+        x = w["token"][token] + w["place"][position]
+        for l in range(model.L):
+            n, heads = one(x), []
+            for h in range(K):
+                part = slice(h * D, (h + 1) * D)
+                own_keys, own_values = lists[l, h]
+                own_keys.append(w["k"][l][part] @ n)
+                own_values.append(w["v"][l][part] @ n)
+                share = (torch.stack(own_keys) @ (w["q"][l][part] @ n) / math.sqrt(D)).softmax(0)
+                heads.append(share @ torch.stack(own_values))
+            x = x + w["o"][l] @ torch.cat(heads)
+            x = x + w["down"][l] @ torch.tanh(w["up"][l] @ one(x))
+        logits.append(w["head"] @ one(x))
+    new = lambda part: torch.stack([torch.stack([torch.stack(lists[l, h][part][n_past:]) for h in range(K)])[None]
+                                    for l in range(model.L)])
+    return logits, new(0), new(1)
+
+
+def start(model, instruction, demos):
+    """The context read as one sentence: keys, values (L, 1, K, P, D), owner [P]."""
+    tokens, owner = list(instruction), [-1] * len(instruction)
+    for i, (x, y) in enumerate(demos):
+        tokens += [*x, *y]
+        owner += [i] * (len(x) + len(y))
+    _, keys, values = read_sentence(model, tokens, range(len(tokens)))
+    return keys, values, owner
+
+
+def losses_of(model, keys, values, x, y, first, seen):
+    """-log p of every token of x and y but the first, behind the entries that are seen, from position `first` on."""
+    ids = [*x, *y]
+    logits, _, _ = read_sentence(model, ids[:-1], range(first, first + len(ids) - 1), keys, values, seen)
+    return [cross_entropy(line, target) for line, target in zip(logits, ids[1:], strict=True)]
+
+
+def may_see(owner, k, dropped):
+    """[k][P]: pair i may see entry e unless demo i owns it or it is dropped; a single demo is not left out."""
+    return [[(k == 1 or owner[e] != i) and not dropped[i][e] for e in range(len(owner))] for i in range(k)]
+
+
+def step_loss(model, keys, values, owner, demos, dropped):
+    """The mean over the answer tokens of all pairs."""
+    seen, P, losses = may_see(owner, len(demos), dropped), len(owner), []
+    for i, (x, y) in enumerate(demos):
+        losses += losses_of(model, keys, values, x, y, P, seen[i])[len(x) - 1 :]
+    return sum(losses) / len(losses)
+
+
+def cosine(lr, n_step):
+    """The rates of n_step steps: from lr along half a cosine towards 0."""
+    return [lr * (1 + math.cos(math.pi * t / n_step)) / 2 for t in range(n_step)]
+
+
+def descend(loss, leaves, rates, clip=1.0, decay=0.0, betas=(0.9, 0.999), apart=False):
+    """AdamW by hand: loss(leaves, step) -> scalar, float64 leaves, one rate a step. Returns the leaves.
+
+    apart: every leaf is clipped by a norm of its own, which is not the specification.
+    """
+    first, second = [torch.zeros_like(leaf) for leaf in leaves], [torch.zeros_like(leaf) for leaf in leaves]
+    for t, rate in enumerate(rates):
+        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        gradients = torch.autograd.grad(loss(leaves, t), leaves)
+        for j, g in enumerate(gradients):
+            length = math.sqrt(sum(float(part.pow(2).sum()) for part in ([g] if apart else gradients)))
+            g = g * min(1.0, clip / (length + 1e-6))
+            first[j] = betas[0] * first[j] + (1 - betas[0]) * g
+            second[j] = betas[1] * second[j] + (1 - betas[1]) * g * g
+            m, v = first[j] / (1 - betas[0] ** (t + 1)), second[j] / (1 - betas[1] ** (t + 1))
+            leaves[j] = leaves[j].detach() * (1 - rate * decay) - rate * m / (v.sqrt() + 1e-8)
+    return [leaf.detach() for leaf in leaves]
+
+
+def adapt(model, instruction, demos, n_step, lr):
+    """CT-KV without token dropout: the tuned keys and values."""
+    keys, values, owner = start(model, instruction, demos)
+    nothing = [[False] * len(owner)] * len(demos)
+    loss = lambda leaves, t: step_loss(model, *leaves, owner, demos, nothing)
+    return descend(loss, [keys, values], cosine(lr, n_step))
+
+
+def answer(model, keys, values, x, options):
+    """Mean loss per token of every option behind the whole prefix."""
+    P = keys.shape[3]
+    every = [losses_of(model, keys, values, x, option, P, [True] * P)[len(x) - 1 :] for option in options]
+    return torch.stack([sum(losses) / len(losses) for losses in every])
