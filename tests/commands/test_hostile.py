@@ -21,7 +21,8 @@ HUGE = str(10**30)
 READERS = "bbh", "mmlu", "nlp_lr", "arc"
 COMMANDS = dict(tune="tune", reproduce="reproduce", paper="paper", pretrain="pretrain", leak="studies.leak",
                 fetch="benchmarks.fetch", nano="benchmarks.nano.__main__", memory="costs.memory", speed="costs.speed",
-                study="coins.study", predictors="coins.predictors", **{name: f"benchmarks.{name}" for name in READERS})
+                study="coins.study", predictors="coins.predictors", conformance="conformance",
+                **{name: f"benchmarks.{name}" for name in READERS})
 
 
 @pytest.fixture(scope="session")
@@ -269,6 +270,11 @@ OPTIONS = """
     speed --context HUGE
     memory --context -1
     memory --context HUGE
+    conformance
+    conformance --out mine.jsonl
+    conformance --out data
+    conformance --out ''
+    conformance --out new --seed HUGE
 """
 SHORT = dict(TUNE=TUNE, PAPER=PAPER, HUGE=[HUGE])
 
