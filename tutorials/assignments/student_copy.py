@@ -2,12 +2,13 @@
 
 The copy is what is committed, by git archive, and has no history. It is a list of what goes in, not of what stays out:
 a file that nobody thought of is not in it. Of each assignment that is everything but the ANSWERS; beside them only what
-the tests import. The package stays out, as no test imports it and nearly every part of it answers something:
+the tests and stubs import. The rest of the package stays out, as nearly every part of it answers something:
 
     A1      model, gpt2                 A3, A4  fewshot, methods, optimise, score; tutorials
     A2      packing; tutorials          A5, A6  footprint, costs, score, studies
 
-What is left of it, readers of files and of text, does not run without these.
+What is left of it, readers of files and of text, does not run without these. A model that a later assignment imports
+is an answer to A1: with --only it comes along no earlier than that assignment.
 """
 
 import argparse
@@ -20,10 +21,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-# of each assignment; with or without .py
-ANSWERS = ("solution", "mutants", "imports", "alternatives", "instructor", "variants", "steps")
+ANSWERS = ("solution", "mutants", "imports", "alternatives", "variants", "steps")  # files and folders of an assignment
 BESIDE = ("README.md", "AGENTS.md")
-PYTEST = "[pytest]\ntestpaths = tutorials/assignments\n"  # so that plain pytest finds them, and its options
+PYTEST = "[pytest]\ntestpaths = tutorials/assignments\npythonpath = .\n"  # plain pytest finds tests, options, imports
 
 
 def git(*arguments):
@@ -47,17 +47,31 @@ def is_answer(path):
 
 
 def imported(files):
-    """The files of this folder that some files of it import, and what these import."""
+    """The files of this folder and of the package that some files import, and what these import."""
     found, waiting = set(), list(files)
     while waiting:
         for node in ast.walk(ast.parse(waiting.pop().read_text(encoding="utf-8"))):
-            names = [node.module] if isinstance(node, ast.ImportFrom) else \
-                [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            for file in (HERE / f"{name}.py" for name in names):
-                if file.is_file() and file not in found:
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for file in (file for name in names for file in places(name)):
+                if file not in found:
                     found.add(file)
                     waiting.append(file)
     return found
+
+
+def places(name):
+    """The files that an imported name stands for: of this folder, or of the package with the packages it is in."""
+    parts = name.split(".")
+    if parts[0] != "nanoct":
+        files = [HERE / f"{name}.py"]
+    else:
+        files = [ROOT.joinpath(*parts[: n + 1], "__init__.py") for n in range(len(parts))]
+        files.append(ROOT.joinpath(*parts).with_suffix(".py"))
+    return [file for file in files if file.is_file()]
 
 
 def chosen(only=()):
