@@ -17,7 +17,7 @@ from nanoct.runs.results import key, read
 MAINS = {"paper": paper.main, "reproduce": reproduce.main}
 
 
-@pytest.fixture(params=MAINS)
+@pytest.fixture(params=["paper", pytest.param("reproduce", marks=pytest.mark.slow)])
 def job(request, model, data, model_folder):  # noqa: F811
     """(name, its arguments but --out): 12 runs on tiny models."""
     if request.param == "paper":

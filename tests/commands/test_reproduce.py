@@ -128,7 +128,7 @@ def test_mistakes_get_one_sentence(arguments, says, model_folder, monkeypatch, c
     assert stop.value.code == 2 and says in said and len(said.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_context_that_is_too_long_is_said_and_what_is_done_is_kept(workers, model_folder, tmp_path):
     done = reproduce("--model", model_folder, "--world", "strings", "--tasks", 1, "--k", 60,
                      "--methods", "zero_shot", "icl", "--workers", workers, "--out", tmp_path)
@@ -255,7 +255,7 @@ def test_the_table_has_a_column_per_world():
     assert "+20.0 ± 0.0" in minus
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_what_is_not_finite_is_no_line_and_a_model_without_any_is_an_error(model_folder, tmp_path, monkeypatch, capsys,
                                                                            workers):
     for world in "facts", "lexicon":
