@@ -50,13 +50,13 @@ SETTINGS = {
         "ttt_ct_kv": dict(rank=128, alpha=16.0, ttt_n_step=200, ttt_lr=1e-4, batch=4, n_step=25, lr=3e-3,
                           token_dropout=0.1, leave_one_out=False),
     },
-    "words": {  # ours, chosen by --sweep with SmolLM2-135M; those marked "not chosen" have had no sweep yet
-        "prompt_tuning": dict(n_prefix=32, n_step=20, lr=1e-2),  # not chosen
+    "words": {  # ours, chosen by --sweep with SmolLM2-135M on the validation tasks
+        "prompt_tuning": dict(n_prefix=32, n_step=20, lr=3e-2),
         "prefix_tuning": dict(n_prefix=32, n_step=20, lr=1e-2),
         "lora": LORA | dict(alpha=64.0, n_step=20, lr=3e-4),
-        "dora": LORA | dict(alpha=64.0, n_step=20, lr=3e-4),  # not chosen, LoRA's
+        "dora": LORA | dict(alpha=64.0, n_step=20, lr=1e-3),  # on six of the tasks, as CT-Prompt
         "ttt": TTT | dict(n_step=8, batch=5, lr=1e-3),
-        "ct_prompt": dict(n_step=12, lr=1e-3, token_dropout=0.1),  # not chosen
+        "ct_prompt": dict(n_step=12, lr=1e-2, token_dropout=0.1),
         "ct_kv": dict(n_step=20, lr=1e-2, token_dropout=0.1),
         "ttt_ct_kv": TTT | dict(ttt_n_step=8, ttt_lr=1e-3, batch=5, n_step=8, lr=3e-3, token_dropout=0.1),
     },
