@@ -84,7 +84,7 @@ def chosen(only=()):
         if not only or folder.name in only:
             files += [ROOT / path for path in committed(folder) if not is_answer(ROOT / path)]
     files += imported(file for file in files if file.suffix == ".py")
-    return ["LICENSE", "requirements.txt", *sorted({file.relative_to(ROOT).as_posix() for file in files})]
+    return ["LICENSE", "requirements.txt", "constraints.txt", *sorted({file.relative_to(ROOT).as_posix() for file in files})]
 
 
 def make(destination, only=()):
