@@ -84,7 +84,8 @@ def chosen(only=()):
         if not only or folder.name in only:
             files += [ROOT / path for path in committed(folder) if not is_answer(ROOT / path)]
     files += imported(file for file in files if file.suffix == ".py")
-    return ["LICENSE", "requirements.txt", "constraints.txt", *sorted({file.relative_to(ROOT).as_posix() for file in files})]
+    found = sorted({file.relative_to(ROOT).as_posix() for file in files})
+    return ["LICENSE", "requirements.txt", "constraints.txt", *found]
 
 
 def make(destination, only=()):
