@@ -83,8 +83,8 @@ def with_times(lines, timed):
     found = [line | {name: by(one[name] for one in same) for name, by in names.items() if all(name in one for one in
              same)} if (same := at(line)) else line for line in lines]
     lacking = list(dict.fromkeys(line["method"] for line in lines if timed and not at(line)))
-    said = f"Seconds and memory of {', '.join(lacking)} are not of the timed lines." if lacking else ""
-    return found, said
+    said = f"The timed lines lack {', '.join(lacking)}: seconds and memory are those of the lines themselves."
+    return found, said if lacking else ""
 
 
 def draw(groups, main, folder):

@@ -255,7 +255,7 @@ def comparison(pairs):
              f"committed {100 * theirs['score']:.1f}")
     share, points = ROUNDING
     if len(differ) <= max(1, share * len(pairs)) and abs(off(line, theirs)) <= points:
-        return said + ". Another processor rounds differently, which does so much."
+        return said + ". Another processor rounds differently, and a run can differ by as much from that alone."
     versions = " and ".join(dict.fromkeys(f"torch {l.get('torch')} on {l.get('device')}" for l in (line, theirs)))
     return (f"WARNING: {said}. That is more than rounding on another processor does ({share:.0%} of runs, {points} "
             f"points): look for another torch or device ({versions}), or for changes in the code of methods, worlds, "

@@ -344,7 +344,7 @@ def test_seconds_and_memory_of_a_quiet_run_stand_in_the_table(model, data, tmp_p
     table = (tmp_path / "out" / "table.md").read_text()
     rows = cells_of(table)
     assert rows["prefix_tuning"][4:7] == ["13.0", "3.0", "9.00"] and rows["icl"][4] == "0.0"
-    assert "Seconds and memory of icl are not of the timed lines." in table
+    assert "The timed lines lack icl: seconds and memory are those of the lines themselves." in table
 
 
 def test_ablations_stand_beside_ct_kv(model, data, tmp_path, monkeypatch, capsys):

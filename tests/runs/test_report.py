@@ -38,7 +38,8 @@ def test_equal_and_differing_runs_are_counted_and_the_farthest_is_named():
     one = changed(LIVE, score=LIVE[0]["score"] - .033)
     assert said(one) == (
         "11 of 12 live runs have the score of their committed line; the largest difference is 3.3 points, icl on a of "
-        "strings, seed=0: 36.7, committed 40.0. Another processor rounds differently, which does so much.")
+        "strings, seed=0: 36.7, committed 40.0. Another processor rounds differently, and a run can differ by as much "
+        "from that alone.")
     two = [*one[:-1], dict(LIVE[-1], score=LIVE[-1]["score"] + .05)]
     for lines, points in (two, "5.0"), (changed(LIVE, score=.9), "50.0"):  # too many, too much
         assert said(lines).startswith("WARNING: 1") and f"the largest difference is {points} points" in said(lines)
