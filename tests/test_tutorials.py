@@ -92,7 +92,8 @@ BROKEN = {
            "assert bits(model) == before"),
     "08": ("p, exact = network.predict(x)", "p, exact = 1 - network.predict(x)", "the network says what Bayes says"),
     "09": ('config = SETTINGS["words"].get(method, {})',
-           'config = SETTINGS["words"].get(method, {}) | ({"lr": 1e-9} if method == "ct_kv" else {})', "points from ICL"),
+           'config = SETTINGS["words"].get(method, {}) | (dict(lr=1e-9) if method == "ct_kv" else {})',
+           "points from ICL"),
     "10": ("estimate(name, method, c.lengths())", 'estimate(name, "ttt", c.lengths())', "assert peak[name"),
     "11": ("loaded, about = load_adapted(file, model)", "loaded, about = load_adapted(file, model)\n"
            "loaded.prefix.kv[0][0].mul_(1.001)", "the logits are"),
