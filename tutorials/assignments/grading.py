@@ -7,6 +7,7 @@ question with the section of the handout to read. It never says what to write in
 
 import ast
 import importlib.util
+import math
 import random
 import sys
 import types
@@ -175,6 +176,15 @@ def several(got, names, function, section):
         fail(f"{function} returns {len(names)} things: {', '.join(names)}.", f"any call of {function}", what,
              f"a tuple of {len(names)}", f"What does {function} hand back?", section)
     return tuple(got)
+
+
+def as_float(value):
+    """A number as a float: Python's, numpy's, or a tensor of one. Truth values, texts and lists are NaN."""
+    single = not isinstance(value, (bool, str, list, tuple)) and getattr(value, "shape", ()) in ((), (1,))
+    try:
+        return float(value) if single else math.nan
+    except (TypeError, ValueError):
+        return math.nan
 
 
 @contextmanager

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 class Way:
     """How a loss is made. The defaults are the specification, pair by pair; each other value is a mistake."""
 
-    owner_seen: str = "others"  # "others", "all", "next": what leave-one-out hides
-    start: object = None  # position of a pair's first token; None: P; "on": after the pair before; "gap": what is seen
+    owner_seen: str = "others"  # "others", "all", "next", "last": what leave-one-out leaves to see
+    start: str = "P"  # a pair's first position: "0", "P-1", "P", "P+1", "on": behind the pair before, "gap": closed up
     part: str = "y"  # "y", "xy", "y less last", "y less first", "x"
     target: int = 1  # how far ahead a token predicts
     place: str = "y"  # "x": the tokens that should predict y predict what is `target` ahead of them
@@ -47,7 +47,7 @@ def loss(model, keys, values, owner, demos, dropped, way=Way()):  # noqa: B008
                  "leave": 1 - hidden.double().mean()}[way.by]
         scaled = lambda part, on: part / share if on else part
         ids = [*x, *y]
-        at = {"on": first, None: P, "gap": P - int(hidden.sum()), -1: P - 1}.get(way.start, way.start)
+        at = {"0": 0, "P-1": P - 1, "P": P, "P+1": P + 1, "on": first, "gap": P - int(hidden.sum())}[way.start]
         T = len(ids)
         own = torch.ones(T, T, dtype=torch.bool)
         own = own if way.ahead == "all" else own.tril()
@@ -84,9 +84,9 @@ LOOK = {  # sentence: (ways to come there, the question)
     "The target is shifted: a token does not predict the one behind it.":
         ([Way(target=a, place=at) for a in (0, 2) for at in "yx"], "Where do the logits for y's first token stand?"),
     "The positions of a pair restart at 0, as if no prefix stood before it.":
-        ([Way(start=0)], "How many tokens has the model read before a pair?"),
+        ([Way(start="0")], "How many tokens has the model read before a pair?"),
     "The positions of a pair are off: its first token does not stand right behind the prefix.":
-        ([Way(start=-1)], "Which position has the prefix's last entry, and which one comes next?"),
+        ([Way(start="P-1")], "Which position has the prefix's last entry, and which one comes next?"),
     "The positions close the gap: a pair does not stand right behind the prefix when an entry is hidden.":
         ([Way(start="gap")], "Where does the next token stand while demo i is hidden?"),
     "The positions run on from pair to pair: a later pair does not stand right behind the prefix.":

@@ -480,10 +480,10 @@ LOOK = (("The loss of an option is a sum over its tokens, not their mean.", dict
          "Which option would win if all tokens were equally likely?"),
         ("The loss of an option counts tokens of x, the question.", dict(part="xy"),
          "Which tokens differ from option to option?"),
-        ("The positions of the question restart at 0, as if no prefix stood before it.", dict(start=0),
+        ("The positions of the question restart at 0, as if no prefix stood before it.", dict(start="0"),
          "How many tokens has the model read before the question?"),
-        (OFF, dict(start=-1), "Which position has the prefix's last entry?"),
-        (OFF, dict(start=1000), "Which position has the prefix's last entry?"),
+        (OFF, dict(start="P-1"), "Which position has the prefix's last entry?"),
+        (OFF, dict(start="P+1"), "Which position has the prefix's last entry?"),
         ("The target is shifted: a token does not predict the one behind it.", dict(target=0),
          "At which token do the logits for an option's first token stand?"),
         ("The loss of an option does not count every token of it.", dict(part="y less last"),
@@ -494,9 +494,9 @@ LOOK = (("The loss of an option is a sum over its tokens, not their mean.", dict
 
 def right_answers(got, want, case, keys, values, x, options, broke):
     """Wrong unless the losses are right; a mistake that gives them is named, be it of all options or of some."""
+    if (got - want).abs().max() <= 2e-5:
+        return
     for sentence, way, question in LOOK:
-        if way.get("start") == 1000:
-            way = dict(start=case.P + 1)
         nothing = torch.zeros(1, case.P, dtype=torch.bool)
         with torch.no_grad():
             made = torch.stack([mistakes.loss(case.model, keys, values, case.owner, [(x, option)], nothing,

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from grading import fail, first_line, points
+from grading import as_float, fail, first_line, points
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -94,12 +94,8 @@ def allocated(c, P, T, n):
 
 
 def number(value, of, case, section):
-    """A number as a float: Python's, numpy's, or a tensor of one; above 0."""
-    single = not isinstance(value, (bool, str, list, tuple)) and getattr(value, "shape", ()) in ((), (1,))
-    try:
-        found = float(value) if single else math.nan
-    except (TypeError, ValueError):
-        found = math.nan
+    """A number above 0, as a float."""
+    found = as_float(value)
     if not (math.isfinite(found) and found > 0):
         fail(f"{of} is no number above 0.", case, repr(value), "a number above 0", f"What does {of} count?", section)
     return found

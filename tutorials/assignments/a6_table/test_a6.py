@@ -5,18 +5,14 @@ import random
 from functools import cache
 from statistics import mean
 
-from grading import fail, first_line, points
+from grading import as_float, fail, first_line, points
 
 STUDIES = 800  # of each size; the share that an interval of 95% covers has a standard error of .8%
 
 
 def number(value, of, case, section):
-    """A number as a float: Python's, numpy's, or a tensor of one. NaN, truth values and lists are none."""
-    single = not isinstance(value, (bool, str, list, tuple)) and getattr(value, "shape", ()) in ((), (1,))
-    try:
-        found = float(value) if single else math.nan
-    except (TypeError, ValueError):
-        found = math.nan
+    """A number as a float; NaN is none."""
+    found = as_float(value)
     if math.isnan(found):
         fail(f"{of} is no number.", case, f"{value!r}", "a float", f"What does {of} stand for?", section)
     return found
