@@ -13,6 +13,7 @@ if not ASSIGNMENTS.exists():
 sys.path.insert(0, str(ASSIGNMENTS))
 
 import gate  # noqa: E402
+from grading import Wrong, functions_of, load  # noqa: E402
 
 name_of = lambda path: path.name
 by_folder = pytest.mark.parametrize("folder", gate.FOLDERS, ids=name_of)
@@ -82,15 +83,15 @@ FEW = "an empty list", "one number for all"  # the traps of graders that we know
                                    for name, spoil in HOSTILE.items()])
 @pytest.mark.parametrize("folder", TENSORS, ids=name_of)
 def test_nonsense_fails_every_test_with_a_message_and_no_grader_stumbles(folder, spoil):
-    solution = gate.load(folder / "solution.py")
-    for name in gate.functions_of(folder / "student.py"):  # one function at a time: the others are right
+    solution = load(folder / "solution.py")
+    for name in functions_of(folder / "student.py"):  # one function at a time: the others are right
         right = getattr(solution, name)
         wrong = types.SimpleNamespace(**vars(solution) | {name: lambda *a, right=right: spoilt(right(*a), spoil)})
         failed = 0
         for test in gate.tests(folder).values():
             try:
                 test(wrong, 0)
-            except gate.Wrong as message:
+            except Wrong as message:
                 failed += 1
                 assert len(str(message).splitlines()) == 4
         calls = sum(name in test.__code__.co_names for test in gate.tests(folder).values())

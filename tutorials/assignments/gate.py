@@ -9,7 +9,7 @@ import torch
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]  # the imports.py of each assignment reads the package
 
-from grading import Wrong, functions_of, load, mutate, need, outcome, tests_of  # noqa: E402, F401
+from grading import functions_of, load, mutate, need, outcome, tests_of  # noqa: E402
 
 FOLDERS = sorted(folder for folder in HERE.glob("a[0-9]_*") if folder.is_dir())
 
