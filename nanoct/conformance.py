@@ -155,14 +155,14 @@ def vectors(seed=0):
         value = torch.randn(p.shape, generator=g)
         p.copy_((1 + 0.3 * value if p.dim() == 1 else 0.35 * value).bfloat16())
     w = {name: p.double() for name, p in model.state_dict().items()}
-    task = draw_task(g)
+    task = Drawn(g)
     files = dict(task=task.tensors(), packing=packing(w, task), leave_one_out=hide(w, task, [task.others()]),
                  dropout=hide(w, task, [task.drop(g) for _ in range(3)]))
     files |= {name: tune(w, task, g) for name, tune in METHODS.items()}
     return model, files
 
 
-class draw_task:
+class Drawn:
     """Demos and queries of random ids: (x, y) each, the instruction, and which demo owns an entry of the context."""
 
     def __init__(self, g):
@@ -204,7 +204,7 @@ def packing(w, task):
     tokens, positions, pair = (torch.tensor(part) for part in zip(*row))
     past = read(w, task.context)
     logits = torch.cat([answer(w, x, y, past=past) for x, y in task.demos])
-    keys, values = (torch.stack(part)[:, None] for part in zip(*past))  # (L, 1, K, P, D)
+    keys, values = stacked(past)
     return dict(tokens=tokens, positions=positions, pair=pair, where=torch.tensor(where), target=torch.tensor(target),
                 keys=keys, values=values, logits=logits, mask=row_mask(task, torch.ones(len(task.demos), P).bool()),
                 loss=-log_softmax(logits, dim=1)[range(len(target)), target].mean())
@@ -221,7 +221,7 @@ def hide(w, task, masks):
     """Losses (k, each the sum over its answer) and gradients (k, L, 1, K, P, D) of every pair under given masks."""
     found = dict(seen=[], mask=[], loss=[], pair_loss=[])
     found |= {"keys.grad": [], "values.grad": []}
-    keys, values = (torch.stack(part)[:, None].requires_grad_() for part in zip(*read(w, task.context)))
+    keys, values = (part.requires_grad_() for part in stacked(read(w, task.context)))
     for seen in masks:
         pairs = [losses(w, x, y, past=layers(keys, values), seen=seen[i]) for i, (x, y) in enumerate(task.demos)]
         gradients = [torch.autograd.grad(pair.sum(), [keys, values], retain_graph=True) for pair in pairs]
@@ -231,6 +231,11 @@ def hide(w, task, masks):
         for name, part in zip(("keys.grad", "values.grad"), zip(*gradients)):
             found[name].append(torch.stack(part))
     return {name: torch.stack(part) for name, part in found.items()}
+
+
+def stacked(past):
+    """Keys and values, two tensors (L, 1, K, P, D), of [(K, V)] per layer."""
+    return [torch.stack(part)[:, None] for part in zip(*past)]
 
 
 def layers(keys, values):
@@ -246,7 +251,7 @@ def scored(w, task, before=(), **context):
 
 
 def ct_kv(w, task, g):
-    leaves = dict(zip(("keys", "values"), (torch.stack(part)[:, None] for part in zip(*read(w, task.context)))))
+    leaves = dict(zip(("keys", "values"), stacked(read(w, task.context))))
     seen = torch.stack([task.drop(g) for _ in range(N_STEP)])  # (S, k, P)
     past = lambda: layers(leaves["keys"], leaves["values"])
     loss = lambda step: torch.cat([losses(w, x, y, past=past(), seen=seen[step, i])
@@ -264,7 +269,7 @@ def ct_prompt(w, task, g):
 
 
 def prefix_tuning(w, task, g):
-    leaves = dict(zip(("keys", "values"), (torch.stack(part)[:, None] for part in zip(*read(w, range(N_PREFIX))))))
+    leaves = dict(zip(("keys", "values"), stacked(read(w, range(N_PREFIX)))))
     past = lambda: layers(leaves["keys"], leaves["values"])
     loss = lambda step: torch.cat([losses(w, task.instruction + x, y, past=past()) for x, y in task.demos]).mean()
     return optimise(loss, leaves, LR["prefix_tuning"]) | scored(w, task, task.instruction, past=past())
@@ -348,8 +353,9 @@ def main():
     p.add_argument("--seed", type=int, default=0, help="of all that is random")
     args = p.parse_args()
     page = write(args.out, args.seed)
+    n_file = len(list(page.parent.glob("*.safetensors")))
     size = sum(file.stat().st_size for file in page.parent.rglob("*") if file.is_file())
-    print(f"{page.parent}: {len(METHODS) + 4} files of vectors and a model, {size / 1e6:.1f} MB; read {page} first")
+    print(f"{page.parent}: {n_file} files of vectors and a model, {size / 1e6:.1f} MB; read {page} first")
 
 
 if __name__ == "__main__":
