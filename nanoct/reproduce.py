@@ -19,6 +19,7 @@ small matrices run faster. A second start goes on from the results file.
 
 import argparse
 import itertools
+import math
 import time
 from collections import ChainMap
 from dataclasses import asdict, fields
@@ -74,7 +75,7 @@ def plan(args, model_ids, of_world):
     in_turn = itertools.zip_longest(*([(world, task) for task in args.tasks[world]] for world in of_world))
     runs = [dict(model=model_ids[world], world=world, pool=args.pool, k=k, method=method, config=config, task=task,
                  seed=seed, wrong=wrong)
-            for worlds in in_turn for world, task in filter(None, worlds) for seed in args.seeds
+            for worlds in in_turn for world, task in filter(None, worlds) for seed in args.seeds[world]
             for method, config, k, wrong in of_world[world]]
     within = lambda run: fits(args.model, run["world"], run["task"], run["seed"], run["k"])
     return list(filter(within, runs)) if args.scaling else runs
@@ -174,7 +175,7 @@ def parse():
     p.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS), help="default: all")
     p.add_argument("--pool", choices=("held_out", "validation", "train"), default="held_out")
     p.add_argument("--tasks", nargs="+", help=f"how many of each pool, or names of one world's; default: {N_TASK}")
-    p.add_argument("--seeds", nargs="+", type=int, help="of the demos; default: 0")
+    p.add_argument("--seeds", nargs="+", type=int, help="of the demos; default: 0; more in a sweep of few tasks")
     p.add_argument("--k", type=int, help="demos a task; default: the world's")
     p.add_argument("--quick", action="store_true", help="1 task of each world")
     p.add_argument("--full", action="store_true", help="every task of the pool, seeds 0 1 2")
@@ -205,9 +206,9 @@ def parse():
     cli.at_least_one(args, "k")
     if args.workers < 0:
         raise ValueError(f"--workers {args.workers} must be 0 or more.")
-    args.seeds = args.seeds or ([0, 1, 2] if args.full else [0])
-    args.methods, args.world, args.seeds = map(list, map(dict.fromkeys, (args.methods, args.world, args.seeds)))
+    args.methods, args.world = map(list, map(dict.fromkeys, (args.methods, args.world)))
     args.tasks = {world: pick(world, WORLDS[world].pools()[args.pool], args) for world in args.world}
+    args.seeds = {world: seeds(world, args) for world in args.world}
     args.set = cli.overrides(args.set, [method for method in args.methods if method in METHODS])
     if (args.ablations or args.scaling) and (args.set or args.methods != rows):
         raise ValueError("--ablations and --scaling have methods and settings of their own: no --methods and no --set.")
@@ -222,12 +223,19 @@ def pick(world, pool, args):
                              f"nanoct.benchmarks.nano --world {world} --pool {args.pool}` lists it.")
         return list(dict.fromkeys(args.tasks))
     default = len(pool) if args.full else 1 if args.quick else sweep.N_TASK if args.sweep else N_TASK
-    if args.sweep and not args.tasks and len(pool) < default:
-        print(f"{world}: the validation pool has {len(pool)} tasks, fewer than {default}: all are taken.")
     n = int(args.tasks[0]) if args.tasks else min(default, len(pool))
     if not 1 <= n <= len(pool):
         raise ValueError(f"--tasks {n}: the {args.pool} pool of {world} has {len(pool)} tasks.")
     return pool[:n]
+
+
+def seeds(world, args):
+    """The seeds of a world's demos. Where the sweep's pool is small, more seeds make as many runs of each setting."""
+    n_task, pool = len(args.tasks[world]), WORLDS[world].pools()[args.pool]
+    n = 3 if args.full else math.ceil(sweep.N_TASK / n_task) if args.sweep and n_task == len(pool) else 1
+    if args.sweep and n > 1 and not (args.seeds or args.full):
+        print(f"{world}: the validation pool has {n_task} tasks, fewer than {sweep.N_TASK}: each gets {n} seeds.")
+    return list(dict.fromkeys(args.seeds or range(n)))
 
 
 def show(lines, folder):

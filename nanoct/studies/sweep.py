@@ -19,7 +19,7 @@ from nanoct.methods import METHODS
 from nanoct.runs.report import complete, difference, settings, table, varied, words
 from nanoct.runs.results import distinct
 
-N_TASK = 16  # of the validation pool of each world
+N_TASK = 16  # of the validation pool of each world; a pool with fewer has several seeds of each task
 EXTEND = dict(lr=3, n_step=1)  # more steps cost more
 AFTER = {"ttt_ct_kv": "ttt"}  # {method: the method whose chosen settings it takes}
 
@@ -88,8 +88,9 @@ def search(worlds, methods, overridden, presets, do):
 def text(lines, start):
     """All settings in Markdown, one table a world, each with its paired difference to the chosen one."""
     groups, chosen = settings(lines), choose(lines)
-    tasks = {world: len({line["task"] for line in lines if line["world"] == world}) for world in groups}
-    parts = ["validation pool; " + "; ".join(f"{world}: {n} tasks" for world, n in tasks.items())
+    several = lambda world, name: len({line[name] for line in lines if line["world"] == world})
+    parts = ["validation pool; " + "; ".join(
+        f"{world}: {several(world, 'task')} tasks, {several(world, 'seed')} seed(s)" for world in groups)
              + ". The chosen setting is bold, the highest mean. The difference to it is paired by task, with its 95% "
              "interval; a tie is one whose interval holds 0. Added are neighbours of what was best; all methods had "
              f"{max(map(len, start.values()))} settings before."]

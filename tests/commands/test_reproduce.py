@@ -210,8 +210,9 @@ def test_the_setting_that_was_chosen_lies_on_the_curve():
 
 
 def test_plan_interleaves_the_worlds(model_folder):
-    args = Namespace(world=["strings", "facts"], tasks={"strings": ["a", "b", "c"], "facts": ["d"]}, seeds=[0, 1],
-                     pool="p", k=None, methods=["icl", "bayes_all"], set={}, ablations=False, scaling=False,
+    args = Namespace(world=["strings", "facts"], tasks={"strings": ["a", "b", "c"], "facts": ["d"]},
+                     seeds=dict.fromkeys(["strings", "facts"], [0, 1]), pool="p", k=None,
+                     methods=["icl", "bayes_all"], set={}, ablations=False, scaling=False,
                      model=None)
     runs = plan(args, {"strings": "S", "facts": "F"}, variants(args))
     assert [(run["task"], run["seed"], run["method"]) for run in runs[:5]] == [

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import product
 from math import log10
 
 import pytest
@@ -118,7 +119,7 @@ def test_the_table_says_the_chosen_the_ties_and_what_was_added():
     assert of["lr=0.03"][3:] == [difference(10, 10, -50), "tie"]
     assert of["lr=0.1"][3:] == [difference(-40, -50, -60), ""]
     assert of["lr=0.3"][3:] == [difference(-40, -60, -80), "added"] and of["lr=9"][4] == "added"
-    assert "facts: 3 tasks" in said and "all methods had 3 settings" in said
+    assert "facts: 3 tasks, 1 seed(s)" in said and "all methods had 3 settings" in said
     assert "facts: at the edge still" in said and "ct_kv lr=0.01." in said and "n_step" not in said
     assert ["icl", "", "50.0 ± 0.0", "", ""] in rows
 
@@ -136,18 +137,20 @@ def test_the_job_extends_and_chooses(model_folder, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["reproduce", "--model", str(model_folder), "--world", "strings", "facts", "--out",
                                       str(tmp_path), "--methods", "icl", "ct_kv", "bayes_all", "--sweep"])
     main()
-    out, n = capsys.readouterr().out, {"strings": 16, "facts": 4}
-    assert "facts: the validation pool has 4 tasks, fewer than 16: all are taken" in out and "strings: the" not in out
-    for world, n_task in n.items():
-        assert {run["task"] for run in asked if run["world"] == world} == set(
-            nano.WORLDS[world].pools()["validation"][:n_task])
+    out, n = capsys.readouterr().out, {"strings": (16, 1), "facts": (4, 4)}
+    assert "facts: the validation pool has 4 tasks, fewer than 16: each gets 4 seeds" in out
+    assert "strings: the" not in out
+    for world, (n_task, n_seed) in n.items():
+        tasks = nano.WORLDS[world].pools()["validation"][:n_task]
+        assert {(run["task"], run["seed"]) for run in asked if run["world"] == world} == set(
+            product(tasks, range(n_seed)))
     chosen = json.loads((tmp_path / "settings.json").read_text())
     assert {world: (c["ct_kv"]["lr"], c["ct_kv"]["n_step"]) for world, c in chosen.items()} == {
         "strings": (.3, 8), "facts": (.3, 8)} and all(c.keys() == {"ct_kv"} for c in chosen.values())
     assert {run["config"].get("lr") for run in asked} == {None, .01, .03, .1, .3, 1.0}
     written = (tmp_path / "sweep.md").read_text(encoding="utf-8")
     assert written in out and written.count("**n_step=8 lr=0.3**") == 2 and written.count("added") == 2 * 4
-    assert f"{len(asked)} of {len(asked)} runs" in out and len(asked) == (16 + 4) * (9 + 1 + 4)
+    assert f"{len(asked)} of {len(asked)} runs" in out and len(asked) == (16 + 4 * 4) * (9 + 1 + 4)
 
 
 def test_the_shipped_settings_are_what_the_shipped_sweep_chose():
