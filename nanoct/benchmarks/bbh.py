@@ -5,8 +5,8 @@
 A context is the instruction, then "\\n\\nQ: …\\nA: …" for every demo (solved example). The instruction is the line
 after the dashes in cot-prompts/<task>.txt, then a sentence on the form of the answer, such as "Answer with Yes or No
 and nothing else." Without this sentence a model that has no demos in context answers in whole sentences, which are all
-wrong. The paper's numbers come from prompts with such a sentence. Its words are ours, made from the kind of all targets
-(`form_of`); form=False leaves it out.
+wrong. The paper's zero-shot score suggests that its prompts have such a sentence. Its words are ours, made from the
+kind of all targets (`form_of`); form=False leaves it out.
 
 An answer ends with the two line breaks before the next question. They are tokenised apart, so that all demos end alike.
 A decoded answer ends where its text holds them, or with a special token. Trimmed and in lower case it must be the
