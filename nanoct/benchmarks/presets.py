@@ -63,15 +63,16 @@ SETTINGS = {
 }
 
 SWEEPS = {
-    "words": {  # four settings of every method
-        "prompt_tuning": dict(lr=(3e-3, 1e-2, 3e-2, 1e-1)),
-        "prefix_tuning": dict(n_step=(20, 60), lr=(1e-2, 3e-2)),
-        "lora": dict(lr=(1e-4, 3e-4, 1e-3, 3e-3)),
-        "dora": dict(lr=(1e-4, 3e-4, 1e-3, 3e-3)),
-        "ttt": dict(lr=(3e-5, 1e-4, 3e-4, 1e-3)),
-        "ct_prompt": dict(lr=(3e-4, 1e-3, 3e-3, 1e-2)),
-        "ct_kv": dict(lr=(1e-3, 3e-3, 1e-2, 3e-2)),
-        "ttt_ct_kv": dict(lr=(1e-3, 3e-3), n_step=(4, 8)),  # ttt_lr is from SETTINGS: write TTT's chosen lr there first
+    "words": {  # eight settings of every method: four rates, at its number of steps and at about a quarter of it
+        "prompt_tuning": dict(n_step=(5, 20), lr=(3e-3, 1e-2, 3e-2, 1e-1)),
+        "prefix_tuning": dict(n_step=(5, 20), lr=(3e-3, 1e-2, 3e-2, 1e-1)),
+        "lora": dict(n_step=(5, 20), lr=(1e-4, 3e-4, 1e-3, 3e-3)),
+        "dora": dict(n_step=(5, 20), lr=(1e-4, 3e-4, 1e-3, 3e-3)),
+        "ttt": dict(n_step=(2, 8), lr=(1e-4, 3e-4, 1e-3, 3e-3)),
+        "ct_prompt": dict(n_step=(3, 12), lr=(1e-3, 3e-3, 1e-2, 3e-2)),
+        "ct_kv": dict(n_step=(5, 20), lr=(1e-3, 3e-3, 1e-2, 3e-2)),
+        # ttt_n_step and ttt_lr are from SETTINGS: write there first what TTT's sweep chose
+        "ttt_ct_kv": dict(n_step=(2, 8), lr=(3e-4, 1e-3, 3e-3, 1e-2)),
     },
 }
 
