@@ -459,7 +459,7 @@ def test_presets_are_settings_of_the_methods(benchmark):
     assert swept.keys() == METHODS.keys() - {"zero_shot", "icl"}
     args = SimpleNamespace(benchmark=benchmark, sweep=True)
     made = {m: cli.configs(m, METHODS[m].Config, paper.values(m, args), {}) for m in METHODS}
-    assert {len(made[m]) for m in swept} == {4} and len(made["icl"]) == 1  # as many for every method
+    assert {len(made[m]) for m in swept} == {8} and len(made["icl"]) == 1  # as many for every method
 
 
 PAPER = """
