@@ -420,7 +420,7 @@ def test_a_sweep_runs_every_setting_on_validation_tasks_and_compares_them(model,
     monkeypatch.setattr(paper, "report_sweep", lambda lines, args: seen.extend(lines))
     seen = []  # a benchmark without a list of its own takes that of words
     run(monkeypatch, *job(model, data, tmp_path / "bbh", "--sweep", "--methods", "ttt"))
-    assert {(line["config"]["lr"], line["seed"]) for line in seen} == {(lr, 42) for lr in (3e-5, 1e-4, 3e-4, 1e-3)}
+    assert {(line["config"]["lr"], line["seed"]) for line in seen} == {(lr, 42) for lr in (1e-4, 3e-4, 1e-3, 3e-3)}
 
 
 def test_bbhs_sentence_on_the_answer_can_be_left_out_and_is_in_the_line(model, data, tmp_path, monkeypatch):
