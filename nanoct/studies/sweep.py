@@ -5,7 +5,9 @@
 Each method starts with all combinations of the values in its SWEEP, the same number for all methods. The best setting
 has the highest mean over tasks. Its neighbours in lr and n_step are tried next, and so on, until all neighbours of the
 best are tried. A grid is extended by at most EXTEND values to each side, in its own ratio; only then does a choice
-stand at its edge. TTT+CT-KV keeps the settings chosen for TTT, as in the paper; only its CT-KV part is swept.
+stand at its edge. More steps than the grid has are tried where the last ones paid: where the best setting beats the
+best one of fewer steps by more than a tie. TTT+CT-KV keeps the settings chosen for TTT, as in the paper; only its CT-KV
+part is swept.
 """
 
 import json
@@ -40,14 +42,27 @@ def choose(lines):
             for world, methods in settings(lines).items()}
 
 
-def neighbours(best, tried, start):
-    """The configs next to the best in lr or n_step that were not tried yet. start: the configs tried first."""
+def paid(among):
+    """Whether steps paid: the best setting minus the best one of fewer steps has a 95% interval above 0."""
+    n_step, score = lambda s: s.config.get("n_step", 0), lambda s: s.score
+    best = max(complete(among), key=score)
+    fewer = max((s for s in complete(among) if n_step(s) < n_step(best)), key=score, default=None)
+    centre, half = best.minus(fewer) if fewer else (0, 0)
+    return centre > half
+
+
+def neighbours(best, tried, start, longer=True):
+    """The configs next to the best in lr or n_step that were not tried yet.
+
+    start: the configs tried first. longer: whether the grid may be extended to more steps.
+    """
     found = []
     for (name, most), end in product(EXTEND.items(), (max, min)):
         axis = sorted({config[name] for config in tried if name in config}, reverse=end is min)  # outwards
         if len(axis) < 2 or min(axis) <= 0:
             continue  # not swept, or without a ratio
-        if axis[-1] == best[name] and len(axis) - 1 - axis.index(end(config[name] for config in start)) < most:
+        n_added = len(axis) - 1 - axis.index(end(config[name] for config in start))
+        if axis[-1] == best[name] and n_added < most and (longer or (name, end) != ("n_step", max)):
             axis.append(beyond(axis))
         if best[name] != axis[-1]:
             found.append(best | {name: axis[axis.index(best[name]) + 1]})
@@ -78,8 +93,9 @@ def search(worlds, methods, overridden, presets, do):
         while todo:
             tried = {at: tried.get(at, []) + todo.get(at, []) for at in start}
             lines += do(todo)
-            best = choose(lines)
-            beside = {(world, method): neighbours(best[world][method], tried[world, method], start[world, method])
+            best, of = choose(lines), settings(lines)
+            beside = {(world, method): neighbours(best[world][method], tried[world, method], start[world, method],
+                                                  paid(of[world][method]))
                       for world, method in todo if method in best.get(world, {})}
             todo = {at: configs for at, configs in beside.items() if configs}
     return lines, start
@@ -112,8 +128,8 @@ def text(lines, start):
                         if best.config[name] in (min(of), max(of))]
         parts.append(table(rows, [world, "setting", "score % ± s.e.", "minus the chosen", ""]))
         if at_edge:
-            parts.append(f"{world}: at the edge still, as a grid is extended so far and no farther: "
-                         f"{', '.join(at_edge)}.")
+            parts.append(f"{world}: at the edge still, as a grid is extended so far and no farther, and to more steps "
+                         f"only where steps paid: {', '.join(at_edge)}.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -64,6 +64,16 @@ def test_edges_are_extended_until_the_best_has_neighbours_or_the_limit_is_reache
     assert neighbours(best, [line["config"] for line in lines], start["facts", "ct_kv"]) == []
 
 
+@pytest.mark.parametrize("gain, longest", [(dict.fromkeys(TASKS, .1), 128), (dict(zip(TASKS, (.3, -.2) * 3)), 32)])
+def test_more_steps_are_tried_only_where_the_last_ones_paid(gain, longest):
+    """In the second case 32 steps have the highest mean, and are tied with 8."""
+    do = lambda todo: [line("ct_kv", task, score=.5 + gain[task] * (config["n_step"] >= 32), config=config,
+                            world="facts") for config in todo["facts", "ct_kv"] for task in TASKS]
+    lines, _ = search(["facts"], ["ct_kv"], {}, {}, do)
+    assert max(line["config"]["n_step"] for line in lines) == longest
+    assert choose(lines)["facts"]["ct_kv"]["n_step"] == 32
+
+
 def test_of_equal_settings_the_fewest_steps_are_taken_and_what_has_no_result_is_not_tried_again():
     lines, _ = search(["facts"], ["ct_kv"], {}, {}, scored({}))
     assert choose(lines)["facts"]["ct_kv"].items() >= dict(n_step=1, lr=.0003).items()
