@@ -58,8 +58,8 @@ def parse():
     p.add_argument("--k", type=int, help="demos a task; default: the paper's")
     p.add_argument("--length", type=int, help="tokens of context and query; default: the paper's, at most the model's")
     p.add_argument("--limit-queries", type=int, metavar="N", help="the first N queries of a task")
-    p.add_argument("--set", action="append", default=[], metavar="METHOD.FIELD=V1,V2",
-                   help="a setting, or several to compare")
+    p.add_argument("--set", action="extend", nargs="+", default=[], metavar="METHOD.FIELD=V1,V2",
+                   help="settings; several values are compared")
     p.add_argument("--sweep", action="store_true", help="each method at all settings of SWEEPS (benchmarks/presets.py) "
                    "on the validation pool, or on the --tasks of a benchmark without one; writes sweep.jsonl, sweep.md")
     p.add_argument("--ablations", action="store_true", help="CT-KV without its parts and from other starts, as in "

@@ -7,7 +7,7 @@
     python -m nanoct.reproduce --sweep                  # choose the settings, on validation tasks (studies/sweep.py)
     python -m nanoct.reproduce --ablations              # CT-KV without its parts, and with wrong labels
     python -m nanoct.reproduce --scaling                # accuracy and seconds against k (studies/scaling.py)
-    python -m nanoct.reproduce --pool validation --set ct_kv.lr=3e-3,1e-2 --set ct_kv.n_step=32       # compare your own
+    python -m nanoct.reproduce --pool validation --set ct_kv.lr=3e-3,1e-2 ct_kv.n_step=32          # compare your own
     python -m nanoct.reproduce --report weights/nano/results/full.jsonl                               # run nothing
 
 Every run's score is compared with the committed score of the same run. Table and figures show all committed runs, with
@@ -184,8 +184,8 @@ def parse():
     p.add_argument("--ablations", action="store_true", help="CT-KV without its parts, from other starts, with wrong "
                    "labels; writes ablations.jsonl")
     p.add_argument("--scaling", action="store_true", help="accuracy and seconds against k; writes scaling.jsonl")
-    p.add_argument("--set", action="append", default=[], metavar="METHOD.FIELD=V1,V2",
-                   help="a setting, or several to compare")
+    p.add_argument("--set", action="extend", nargs="+", default=[], metavar="METHOD.FIELD=V1,V2",
+                   help="settings; several values are compared")
     p.add_argument("--model", default=str(FOLDER), help="folder of a model trained on the worlds, or of one for each")
     p.add_argument("--device", help="cuda, mps or cpu; default: cpu, as the embedded models are too small for more")
     p.add_argument("--workers", type=int, help="processes beside this one; default: one per core, or 0 on a GPU")

@@ -289,7 +289,8 @@ def parse():
     p.add_argument("--device", help="cuda, mps or cpu; default: the first there is")
     t = p.add_argument_group("tuning")
     t.add_argument("--method", choices=list(METHODS), metavar="METHOD", help=f"{', '.join(METHODS)}; default: ct_kv")
-    t.add_argument("--set", action="append", metavar="FIELD=VALUE", help="of the method's Config, such as lr=1e-2")
+    t.add_argument("--set", action="extend", nargs="+", metavar="FIELD=VALUE",
+                   help="of the method's Config, such as lr=1e-2")
     t.add_argument("--held-out", metavar="FILE.jsonl", help="lines to score the context on, beside ICL and zero-shot")
     t.add_argument("--template", help=f"text of a line with {{input}} and {{output}}, \\n and \\t understood; default: "
                    f"{EMBEDDED!r} with the embedded vocabulary, else {PLAIN!r}")

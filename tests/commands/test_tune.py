@@ -63,7 +63,7 @@ def test_end_to_end_on_the_shipped_model(here, monkeypatch, capsys):
     write("mine.jsonl", DEMOS)
     write("questions.jsonl", queries)
     call(monkeypatch, "--data", "mine.jsonl", "--out", "new/ctx", "--held-out", "test.jsonl", "--set", "n_step=4",
-         "--set", "lr=0.1", "--device", "cpu", "--seed", 3)
+         "lr=0.1", "--device", "cpu", "--seed", 3)
     said = capsys.readouterr()
     assert "4/4" in said.err and "ct_kv, 10 demos: loss " in said.out and "in 4 of 4 steps" in said.out
     P = 1 + sum(len(row["input"]) + len(row["output"]) + 2 for row in DEMOS)
