@@ -11,10 +11,10 @@
     python -m nanoct.reproduce --report weights/nano/results/full.jsonl                               # run nothing
 
 Every run's score is compared with the committed score of the same run. Table and figures show all committed runs, with
-the live ones in their place. With other settings, methods or models they show the live runs alone. CT-KV and TTT run at
-several numbers of steps, each with its own cosine schedule, so that curves are compared and not points. The Bayes
-ceilings (benchmarks/nano/bayes.py) stand beside the methods. Runs are spread over processes of one thread, in which
-small matrices run faster. A second start goes on from the results file.
+the live ones in their place. With other settings, methods, pools or models they show the live runs alone. CT-KV and
+TTT run at several numbers of steps, each with its own cosine schedule, so that curves are compared and not points. The
+Bayes ceilings (benchmarks/nano/bayes.py) stand beside the methods. Runs are spread over processes of one thread, in
+which small matrices run faster. A second start goes on from the results file.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from nanoct.studies import ablations, scaling, sweep
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fingerprint, load_model, pick_device, read_config
 
-N_STEP = {"ct_kv": (4, 16, 64), "ttt": (2, 8, 32)}  # the curves; both methods take similar seconds
+N_STEP = {"ct_kv": (4, 16, 64), "ttt": (2, 8, 32)}  # the curves; TTT takes about twice the seconds
 N_TASK = 2  # tasks of the held-out pool of each world
 COMMITTED = FOLDER / "results" / "full.jsonl"  # the lines behind the README's table
 MODULES = ChainMap(METHODS, {ablations.NAME: ablations})
@@ -174,8 +174,10 @@ def parse():
     p.add_argument("--methods", nargs="+", choices=rows, default=rows, help="default: all, and the ceilings")
     p.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS), help="default: all")
     p.add_argument("--pool", choices=("held_out", "validation", "train"), default="held_out")
-    p.add_argument("--tasks", nargs="+", help=f"how many of each pool, or names of one world's; default: {N_TASK}")
-    p.add_argument("--seeds", nargs="+", type=int, help="of the demos; default: 0; more in a sweep of few tasks")
+    p.add_argument("--tasks", nargs="+", help=f"how many of each pool, or names of one world's; default: {N_TASK}, "
+                   f"--sweep {sweep.N_TASK}, --full all")
+    p.add_argument("--seeds", nargs="+", type=int, help="of the demos; default: 0, --full 0 1 2, more in "
+                   "a sweep of few tasks")
     p.add_argument("--k", type=int, help="demos a task; default: the world's")
     p.add_argument("--quick", action="store_true", help="1 task of each world")
     p.add_argument("--full", action="store_true", help="every task of the pool, seeds 0 1 2")
@@ -190,7 +192,7 @@ def parse():
     p.add_argument("--device", help="cuda, mps or cpu; default: cpu, as the embedded models are too small for more")
     p.add_argument("--workers", type=int, help="processes beside this one; default: one per core, or 0 on a GPU")
     p.add_argument("--out", default="results", help="folder of results.jsonl, table and figures")
-    p.add_argument("--report", metavar="FILE", help="redraw table and figures from a results file and run nothing")
+    p.add_argument("--report", metavar="FILE", help="redraw table and figures beside a results file, and run nothing")
     p.add_argument("--benchmark", nargs="?", action=Moved, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.report:

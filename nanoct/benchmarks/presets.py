@@ -1,8 +1,10 @@
 """The paper's settings and scores for each benchmark (arXiv 2507.04221), as far as they are known, and ours for words.
 
 SETTINGS[benchmark][method] are fields of the method's Config. "ours" marks values that the paper and the authors' code
-leave open; they were not tuned. PUBLISHED[benchmark][method] are the paper's scores in percent.
-SWEEPS[benchmark][method] are the values {field: values} that `paper --sweep` tries, in all combinations.
+leave open; they were not tuned, but for words, whose were chosen by --sweep. PUBLISHED[benchmark][method] are the
+paper's scores in percent.
+SWEEPS[benchmark][method] are the values {field: values} that `paper --sweep` tries, in all combinations; a benchmark
+without its own takes those of words.
 """
 
 LORA = dict(rank=64, lr=1e-4)

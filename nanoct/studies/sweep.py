@@ -4,9 +4,9 @@
 
 Each method starts with all combinations of the values in its SWEEP, the same number for all methods. The best setting
 has the highest mean over tasks. Its neighbours in lr and n_step are tried next, and so on, until all neighbours of the
-best are tried. A grid is extended by at most EXTEND values to each side, in its own ratio; only then does a choice
-stand at its edge. More steps than the grid has are tried where the last ones paid: where the best setting beats the
-best one of fewer steps by more than a tie. TTT+CT-KV keeps the settings chosen for TTT, as in the paper; only its CT-KV
+best are tried. A grid is extended by at most EXTEND values to each side, in its own ratio. More steps than the grid
+has are tried only where the last ones paid: where the best setting beats the best one of fewer steps by more than a
+tie. TTT+CT-KV keeps the settings chosen for TTT, as in the paper; only its CT-KV
 part is swept.
 """
 
@@ -108,7 +108,7 @@ def text(lines, start):
     parts = ["validation pool; " + "; ".join(
         f"{world}: {several(world, 'task')} tasks, {several(world, 'seed')} seed(s)" for world in groups)
              + ". The chosen setting is bold, the highest mean. The difference to it is paired by task, with its 95% "
-             "interval; a tie is one whose interval holds 0. Added are neighbours of what was best; all methods had "
+             "interval; a tie is one whose interval holds 0. Added are neighbours of what was best; methods had up to "
              f"{max(map(len, start.values()))} settings before."]
     for world, methods in groups.items():
         rows, at_edge = [], []
