@@ -271,7 +271,7 @@ show(mine, both["icl"], both["ct_kv"], n=8)
 # <details><summary>Answer</summary>
 # Translation is among them: the model hardly knows the words, and ten examples do not teach it French. Tuning can
 # bring out what the model knows; it cannot add what is not there. `upper_case` is another thing: there reading does
-# well, and everything that is tuned loses. Nobody has looked into it yet.
+# well. CT-KV and TTT lose, and lose more with more steps; CT-Prompt loses little. Why is not known.
 # </details>
 #
 # **3.** LoRA trains the same matrices as TTT on the same ten pairs, and answers little. Why?
