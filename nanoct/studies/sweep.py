@@ -6,8 +6,7 @@ Each method starts with all combinations of the values in its SWEEP, the same nu
 has the highest mean over tasks. Its neighbours in lr and n_step are tried next, and so on, until all neighbours of the
 best are tried. A grid is extended by at most EXTEND values to each side, in its own ratio. More steps than the grid
 has are tried only where the last ones paid: where the best setting beats the best one of fewer steps by more than a
-tie. TTT+CT-KV keeps the settings chosen for TTT, as in the paper; only its CT-KV
-part is swept.
+tie. TTT+CT-KV keeps the settings chosen for TTT, as in the paper; only its CT-KV part is swept.
 """
 
 import json
