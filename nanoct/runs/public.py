@@ -7,7 +7,7 @@ from statistics import median
 
 from nanoct.benchmarks.presets import PUBLISHED, SETTINGS
 from nanoct.files import publish
-from nanoct.runs.report import PAIRS, Setting, chosen, complete, difference, in_common, settings, shown, table, varied
+from nanoct.runs.report import PAIRS, Setting, chosen, difference, highest, in_common, settings, shown, table, varied
 from nanoct.runs.report import words as words_of
 
 FEW = 10  # a note names tasks with fewer queries
@@ -103,7 +103,7 @@ def report_sweep(lines, args):
     """Print every setting of every method, each beside the method's best, and write it to sweep.md."""
     rows, asked = [], len(args.tasks) * len(args.seeds)
     for method, among in settings(lines)[args.benchmark].items():
-        best = max(complete(among), key=lambda s: s.score)  # never one that gave no result on some tasks
+        best = highest(among)  # never one that gave no result on some tasks
         for s in among:
             beside = "" if len(among) == 1 else "best" if s is best else difference(s, best)
             rows.append([method, words_of(varied(s, among)), f"{len(s.lines)} of {asked}",

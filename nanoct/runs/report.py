@@ -143,6 +143,11 @@ def complete(among):
     return [s for s in among if len(s.lines) == max(len(s.lines) for s in among)]
 
 
+def highest(among):
+    """The complete setting of the highest mean score; the first of equal ones."""
+    return max(complete(among), key=lambda s: s.score)
+
+
 def varied(setting, among):
     """What tells a setting apart from the others of its method: {name: value}."""
     return {name: value for name, value in setting.config.items() if any(s.config.get(name) != value for s in among)}

@@ -17,7 +17,7 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.files import publish, replace_file
 from nanoct.methods import METHODS
-from nanoct.runs.report import complete, difference, settings, table, varied, words
+from nanoct.runs.report import complete, difference, highest, settings, table, varied, words
 from nanoct.runs.results import distinct
 
 N_TASK = 16  # of the validation pool of each world; a pool with fewer has several seeds of each task
@@ -36,17 +36,15 @@ def grid(method, overridden, chosen):
 
 def choose(lines):
     """{world: {method: config}} of the highest mean score. If equal, fewer steps win, then the lower lr."""
-    best = lambda among: max(complete(among), key=lambda s: s.score).config
-    return {world: {method: best(among) for method, among in methods.items() if among[0].config}
+    return {world: {method: highest(among).config for method, among in methods.items() if among[0].config}
             for world, methods in settings(lines).items()}
 
 
 def paid(among):
     """Whether steps paid: the best setting minus the best one of fewer steps has a 95% interval above 0."""
-    n_step, score = lambda s: s.config.get("n_step", 0), lambda s: s.score
-    best = max(complete(among), key=score)
-    fewer = max((s for s in complete(among) if n_step(s) < n_step(best)), key=score, default=None)
-    centre, half = best.minus(fewer) if fewer else (0, 0)
+    n_step, best = lambda s: s.config.get("n_step", 0), highest(among)
+    fewer = [s for s in complete(among) if n_step(s) < n_step(best)]
+    centre, half = best.minus(highest(fewer)) if fewer else (0, 0)
     return centre > half
 
 

@@ -403,7 +403,7 @@ def test_words_has_lists_and_pools_of_its_own(model, own_words, tmp_path, monkey
 
 def test_a_sweep_runs_every_setting_on_validation_tasks_and_compares_them(model, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(METHODS, "my_own", SimpleNamespace(Config=METHODS["lora"].Config, adapt=METHODS["lora"].adapt))
-    short = ("--set", "ct_kv.n_step=1", "--set", "my_own.n_step=1", "--methods", "icl", "ct_kv", "my_own")
+    short = ("--set", "ct_kv.n_step=1", "my_own.n_step=1", "--methods", "icl", "ct_kv", "my_own")
     run(monkeypatch, *words_job(model, tmp_path, "--sweep", "--tasks", "agent", "language", *short))
     lines = read(tmp_path / "sweep.jsonl")
     assert Counter(line["method"] for line in lines) == {"icl": 2, "ct_kv": 8, "my_own": 2}

@@ -267,7 +267,7 @@ def test_what_is_not_finite_is_no_line_and_a_model_without_any_is_an_error(model
     monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, (
         "--model", tmp_path, "--world", "facts", "lexicon", "--tasks", 1, "--workers", workers,
         "--methods", "icl", "ct_kv",
-        "bayes_training", "--set", "ct_kv.n_step=2", "--set", "ct_kv.lr=1e30,1e-3", "--out", tmp_path / "out"))])
+        "bayes_training", "--set", "ct_kv.n_step=2", "ct_kv.lr=1e30,1e-3", "--out", tmp_path / "out"))])
     with pytest.raises(SystemExit) as stop:
         cli.run(main)
     said, lines = capsys.readouterr(), results.read(tmp_path / "out" / "results.jsonl")
