@@ -8,7 +8,7 @@ from itertools import chain, islice, permutations
 import pytest
 import torch
 from conftest import tiny_llama
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from nanoct import cli, files, pretrain
@@ -24,6 +24,7 @@ from nanoct.pretrain import (
     start_from,
     train,
 )
+from nanoct.runs import training
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import load_model, save_model
 
@@ -190,14 +191,14 @@ def test_a_folder_with_a_model_and_no_state_is_not_written_over(tmp_path):
 def spoilt(path, edit):
     tensors = load_file(path)
     edit(tensors)
-    with pretrain.safe_open(path, "pt") as file:
+    with safe_open(path, "pt") as file:
         about = file.metadata()
     save_file(tensors, path, metadata=about)
 
 
 def says(path, about):
     """Another state, and what it says of itself."""
-    save_file({"a": torch.ones(1)}, path, metadata=about and {pretrain.ENTRY: about})
+    save_file({"a": torch.ones(1)}, path, metadata=about and {training.ENTRY: about})
 
 
 NORM = "model.norm.weight"
@@ -275,7 +276,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     train(SHORT, tmp_path / "whole", device="cpu")
-    save, n = pretrain.save_file, 0
+    save, n = training.save_file, 0
 
     def full(tensors, path, metadata):
         nonlocal n
@@ -286,7 +287,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
         save(tensors, path, metadata=metadata)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pretrain, "save_file", full)
+        patched.setattr(training, "save_file", full)
         assert "cannot write" in (said := refused(SHORT, tmp_path / "out", error=OSError)) and "No space" in said
     assert pretrain.step_of(tmp_path / "out") == 2
     train(SHORT, tmp_path / "out", device="cpu")
