@@ -7,7 +7,19 @@ from statistics import median
 
 from nanoct.benchmarks.presets import PUBLISHED, SETTINGS
 from nanoct.files import publish
-from nanoct.runs.report import PAIRS, Setting, chosen, difference, highest, in_common, settings, shown, table, varied
+from nanoct.runs.report import (
+    PAIRS,
+    Setting,
+    chosen,
+    difference,
+    highest,
+    in_common,
+    many,
+    settings,
+    shown,
+    table,
+    varied,
+)
 from nanoct.runs.report import words as words_of
 
 FEW = 10  # a note names tasks with fewer queries
@@ -47,9 +59,9 @@ def report(lines, args, constants, timed=()):
         least = min(few, key=lambda line: line["n_query"])
         notes.append(f"{len(few)} of the {len(first.lines)} (task, seed) have fewer than {FEW} queries, "
                      f"{least['task']}, seed {least['seed']}, only {least['n_query']}: a query weighs much in them.")
-    n_task, n_seed = len({at[0] for at in first.scores()}), len({at[1] for at in first.scores()})
-    head = (f"{args.benchmark}, {args.model}: {n_task} tasks of the {args.pool} pool, k = {args.k or 'all'}, {n_seed} "
-            f"seed{'s' * (n_seed > 1)}, {first.lines[0]['dtype']} on "
+    task, seed = ({at[i] for at in first.scores()} for i in (0, 1))
+    head = (f"{args.benchmark}, {args.model}: {many(task, 'task')} of the {args.pool} pool, k = {args.k or 'all'}, "
+            f"{many(seed, 'seed')}, {first.lines[0]['dtype']} on "
             f"{first.lines[0].get('device', 'an unknown device')}; score %, the mean over tasks within a seed, then "
             "over seeds, ± s.e. over tasks, seconds a task, peak memory of adapting and scoring")
     header = ["method", "tasks", "score", "paper", "minus ICL, 95%", "s to adapt", "s to score", "peak GB", "trained"]

@@ -178,6 +178,11 @@ def difference(a, b):
     return "{:+.1f} ± {:.1f}".format(*a.minus(b))
 
 
+def many(found, noun):
+    """How many there are: '1 task', '2 tasks'."""
+    return f"{len(found)} {noun}{'s' * (len(found) != 1)}"
+
+
 def words(config):
     return " ".join(f"{name}={value}" for name, value in config.items())
 
@@ -207,11 +212,11 @@ def text(groups, left_out, presets, pairs=()):
     main = {world: {method: chosen(among, presets.get(world, {}).get(method, {})) for method, among in methods.items()}
             for world, methods in groups.items()}
     rows = sorted(dict.fromkeys(line["method"] for line in lines), key=lambda method: method in CEILINGS)
-    here = lambda world, field: [line[field] for line in lines if line["world"] == world]
-    worlds = "; ".join(f"{w}: {len(set(here(w, 'task')))} tasks, k = {here(w, 'k')[0]}" for w in groups)
-    n_seed = len({line["seed"] for line in lines})
-    parts = [f"{lines[0]['pool'].replace('_', '-')} pool; {worlds}; {n_seed} seed{'s' * (n_seed > 1)} of demos; "
-             "score % ± s.e. over tasks, in brackets seconds a task", *left_out]
+    here = lambda world, field: {line[field] for line in lines if line["world"] == world}
+    scope = "; ".join(f"{w}: {many(here(w, 'task'), 'task')}, k = {next(iter(here(w, 'k')))}, "
+                      f"{many(here(w, 'seed'), 'seed')}" for w in groups)
+    parts = [f"{lines[0]['pool'].replace('_', '-')} pool; {scope} of demos; score % ± s.e. over tasks, in brackets "
+             "seconds a task", *left_out]
     if pairs:
         parts.append(f"{comparison(pairs)} Of the {len(lines)} runs below {len(pairs)} are live, the others committed: "
                      "the table of all settings says how many, how far off one is, and their seconds.")

@@ -17,7 +17,7 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.files import publish, replace_file
 from nanoct.methods import METHODS
-from nanoct.runs.report import complete, difference, highest, settings, table, varied, words
+from nanoct.runs.report import complete, difference, highest, many, settings, table, varied, words
 from nanoct.runs.results import distinct
 
 N_TASK = 16  # of the validation pool of each world; a pool with fewer has several seeds of each task
@@ -101,9 +101,8 @@ def search(worlds, methods, overridden, presets, do):
 def text(lines, start):
     """All settings in Markdown, one table a world, each with its paired difference to the chosen one."""
     groups, chosen = settings(lines), choose(lines)
-    several = lambda world, name: len({line[name] for line in lines if line["world"] == world})
-    parts = ["validation pool; " + "; ".join(
-        f"{world}: {several(world, 'task')} tasks, {several(world, 'seed')} seed(s)" for world in groups)
+    of = lambda world, noun: many({line[noun] for line in lines if line["world"] == world}, noun)
+    parts = ["validation pool; " + "; ".join(f"{w}: {of(w, 'task')}, {of(w, 'seed')}" for w in groups)
              + ". The chosen setting is bold, the highest mean. The difference to it is paired by task, with its 95% "
              "interval; a tie is one whose interval holds 0. Added are neighbours of what was best; methods had up to "
              f"{max(map(len, start.values()))} settings before."]

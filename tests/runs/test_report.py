@@ -103,6 +103,12 @@ def test_runs_without_a_partner_are_said_and_stand_in_the_table_of_the_live_runs
     assert "strings: 2 tasks, k = 3" in said
 
 
+def test_each_world_says_how_many_tasks_and_seeds_it_has():
+    lines = [line(m, "a", world="grids", seed=s) for m in ("icl", "ttt") for s in (0, 1)]
+    lines += [line(m, t, world="facts") for m in ("icl", "ttt") for t in "ab"]
+    assert "grids: 1 task, k = 10, 2 seeds; facts: 2 tasks, k = 10, 1 seed of demos;" in text_of(lines, {})
+
+
 def test_the_order_of_lines_is_not_that_of_the_table():
     lines = [line(m, t, world=w) for w in ("grids", "facts") for m in ("icl", "ttt", "bayes_training", "bayes_all")
              for t in "ab"]

@@ -129,7 +129,7 @@ def test_the_table_says_the_chosen_the_ties_and_what_was_added():
     assert of["lr=0.03"][3:] == [difference(10, 10, -50), "tie"]
     assert of["lr=0.1"][3:] == [difference(-40, -50, -60), ""]
     assert of["lr=0.3"][3:] == [difference(-40, -60, -80), "added"] and of["lr=9"][4] == "added"
-    assert "facts: 3 tasks, 1 seed(s)" in said and "methods had up to 3 settings" in said
+    assert "facts: 3 tasks, 1 seed. The" in said and "methods had up to 3 settings" in said
     assert "facts: at the edge still" in said and "ct_kv lr=0.01." in said and "n_step" not in said
     assert ["icl", "", "50.0 ± 0.0", "", ""] in rows
 
