@@ -11,7 +11,8 @@
     python -m nanoct.reproduce --report weights/nano/results/full.jsonl                               # run nothing
 
 Every run's score is compared with the committed score of the same run. Table and figures show all committed runs, with
-the live ones in their place. With other settings, methods, pools or models they show the live runs alone. CT-KV and
+the live ones in their place. With other settings, methods, pools or models they show the live runs alone. Settings
+whose committed runs took over ten seconds are left to --full, or to whoever asks for methods, tasks or seeds. CT-KV and
 TTT run at several numbers of steps, each with its own cosine schedule, so that curves are compared and not points. The
 Bayes ceilings (benchmarks/nano/bayes.py) stand beside the methods. Runs are spread over processes of one thread, in
 which small matrices run faster. A second start goes on from the results file.
@@ -33,7 +34,7 @@ from nanoct.benchmarks.nano import FOLDER, WORLDS, bayes, encode, make_task, rea
 from nanoct.methods import METHODS
 from nanoct.runs.measure import check_finite, finite, measure
 from nanoct.runs.parallel import execute
-from nanoct.runs.report import CEILINGS, comparison, report
+from nanoct.runs.report import CEILINGS, comparison, report, settings
 from nanoct.runs.results import Results, about, compare, distinct, key, n_core, read
 from nanoct.score import evaluate
 from nanoct.studies import ablations, scaling, sweep
@@ -43,6 +44,7 @@ from nanoct.weights import fingerprint, load_model, pick_device, read_config
 N_STEP = {"ct_kv": (4, 16, 64), "ttt": (2, 8, 32)}  # the curves; TTT takes about twice the seconds
 N_TASK = 2  # tasks of the held-out pool of each world
 COMMITTED = FOLDER / "results" / "full.jsonl"  # the lines behind the README's table
+LONG = 10  # seconds of a run; the main job leaves settings that take longer to --full
 MODULES = ChainMap(METHODS, {ablations.NAME: ablations})
 
 
@@ -68,6 +70,16 @@ def variants(args):
                 for config in configs(method, chosen(method), args.set)]
 
     return {world: of(world) for world in args.world}
+
+
+def brief(of_world, model_ids):
+    """The variants without those whose committed runs took more than LONG seconds; says which these are."""
+    lines = [line for line in read(COMMITTED) if line["model"] in model_ids.values()] if COMMITTED.exists() else []
+    slow = {world: [(s.method, s.config) for among in methods.values() for s in among if s.seconds > LONG]
+            for world, methods in settings(lines).items() if world in of_world}
+    if named := [f"{method} in {world}" for world, found in slow.items() for method, _ in found]:
+        print(f"Runs of over {LONG} seconds are left to --full: {', '.join(named)}.")
+    return {world: [v for v in found if v[:2] not in slow.get(world, ())] for world, found in of_world.items()}
 
 
 def plan(args, model_ids, of_world):
@@ -199,6 +211,8 @@ def parse():
         return args
     if args.sweep + args.ablations + args.scaling > 1:
         raise ValueError("--sweep, --ablations and --scaling are three jobs: choose one.")
+    changed = args.full, args.sweep, args.ablations, args.scaling, args.tasks, args.seeds, args.k, args.set
+    args.brief = not any(changed) and args.methods is rows and args.pool == "held_out"
     if args.sweep:
         args.pool = "validation"
         args.methods = [method for method in args.methods if method not in CEILINGS]
@@ -284,7 +298,7 @@ def main():
             {world: [(method, config, args.k or WORLDS[world].k, 0.0) for (of, method), configs in todo.items()
                      for config in configs if of == world] for world in args.world}))
     else:
-        lines = do(variants(args))
+        lines = do(brief(variants(args), ids) if args.brief else variants(args))
     if not lines:
         pass  # the end of main says so
     elif args.sweep:

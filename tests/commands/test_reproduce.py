@@ -19,7 +19,7 @@ from nanoct import reproduce as command
 from nanoct.benchmarks import nano
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
-from nanoct.reproduce import configs, main, plan, variants
+from nanoct.reproduce import brief, configs, main, parse, plan, variants
 from nanoct.runs import plots, report, results
 from nanoct.weights import load_model, save_model
 
@@ -219,6 +219,30 @@ def test_plan_interleaves_the_worlds(model_folder):
         ("a", 0, "icl"), ("a", 0, "bayes_all"), ("a", 1, "icl"), ("a", 1, "bayes_all"), ("d", 0, "icl")]
     of = {(run["world"], run["model"], run["k"]) for run in runs}
     assert len(runs) == 4 * 2 * 2 and of == {("strings", "S", 10), ("facts", "F", 16)}
+
+
+def test_the_main_job_leaves_out_what_took_long_and_says_so(tmp_path, monkeypatch, capsys):
+    lines = [line(m, "a", seed, seconds=s, config=dict(n_step=n), world=w)  # of model "m"
+             for m, n, s, w in [("ttt", 8, 9.9, "grids"), ("ttt", 32, 10.1, "grids"), ("ttt", 32, 10, "facts"),
+                                ("dora", 32, 99, "strings")] for seed in (0, 1, 2)]
+    lines += [line("ct_kv", "a", seed, seconds=s, world="grids") for seed, s in enumerate((1, 2, 99))]  # by the median
+    (tmp_path / "full.jsonl").write_text("".join(json.dumps(l) + "\n" for l in lines))
+    monkeypatch.setattr("nanoct.reproduce.COMMITTED", tmp_path / "full.jsonl")
+    every = [("ttt", dict(n_step=n), 10, 0.0) for n in (8, 32)] + [("ct_kv", {}, 10, 0.0)]
+    left = brief(dict(grids=every, facts=every), dict(grids="m", facts="m"))
+    assert left == dict(grids=[every[0], every[2]], facts=every)
+    assert capsys.readouterr().out == "Runs of over 10 seconds are left to --full: ttt in grids.\n"
+    assert brief(dict(grids=every), dict(grids="another")) == dict(grids=every) and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, is_brief", [
+    ([], True), (["--quick"], True), (["--world", "facts"], True), (["--full"], False), (["--tasks", "2"], False),
+    (["--seeds", "0"], False), (["--k", "4"], False), (["--methods", "ct_prompt"], False), (["--sweep"], False),
+    (["--set", "ttt.n_step=4"], False), (["--ablations"], False), (["--scaling"], False),
+    (["--pool", "train"], False)])
+def test_whoever_asks_for_runs_gets_all_of_them(arguments, is_brief, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
+    assert parse().brief is is_brief
 
 
 def test_race_compares_seconds_to_reach_the_others_best():
