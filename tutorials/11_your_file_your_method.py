@@ -279,8 +279,7 @@ plt.show()
 # %% [markdown]
 # ## Questions
 #
-# **1.** The verdict against CT-KV is an interval, and it may hold zero. Does that show that the two methods are
-# equally good?
+# **1.** A verdict is an interval. Where it holds zero, does that show that the two methods are equally good?
 # <details><summary>Answer</summary>
 # No. It shows that these tasks do not tell them apart. The interval says how large a difference could still hide: its
 # ends are the numbers to report.
