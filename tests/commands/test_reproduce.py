@@ -21,7 +21,7 @@ from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
 from nanoct.reproduce import brief, configs, main, parse, plan, variants
 from nanoct.runs import plots, report, results
-from nanoct.weights import load_model, save_model
+from nanoct.weights import fingerprint, load_model, save_model
 
 
 def line(method="icl", task="a", seed=0, score=0.5, seconds=1.0, config=None, world="strings", kl=0.1, k=10, wrong=0.0):
@@ -243,6 +243,22 @@ def test_the_main_job_leaves_out_what_took_long_and_says_so(tmp_path, monkeypatc
 def test_whoever_asks_for_runs_gets_all_of_them(arguments, is_brief, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
     assert parse().brief is is_brief
+
+
+@pytest.mark.parametrize("arguments, left_out", [([], {"dora"}), (["--tasks", "1"], set())])
+def test_the_job_itself_leaves_them_out(arguments, left_out, model_folder, tmp_path, monkeypatch):
+    slow = configs("dora", nano.read_settings()["facts"]["dora"], {})[0]
+    lines = [line("dora", "a", config=slow, world="facts", seconds=11) | dict(model=fingerprint(
+        load_model(model_folder, "cpu", "float32")))]
+    (tmp_path / "full.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    monkeypatch.setattr("nanoct.reproduce.COMMITTED", tmp_path / "full.jsonl")
+    asked = []
+    monkeypatch.setattr("nanoct.reproduce.execute", lambda runs, *_: asked.extend(runs) or lines)
+    monkeypatch.setattr("nanoct.reproduce.show", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["reproduce", "--model", str(model_folder), "--world", "facts", "--out",
+                                      str(tmp_path), *arguments])
+    main()
+    assert {run["method"] for run in asked} == {*METHODS, *report.CEILINGS} - left_out
 
 
 def test_race_compares_seconds_to_reach_the_others_best():
