@@ -72,9 +72,14 @@ def variants(args):
     return {world: of(world) for world in args.world}
 
 
+def committed_lines():
+    """The committed lines, or none where the weights came without them."""
+    return read(COMMITTED) if COMMITTED.exists() else []
+
+
 def brief(of_world, model_ids):
     """The variants without those whose committed runs took more than LONG seconds; says which these are."""
-    lines = [line for line in read(COMMITTED) if line["model"] in model_ids.values()] if COMMITTED.exists() else []
+    lines = [line for line in committed_lines() if line["model"] in model_ids.values()]
     slow = {world: [(s.method, s.config) for among in methods.values() for s in among if s.seconds > LONG]
             for world, methods in settings(lines).items() if world in of_world}
     if named := [f"{method} in {world}" for world, found in slow.items() for method, _ in found]:
@@ -256,7 +261,7 @@ def seeds(world, args):
 
 def show(lines, folder):
     """Compare the main job's lines with the committed ones; report all of those, or the lines alone if some are new."""
-    presets, committed = read_settings(), read(COMMITTED) if COMMITTED.exists() else []
+    presets, committed = read_settings(), committed_lines()
     pairs, own = compare(lines, committed)
     if not committed:
         print(f"There is no {COMMITTED} to hold these runs against.")

@@ -59,9 +59,8 @@ def report(lines, args, constants, timed=()):
         least = min(few, key=lambda line: line["n_query"])
         notes.append(f"{len(few)} of the {len(first.lines)} (task, seed) have fewer than {FEW} queries, "
                      f"{least['task']}, seed {least['seed']}, only {least['n_query']}: a query weighs much in them.")
-    task, seed = ({at[i] for at in first.scores()} for i in (0, 1))
-    head = (f"{args.benchmark}, {args.model}: {many(task, 'task')} of the {args.pool} pool, k = {args.k or 'all'}, "
-            f"{many(seed, 'seed')}, {first.lines[0]['dtype']} on "
+    head = (f"{args.benchmark}, {args.model}: {many(first.lines, 'task')} of the {args.pool} pool, k = "
+            f"{args.k or 'all'}, {many(first.lines, 'seed')}, {first.lines[0]['dtype']} on "
             f"{first.lines[0].get('device', 'an unknown device')}; score %, the mean over tasks within a seed, then "
             "over seeds, ± s.e. over tasks, seconds a task, peak memory of adapting and scoring")
     header = ["method", "tasks", "score", "paper", "minus ICL, 95%", "s to adapt", "s to score", "peak GB", "trained"]

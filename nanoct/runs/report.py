@@ -178,9 +178,10 @@ def difference(a, b):
     return "{:+.1f} ± {:.1f}".format(*a.minus(b))
 
 
-def many(found, noun):
-    """How many there are: '1 task', '2 tasks'."""
-    return f"{len(found)} {noun}{'s' * (len(found) != 1)}"
+def many(lines, field):
+    """How many tasks or seeds (the field) the lines have: '1 task', '2 tasks'."""
+    n = len({line[field] for line in lines})
+    return f"{n} {field}{'s' * (n != 1)}"
 
 
 def words(config):
@@ -212,9 +213,9 @@ def text(groups, left_out, presets, pairs=()):
     main = {world: {method: chosen(among, presets.get(world, {}).get(method, {})) for method, among in methods.items()}
             for world, methods in groups.items()}
     rows = sorted(dict.fromkeys(line["method"] for line in lines), key=lambda method: method in CEILINGS)
-    here = lambda world, field: {line[field] for line in lines if line["world"] == world}
-    scope = "; ".join(f"{w}: {many(here(w, 'task'), 'task')}, k = {next(iter(here(w, 'k')))}, "
-                      f"{many(here(w, 'seed'), 'seed')}" for w in groups)
+    of_world = {world: [line for line in lines if line["world"] == world] for world in groups}
+    scope = "; ".join(f"{world}: {many(here, 'task')}, k = {here[0]['k']}, {many(here, 'seed')}"
+                      for world, here in of_world.items())
     parts = [f"{lines[0]['pool'].replace('_', '-')} pool; {scope} of demos; score % ± s.e. over tasks, in brackets "
              "seconds a task", *left_out]
     if pairs:

@@ -101,8 +101,9 @@ def search(worlds, methods, overridden, presets, do):
 def text(lines, start):
     """All settings in Markdown, one table a world, each with its paired difference to the chosen one."""
     groups, chosen = settings(lines), choose(lines)
-    of = lambda world, noun: many({line[noun] for line in lines if line["world"] == world}, noun)
-    parts = ["validation pool; " + "; ".join(f"{w}: {of(w, 'task')}, {of(w, 'seed')}" for w in groups)
+    of_world = {world: [line for line in lines if line["world"] == world] for world in groups}
+    parts = ["validation pool; " + "; ".join(f"{world}: {many(here, 'task')}, {many(here, 'seed')}"
+                                             for world, here in of_world.items())
              + ". The chosen setting is bold, the highest mean. The difference to it is paired by task, with its 95% "
              "interval; a tie is one whose interval holds 0. Added are neighbours of what was best; methods had up to "
              f"{max(map(len, start.values()))} settings before."]
