@@ -5,8 +5,8 @@
 Demos are solved examples. The first table has the accuracy on the embedded worlds at every k that fits their context,
 and the seconds at the preset settings. The second has the seconds of one *pass*, in which every demo is a target once
 with the others in context. It is timed on an embedded model and on a random one of 24 million weights, whose matrices
-are large enough to show the asymptote. For a pass CT-KV needs one row of P tokens, CT-Prompt and TTT need k rows of P.
-The fit is a·k + b·k², so b says how quadratic a method is.
+are large enough to show the asymptote. A CPU does both in one thread. For a pass CT-KV needs one row of P tokens,
+CT-Prompt and TTT need k rows of P. The fit is a·k + b·k², so b says how quadratic a method is.
 """
 
 import json
@@ -55,6 +55,7 @@ def pass_seconds(model, method, k):
 
 def passes(embedded, folder):
     """Time a pass of every method at every k on both models; return the lines and write them to passes.jsonl."""
+    torch.set_num_threads(1)
     lines = []
     random = Llama(RANDOM).init_weights(torch.Generator().manual_seed(0)).requires_grad_(False).to(embedded.device)
     for name, model in (("embedded, 0.9M", embedded), ("random, 24M", random)):

@@ -75,6 +75,16 @@ def test_a_pass_makes_every_demo_a_target_once(monkeypatch):
     assert seen == [("ct_kv", 3, 1), ("ct_prompt", 3, 1), ("ttt", 3, 3)]
 
 
+def test_passes_are_timed_in_one_thread(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "RANDOM", tiny_llama().config)
+    monkeypatch.setattr(scaling, "pass_seconds", lambda *_: 1.0)
+    torch.set_num_threads(2)
+    try:
+        assert {line["n_thread"] for line in scaling.passes(tiny_llama(), tmp_path)} == {1}
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_scaling_runs_every_k_with_the_settings_of_the_world():
     runs = scaling.variants(10, base)
     methods = ("icl", "ct_kv", "ct_prompt", "ttt")
