@@ -169,8 +169,7 @@ speed.report_whole(lines, lines[0]["rate"])
 
 # %% [markdown]
 # *Peak MB* is what the allocator saw beside the weights, *estimated* is what the formulas said before the run. The
-# other
-# library in the column *who* does the same step in its own way.
+# other library in the column *who* does the same step in its own way.
 
 
 # %%
