@@ -90,26 +90,29 @@ def save_model(model, folder, dtype=None, metadata=None) -> Path:
     Files are replaced whole: an interrupted call leaves no half-written one. Raises ValueError on an unknown dtype,
     OSError with a sentence if they cannot be written.
     """
-    folder, c = Path(folder), model.config
-    dtype = resolve_dtype(dtype or model.dtype, model.device)
-    config = dict(bos_token_id=None, eos_token_id=None, torch_dtype=str(dtype).removeprefix("torch."),
-                  tie_word_embeddings=c.tied)
-    if isinstance(model, GPT2):
-        config |= dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", activation_function="gelu_new",
-                       n_inner=c.n_ffn, layer_norm_epsilon=c.norm_eps,
-                       **{theirs: getattr(c, ours) for ours, theirs in GPT2_SIZES.items()})
-    else:
-        config |= dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", attention_bias=False,
-                       mlp_bias=False, **{theirs: getattr(c, ours) for ours, theirs in SIZES.items()},
-                       num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
-                       rope_theta=c.rope_theta,
-                       rope_scaling=c.rope_scaling and {"rope_type": "llama3", **c.rope_scaling})
+    folder, dtype = Path(folder), resolve_dtype(dtype or model.dtype, model.device)
     state = {name: _as_in_file(name, p.detach()).to("cpu", dtype).contiguous() for name, p in model.named_parameters()}
     with replacing(folder / "config.json") as text, replacing(folder / "model.safetensors") as weights:
         save_file(state, weights, metadata={**(metadata or {}), "format": "pt"})
-        text.write_text(json.dumps(config, indent=2) + "\n")
+        text.write_text(json.dumps(config_json(model.config, dtype), indent=2) + "\n")
         weights.chmod(text.stat().st_mode)  # safetensors writes for the owner only
     return folder
+
+
+def config_json(c, dtype) -> dict:
+    """What transformers has in config.json for a LlamaConfig or GPT2Config of ours and weights of a torch.dtype."""
+    config = dict(bos_token_id=None, eos_token_id=None, torch_dtype=str(dtype).removeprefix("torch."),
+                  tie_word_embeddings=c.tied)
+    if isinstance(c, GPT2Config):
+        return config | dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", activation_function="gelu_new",
+                             n_inner=c.n_ffn, layer_norm_epsilon=c.norm_eps,
+                             **{theirs: getattr(c, ours) for ours, theirs in GPT2_SIZES.items()})
+    return config | dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu",
+                         attention_bias=False, mlp_bias=False,
+                         **{theirs: getattr(c, ours) for ours, theirs in SIZES.items()},
+                         num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
+                         rope_theta=c.rope_theta,
+                         rope_scaling=c.rope_scaling and {"rope_type": "llama3", **c.rope_scaling})
 
 
 def fingerprint(model) -> str:

@@ -11,7 +11,6 @@ There are k rows, one for each demo (solved example). As in the released code, e
 are no answer have the label -100. A peer is a method in one of these libraries.
 """
 
-import tempfile
 from inspect import signature
 
 import torch
@@ -22,7 +21,7 @@ from nanoct import adapters
 from nanoct.fewshot import encode_context, first_tokens
 from nanoct.methods import ct_kv, ttt
 from nanoct.packing import visible
-from nanoct.weights import save_model
+from nanoct.weights import config_json
 
 DROPOUT = ct_kv.Config.token_dropout
 
@@ -37,10 +36,15 @@ def load(folder, dtype, device):
 
 
 def twin(model):
-    """A transformers model with the weights of a nanoct Llama."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(model, folder)
-        return load(folder, model.dtype, model.device)
+    """A transformers model on the very weights of a nanoct Llama: they share their memory."""
+    import transformers
+
+    config = transformers.LlamaConfig.from_dict(config_json(model.config, model.dtype))
+    with model.device:
+        theirs = transformers.AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation="sdpa")
+    theirs.load_state_dict(model.state_dict(), strict=not model.config.tied, assign=True)
+    theirs.tie_weights()
+    return theirs.requires_grad_(False).eval()
 
 
 class Step:

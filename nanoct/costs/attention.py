@@ -1,0 +1,142 @@
+"""Which kernel does masked attention with fewer KV heads, how fast, and what it stores: why model.attend repeats them.
+
+    python -m nanoct.costs.attention                  # on the GPU if there is one
+    python -m nanoct.costs.attention --dtype float32
+
+A CT-KV step is one row of T tokens behind a prefix of P entries, with a mask of T x (P+T). Llama has H query heads and
+K < H heads of keys and values. Three ways to call torch's scaled_dot_product_attention do the same:
+
+    grouped     K heads as they are, enable_gqa=True
+    repeated    every KV head repeated H/K times: what model.attend does in masked calls on CUDA
+    folded      the H/K query heads of a KV head as further rows, with the mask repeated for them
+
+One forward and backward pass is 14·H·D·T·S FLOPs (4 forward, 10 backward, masked scores too). Stored at least are q, k,
+v, the output and their gradients. Lines give the median of milliseconds, the peak of memory beside the inputs, the
+kernels, and the relative error against float64.
+"""
+
+import json
+import math
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from nanoct import cli
+from nanoct.costs import memory
+from nanoct.costs.one_step import seconds
+from nanoct.model import alike
+from nanoct.runs.report import table
+from nanoct.runs.results import machine
+from nanoct.weights import pick_device, resolve_dtype
+
+SHAPES = {  # heads, KV heads, width of a head, tokens of the row, entries of the prefix: steps of CT-KV
+    "SmolLM2-135M on words": (9, 3, 64, 60, 70),
+    "SmolLM2-135M on BBH": (9, 3, 64, 620, 716),
+    "Llama-3-8B on BBH": (32, 8, 128, 620, 716),
+    "Llama-3-8B, long": (32, 8, 128, 2000, 2048),
+}
+
+
+def grouped(q, k, v, mask):
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+def repeated(q, k, v, mask):
+    H = q.shape[1]
+    return F.scaled_dot_product_attention(q, alike(k, H), alike(v, H), attn_mask=mask)
+
+
+def folded(q, k, v, mask):
+    (B, H, T, D), K = q.shape, k.shape[1]
+    n = H // K
+    rows = q.reshape(B, K, n * T, D)  # a group's heads one after another
+    return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask.repeat(1, 1, n, 1)).reshape(B, H, T, D)
+
+
+WAYS = dict(grouped=grouped, repeated=repeated, folded=folded)
+
+
+def inputs(shape, device, dtype, seed=0):
+    """Random q (1, H, T, D), k, v (1, K, P+T, D) and an additive mask (1, 1, T, P+T), a third of the prefix hidden."""
+    H, K, D, T, P = shape
+    generator = torch.Generator(device).manual_seed(seed)
+    draw = lambda n_head, n: torch.randn(1, n_head, n, D, generator=generator, device=device).to(dtype)
+    hidden = torch.rand(T, P + T, generator=generator, device=device) < 1 / 3
+    hidden[:, P:] = ~torch.ones(T, T, dtype=torch.bool, device=device).tril()
+    mask = torch.zeros(1, 1, T, P + T, dtype=dtype, device=device).masked_fill_(hidden, -math.inf)
+    return [part.requires_grad_() for part in (draw(H, T), draw(K, P + T), draw(K, P + T))], mask
+
+
+def both(way, parts, mask, out):
+    """One forward and backward pass: the output and the gradients of q, k, v."""
+    y = way(*parts, mask)
+    return [y.detach(), *torch.autograd.grad(y, parts, out)]
+
+
+def kernels(run, device):
+    """Names of the three kernels (on the CPU operators) that took longest."""
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiled:
+        run()
+    time = lambda event: event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+    return [event.key[:90] for event in sorted(profiled.key_averages(), key=time, reverse=True)[:3]]
+
+
+def measure(name, device, dtype, repeat):
+    """A line for each of the WAYS on one of the SHAPES. A way that runs out of memory has no numbers."""
+    parts, mask = inputs(SHAPES[name], device, dtype)
+    H, K, D, T, P = SHAPES[name]
+    out = torch.randn_like(parts[0])
+    double = [part.detach().double().requires_grad_() for part in parts]
+    exact, lines = both(repeated, double, mask.double(), out.double()), []
+    for way, function in WAYS.items():
+        run = lambda: both(function, parts, mask, out)
+        line = dict(shape=name, way=way, H=H, K=K, D=D, T=T, P=P, dtype=str(dtype).removeprefix("torch."))
+        try:
+            error = max(((a - b).norm() / b.norm()).item() for a, b in zip(run(), exact))
+            peak_bytes = memory.allocated(run, device)
+            times = [seconds(run, device)[1] for _ in range(repeat)]
+            flops = 14 * H * D * T * (P + T)
+            line |= dict(seconds=median(times), flops_per_second=flops / median(times), peak_bytes=peak_bytes,
+                         error=error, kernels=kernels(run, device))
+        except torch.OutOfMemoryError:
+            line |= dict(seconds=None, flops_per_second=None, peak_bytes=None, error=None, kernels=[])
+        lines.append(line)
+    return lines
+
+
+def report(lines):
+    """Print a table of the lines."""
+    number = lambda value, form: "out of memory" if value is None else form.format(value)
+    rows = [[x["shape"], x["way"], number(x["seconds"] and 1e3 * x["seconds"], "{:.3f}"),
+             number(x["peak_bytes"] and x["peak_bytes"] / 1e6, "{:,.1f}"), number(x["error"], "{:.0e}"),
+             number(x["flops_per_second"] and x["flops_per_second"] / 1e12, "{:.2f}"),
+             x["kernels"][0][:50] if x["kernels"] else ""] for x in lines]
+    print(table(rows, ["shape", "way", "ms", "peak MB", "error", "TFLOP/s", "kernel"]))
+
+
+def main():
+    p = cli.Parser(prog="nanoct.costs.attention", description=__doc__)
+    p.add_argument("--device", help="cuda or cpu; default: cuda if there is one")
+    p.add_argument("--dtype", help="default: bfloat16 on cuda, float32 elsewhere")
+    p.add_argument("--repeat", type=int, default=30, help="passes, of which the median is taken")
+    p.add_argument("--out", default="results/attention.jsonl", help="file that lines are appended to")
+    args = p.parse_args()
+    cli.at_least_one(args, "repeat")
+    device, out = pick_device(args.device), Path(args.out)
+    dtype, lines = resolve_dtype(args.dtype, device), []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for name in SHAPES:
+        new = [line | machine(device) for line in measure(name, device, dtype, args.repeat)]
+        lines += new
+        with open(out, "a") as f:
+            f.writelines(json.dumps(line) + "\n" for line in new)
+    print(f"{lines[0]['device']}, {lines[0]['dtype']}")
+    report(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)
