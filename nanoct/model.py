@@ -101,7 +101,7 @@ def attend(q, k, v, mask, past):
     if past is not None:  # cast: a tuned prefix is float32 even if the model computes in bf16
         behind = lambda past, new: torch.cat([past.to(q.dtype).expand(B, -1, -1, -1), new], dim=2)
         k, v = behind(past[0], k), behind(past[1], v)  # (B, K, S, D)
-    if mask is not None and q.is_cuda:
+    if mask is not None and q.is_cuda and not has_fused_groups(q):
         k, v = alike(k, H), alike(v, H)
     causal = mask is None and T > 1
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=H != k.shape[1])
@@ -111,9 +111,18 @@ def attend(q, k, v, mask, past):
 def alike(x, n_head):
     """Keys or values (B, K, S, D) with every KV head repeated for the H / K query heads that read it: (B, H, S, D).
 
-    For masked calls on CUDA: the only kernel there that takes a mask and fewer KV heads stores all B·H·T·S scores.
+    For masked calls on CUDA: a kernel that takes a mask and fewer KV heads stores all B·H·T·S scores there, but for
+    those of has_fused_groups (costs/attention.py measures it).
     """
     return x.repeat_interleave(n_head // x.shape[1], dim=1)
+
+
+def has_fused_groups(q):
+    """Whether torch has a kernel for these CUDA queries that takes a mask and fewer KV heads and stores no scores.
+
+    That is cuDNN's, in 16 bits, which torch prefers from compute capability 9 (H100) on.
+    """
+    return q.dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(q.device) >= (9, 0)
 
 
 class Attention(nn.Module):
