@@ -10,7 +10,7 @@ import transformers
 from conftest import tiny_llama
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from nanoct.model import Llama, LlamaConfig, RMSNorm, alike, rope_frequencies
+from nanoct.model import Llama, LlamaConfig, RMSNorm, alike, has_fused_groups, rope_frequencies
 from nanoct.weights import load_model
 
 BASE = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -320,6 +320,14 @@ def test_repeated_kv_heads_are_what_grouped_attention_reads(monkeypatch, n_kv_he
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
     assert calls and all(shape[1] == 4 for shape, _ in calls)
+
+
+@pytest.mark.parametrize("dtype, capability, expected", [
+    (torch.bfloat16, (9, 0), True), (torch.float16, (10, 0), True), (torch.bfloat16, (8, 9), False),
+    (torch.float32, (9, 0), False)])
+def test_kv_heads_are_repeated_where_no_kernel_takes_groups_and_a_mask(monkeypatch, dtype, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert has_fused_groups(torch.zeros(1, dtype=dtype)) is expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,18 +1,21 @@
-"""Which kernel does masked attention with fewer KV heads, how fast, and what it stores: why model.attend repeats them.
+"""Masked attention with fewer KV heads: which kernel does it, how fast, and what it stores. See model.attend.
 
     python -m nanoct.costs.attention                  # on the GPU if there is one
     python -m nanoct.costs.attention --dtype float32
 
-A CT-KV step is one row of T tokens behind a prefix of P entries, with a mask of T x (P+T). Llama has H query heads and
-K < H heads of keys and values. Three ways to call torch's scaled_dot_product_attention do the same:
+A CT-KV step is one row of T tokens behind a prefix of P entries, with a mask of T x S, S = P + T. Llama has H query
+heads and K < H heads of keys and values, each of width D. Three calls of torch's scaled_dot_product_attention do this:
 
     grouped     K heads as they are, enable_gqa=True
-    repeated    every KV head repeated H/K times: what model.attend does in masked calls on CUDA
+    repeated    every KV head repeated H/K times
     folded      the H/K query heads of a KV head as further rows, with the mask repeated for them
 
-One forward and backward pass is 14·H·D·T·S FLOPs (4 forward, 10 backward, masked scores too). Stored at least are q, k,
-v, the output and their gradients. Lines give the median of milliseconds, the peak of memory beside the inputs, the
-kernels, and the relative error against float64.
+One forward and backward pass is 14·H·D·T·S FLOPs (4 forward, 10 backward; masked scores count). A line has the median
+of seconds, the peak of memory beside the inputs, the kernels, and the relative error against float64.
+
+Measured on an H100: in bfloat16 cuDNN's kernel does all three and stores no scores. Grouped is the fastest, by 1.1 to
+2.4 times over repeated. In float32 grouped falls back on plain matrix products, which store all H·T·S scores: 4.3 GB
+where repeated takes 0.4. There repeated is as fast or faster than both others but for 60 tokens, where folded is.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Estimated against allocated bytes of every method, in two layouts and two formats; FLOPs against torch's count."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,14 +10,17 @@ from conftest import random_task as task_with_queries
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from nanoct.benchmarks.presets import SETTINGS
 from nanoct.costs.memory import Lengths, estimate, measure
 from nanoct.costs.task import random_task
+from nanoct.files import read_json_lines
 from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
 from nanoct.paper import lengths_of
 from nanoct.score import evaluate
 
+H100 = Path(__file__).parents[2] / "weights/nano/results/h100"
 METHODS_WITH_STEPS = [name for name, method in METHODS.items() if hasattr(method.Config, "n_step")]
 
 
@@ -81,3 +85,24 @@ def test_flops_of_scoring_are_those_that_torch_counts(fields):
         evaluate(adapted, task)
     ratio = counter.get_total_flops() / estimate(model.config, "icl", {}, lengths).flops_score
     assert ratio == pytest.approx(1, abs=0.05)
+
+
+def test_on_cuda_float32_alone_repeats_kv_heads():
+    config = LlamaConfig(vocab_size=9, n_layer=3, n_head=8, n_kv_head=2, n_embd=128, head_dim=16, n_ffn=9, n_position=9)
+    saved = lambda dtype, cuda: estimate(config, "ct_kv", {}, Lengths(0, [(20, 4)] * 8, 1), dtype, cuda=cuda).saved
+    n_key = 8 * 24 + 8 * 23
+    assert saved(torch.float32, True) - saved(torch.float32, False) == 4 * 2 * 3 * (8 - 2) * 16 * n_key
+    assert saved(torch.bfloat16, True) == saved(torch.bfloat16, False)
+
+
+@pytest.mark.parametrize("size, least, most", [("llama-3.2-1b", 0.98, 1.17), ("llama-3-8b", 0.8, 1.12)])
+def test_estimates_fit_what_an_h100_measured(size, least, most):
+    lines = read_json_lines(H100 / size / "costs.jsonl")
+    ours = [line for _, line in lines if line["who"] == "nanoct"]
+    assert {line["method"] for line in ours} == METHODS.keys() - {"zero_shot"}
+    for line in ours:
+        task = random_task(line["k"], line["context"], line["config"]["vocab_size"], line["spread"])
+        lengths = Lengths(0, [(len(d.x), len(d.y)) for d in task.demos], 1)
+        says = estimate(LlamaConfig(**line["config"]), line["method"], SETTINGS["bbh"].get(line["method"], {}), lengths,
+                        torch.bfloat16, line["checkpoint"], cuda=True)
+        assert least < says.beside / line["peak_bytes"] < most, line["method"]

@@ -24,12 +24,11 @@ K, CONTEXT, V = 5, 60, 97
 
 @pytest.fixture(scope="module")
 def pair():
-    """nanoct's tiny random Llama, transformers' of the same weights, a task, and its context."""
+    """nanoct's tiny random Llama, transformers' on the same tensors, a task, and its context."""
     model, theirs = speed.load("tiny", V, CONTEXT, torch.device("cpu"), torch.float32)
     generator = torch.Generator().manual_seed(1)
     for p in model.parameters():  # large enough for attention to matter
         p.copy_(p + 0.2 * torch.randn(p.shape, generator=generator))
-    theirs.load_state_dict(model.state_dict(), strict=False)  # the head is tied
     task = random_task(K, CONTEXT, V)
     return model, theirs, task, encode_context(model, (), task.demos)
 
