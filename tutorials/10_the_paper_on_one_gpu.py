@@ -203,7 +203,7 @@ worst, ratio = agree(*sides(h100))
 print(f"the worst estimate: {label(worst)}, {ratio:.3f} of what was measured")
 took = {line["method"]: line["seconds_task"] for line in h100 if line["who"] == "nanoct"}
 print(f"CT-KV takes {took['ct_kv']:.1f} s a task and TTT {took['ttt']:.1f}, a share of "
-      f"{took['ct_kv'] / took['ttt']:.2f}; in the paper's BBH {PAPER_SECONDS['bbh'][0]} s and {PAPER_SECONDS['bbh'][1]}")
+      f"{took['ct_kv'] / took['ttt']:.2f}; in the paper's BBH", "{} and {} s".format(*PAPER_SECONDS["bbh"]))
 
 # %% [markdown]
 # Beside the other library CT-KV's packed row saves nine tenths of the memory and no time: at such lengths a step waits
