@@ -18,7 +18,6 @@ Measured on an H100: in bfloat16 cuDNN's kernel does all three and stores no sco
 where repeated takes 0.4. There repeated is as fast or faster than both others but for 60 tokens, where folded is.
 """
 
-import json
 import math
 from pathlib import Path
 from statistics import median
@@ -26,10 +25,12 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
 
 from nanoct import cli
 from nanoct.costs import memory
 from nanoct.costs.one_step import seconds
+from nanoct.costs.speed import append
 from nanoct.model import alike
 from nanoct.runs.report import table
 from nanoct.runs.results import machine
@@ -132,11 +133,10 @@ def main():
     device, out = pick_device(args.device), Path(args.out)
     dtype, lines = resolve_dtype(args.dtype, device), []
     out.parent.mkdir(parents=True, exist_ok=True)
-    for name in SHAPES:
+    for name in tqdm(SHAPES, desc="shapes"):
         new = [line | machine(device) for line in measure(name, device, dtype, args.repeat)]
         lines += new
-        with open(out, "a") as f:
-            f.writelines(json.dumps(line) + "\n" for line in new)
+        append(out, new)
     print(f"{lines[0]['device']}, {lines[0]['dtype']}")
     report(lines)
 
