@@ -132,7 +132,7 @@ def main():
     cli.at_least_one(args, "repeat")
     device, out = pick_device(args.device), Path(args.out)
     dtype, lines = resolve_dtype(args.dtype, device), []
-    out.parent.mkdir(parents=True, exist_ok=True)
+    append(out, [])  # is there a place for the lines?
     for name in tqdm(SHAPES, desc="shapes"):
         new = [line | machine(device) for line in measure(name, device, dtype, args.repeat)]
         lines += new

@@ -144,9 +144,13 @@ def compare(model, theirs, methods, task, repeat, about, file):
 
 
 def append(file, lines):
-    """Add lines to a file of JSON lines."""
-    with open(file, "a") as f:
-        f.writelines(json.dumps(line) + "\n" for line in lines)
+    """Add lines to a file of JSON lines. Raises OSError with a sentence if that cannot be."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "a") as f:
+            f.writelines(json.dumps(line) + "\n" for line in lines)
+    except OSError as error:
+        raise OSError(f"cannot write {file} ({error.strerror}): give another file with --out.") from None
 
 
 def load(name, vocab_size, context, device, dtype, alone=False):
@@ -188,7 +192,7 @@ def main():
     if args.vocab and (not is_random or min(args.vocab) < 2):
         raise ValueError(f"--vocab {min(args.vocab)} with --model {args.model}: it sizes a random Llama, and is 2 or "
                          "more.")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    append(out, [])  # is there a place for the lines?
     has_its_own = not is_random or "vocab_size" in SIZES[args.model]
     vocabularies = args.vocab or ([None] if has_its_own else [32000, 128000])
     for vocab_size in vocabularies:

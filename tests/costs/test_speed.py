@@ -196,6 +196,7 @@ def test_without_transformers_nanoct_runs_alone(tmp_path, monkeypatch, capsys):
     (("--model", "tiny", "--repeat", 0), "--repeat 0"),
     (("--model", "tiny", "--dtype", "int8"), "'int8'"),
     (("--model", "tiny", "--device", "abacus"), "'abacus'"),
+    (("--model", "tiny", "--out", "/dev/null/x.jsonl"), "cannot write /dev/null/x.jsonl"),
 ])
 def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, said):
     with pytest.raises(SystemExit) as stop:
