@@ -30,7 +30,7 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.costs import memory
 from nanoct.costs.one_step import seconds
-from nanoct.costs.speed import append
+from nanoct.costs.speed import append, number
 from nanoct.model import alike
 from nanoct.runs.report import table
 from nanoct.runs.results import machine
@@ -98,7 +98,8 @@ def measure(name, device, dtype, repeat):
     exact, lines = both(repeated, double, mask.double(), out.double()), []
     for way, function in WAYS.items():
         run = lambda: both(function, parts, mask, out)
-        line = dict(shape=name, way=way, H=H, K=K, D=D, T=T, P=P, dtype=str(dtype).removeprefix("torch."))
+        line = dict(shape=name, way=way, H=H, K=K, D=D, T=T, P=P, dtype=str(dtype).removeprefix("torch."),
+                    seconds=None, flops_per_second=None, peak_bytes=None, error=None, kernels=[])
         try:
             error = max(((a - b).norm() / b.norm()).item() for a, b in zip(run(), exact))
             peak_bytes = memory.allocated(run, device)
@@ -107,14 +108,13 @@ def measure(name, device, dtype, repeat):
             line |= dict(seconds=median(times), flops_per_second=flops / median(times), peak_bytes=peak_bytes,
                          error=error, kernels=kernels(run, device))
         except torch.OutOfMemoryError:
-            line |= dict(seconds=None, flops_per_second=None, peak_bytes=None, error=None, kernels=[])
+            pass
         lines.append(line)
     return lines
 
 
 def report(lines):
     """Print a table of the lines."""
-    number = lambda value, form: "out of memory" if value is None else form.format(value)
     rows = [[x["shape"], x["way"], number(x["seconds"] and 1e3 * x["seconds"], "{:.3f}"),
              number(x["peak_bytes"] and x["peak_bytes"] / 1e6, "{:,.1f}"), number(x["error"], "{:.0e}"),
              number(x["flops_per_second"] and x["flops_per_second"] / 1e12, "{:.2f}"),

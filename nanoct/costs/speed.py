@@ -109,9 +109,14 @@ def whole(model, theirs, method, task, repeat, rate):
     return lines
 
 
+def number(value, form):
+    """A measured value as text; what ran out of memory has None."""
+    return "out of memory" if value is None else form.format(value)
+
+
 def report_whole(lines, rate):
     """Print the second table."""
-    rows, number = [], lambda value, form: "out of memory" if value is None else form.format(value)
+    rows = []
     for line in lines:
         mine = next(other for other in lines if other["method"] == line["method"] and other["who"] == "nanoct")
         steps, is_mine = line["n_step"] > 0, line is mine

@@ -8,13 +8,12 @@ import torch
 
 from nanoct.costs import attention
 
-CPU = torch.device("cpu")
+CPU, TINY = torch.device("cpu"), (6, 2, 8, 5, 7)
 
 
 @pytest.mark.parametrize("way", attention.WAYS)
-def test_a_way_gives_the_outputs_and_gradients_of_the_softmax(monkeypatch, way):
-    monkeypatch.setitem(attention.SHAPES, "tiny", (6, 2, 8, 5, 7))
-    (q, k, v), mask = attention.inputs(attention.SHAPES["tiny"], CPU, torch.float64)
+def test_a_way_gives_the_outputs_and_gradients_of_the_softmax(way):
+    (q, k, v), mask = attention.inputs(TINY, CPU, torch.float64)
     out = torch.randn(q.shape, dtype=q.dtype, generator=torch.Generator().manual_seed(1))
     keys, values = (part[:, [0, 0, 0, 1, 1, 1]] for part in (k, v))  # a query head reads the KV head of its group
     y = (q @ keys.mT / 8**0.5 + mask).softmax(-1) @ values
@@ -24,7 +23,7 @@ def test_a_way_gives_the_outputs_and_gradients_of_the_softmax(monkeypatch, way):
 
 
 def test_lines_and_table(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(attention, "SHAPES", {"tiny": (6, 2, 8, 5, 7)})
+    monkeypatch.setattr(attention, "SHAPES", {"tiny": TINY})
     out = tmp_path / "a.jsonl"
     monkeypatch.setattr(sys, "argv", ["attention", "--device", "cpu", "--repeat", "1", "--out", str(out)])
     attention.main()
