@@ -84,9 +84,9 @@ def main():
     p.add_argument("--tasks", nargs="+", help="names of tasks; default: three")
     p.add_argument("--device", help="cuda, mps or cpu; default: the first there is, cpu for the embedded model")
     args = p.parse_args()
-    folder = fetch(args.model) if args.model else nano.FOLDER / WORLD
-    model = load_model(folder, args.device if args.model else args.device or "cpu")
-    tokenizer = load_tokenizer(folder)
+    name = args.model or nano.FOLDER / WORLD
+    tokenizer = load_tokenizer(fetch(name, weights=False))
+    model = load_model(name, args.device if args.model else args.device or "cpu")
     tokenizer.check_belongs(model.config.vocab_size)
     quiet_threads(model)
     shown, config = tasks(args, tokenizer)

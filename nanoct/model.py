@@ -15,7 +15,8 @@ Cost of a forward over T tokens behind a prefix of P, with N weights outside the
 costs as much again for the inputs (what CT-KV needs) and once more for the weights (what pretraining
 needs), that of attention twice its forward pass.
 
-References: Llama (arXiv 2302.13971), RoPE (2104.09864), GQA (2305.13245), SwiGLU (2002.05202).
+References: Llama (arXiv 2302.13971), RoPE (2104.09864), GQA (2305.13245), SwiGLU (2002.05202), Qwen2 (2407.10671),
+Qwen3 (2505.09388), OLMo 2 (2501.00656).
 """
 
 import math
@@ -44,6 +45,12 @@ class LlamaConfig:
     rope_scaling: dict | None = None  # of type "llama3", or None
     norm_eps: float = 1e-5
     tied: bool = True  # the head is the embedding
+    # where the Llama's relatives differ from it
+    attention_bias: bool = False  # q, k and v have biases: Qwen2
+    output_bias: bool = False  # o has one
+    qk_norm: str | None = None  # RMSNorm of q and k before RoPE: "head" by head (Qwen3), "width" all at once (OLMo-2)
+    norm_after: bool = False  # attention and MLP are normed behind them and not before: OLMo-2
+    no_rope: tuple = ()  # numbers of the layers without RoPE: SmolLM3
 
     def __post_init__(self):
         if self.n_head % self.n_kv_head:
@@ -126,22 +133,33 @@ def has_fused_groups(q):
 
 
 class Attention(nn.Module):
-    def __init__(self, c):
+    def __init__(self, c, layer):
         super().__init__()
-        self.n_head, self.n_kv_head, self.head_dim = c.n_head, c.n_kv_head, c.head_dim
-        self.q_proj = nn.Linear(c.n_embd, c.n_head * c.head_dim, bias=False)
-        self.k_proj = nn.Linear(c.n_embd, c.n_kv_head * c.head_dim, bias=False)
-        self.v_proj = nn.Linear(c.n_embd, c.n_kv_head * c.head_dim, bias=False)
-        self.o_proj = nn.Linear(c.n_head * c.head_dim, c.n_embd, bias=False)
+        self.head_dim, self.has_rope = c.head_dim, layer not in c.no_rope
+        n_q, n_kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
+        self.q_proj = nn.Linear(c.n_embd, n_q, bias=c.attention_bias)
+        self.k_proj = nn.Linear(c.n_embd, n_kv, bias=c.attention_bias)
+        self.v_proj = nn.Linear(c.n_embd, n_kv, bias=c.attention_bias)
+        self.o_proj = nn.Linear(n_q, c.n_embd, bias=c.output_bias)
+        if c.qk_norm:
+            self.q_norm = RMSNorm(c.head_dim if c.qk_norm == "head" else n_q, c.norm_eps)
+            self.k_norm = RMSNorm(c.head_dim if c.qk_norm == "head" else n_kv, c.norm_eps)
+        else:
+            self.q_norm = self.k_norm = None
 
     def forward(self, x, turn, mask, past, adapter):
-        B, T, _ = x.shape
-        cos, sin = turn
-        heads = lambda y, n: y.view(B, T, n, self.head_dim).transpose(1, 2)
-        q = rotate(heads(linear(x, self.q_proj, adapter), self.n_head), cos, sin)  # (B, H, T, D)
-        k = rotate(heads(linear(x, self.k_proj, adapter), self.n_kv_head), cos, sin)  # (B, K, T, D)
-        v = heads(linear(x, self.v_proj, adapter), self.n_kv_head)  # (B, K, T, D)
+        q = self.heads(linear(x, self.q_proj, adapter), self.q_norm)  # (B, H, T, D)
+        k = self.heads(linear(x, self.k_proj, adapter), self.k_norm)  # (B, K, T, D)
+        v = self.heads(linear(x, self.v_proj, adapter))  # (B, K, T, D)
+        if self.has_rope:
+            q, k = rotate(q, *turn), rotate(k, *turn)
         return linear(attend(q, k, v, mask, past), self.o_proj, adapter), (k, v)
+
+    def heads(self, y, norm=None):
+        """Cut (B, T, n·D) into n heads, (B, n, T, D); norm is over D, or over all of n·D."""
+        if norm is not None:
+            y = norm(y.unflatten(-1, (-1, len(norm.weight)))).flatten(-2)
+        return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -157,14 +175,22 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, c):
+    def __init__(self, c, layer):
         super().__init__()
-        self.input_layernorm = RMSNorm(c.n_embd, c.norm_eps)
-        self.self_attn = Attention(c)
+        self.norm_after = c.norm_after
+        if not c.norm_after:
+            self.input_layernorm = RMSNorm(c.n_embd, c.norm_eps)
+        self.self_attn = Attention(c, layer)
         self.post_attention_layernorm = RMSNorm(c.n_embd, c.norm_eps)
         self.mlp = MLP(c)
+        if c.norm_after:
+            self.post_feedforward_layernorm = RMSNorm(c.n_embd, c.norm_eps)
 
     def forward(self, x, turn, mask, past, adapter):
+        if self.norm_after:
+            y, kv = self.self_attn(x, turn, mask, past, adapter)
+            x = x + self.post_attention_layernorm(y)
+            return x + self.post_feedforward_layernorm(self.mlp(x, adapter)), kv
         y, kv = self.self_attn(self.input_layernorm(x), turn, mask, past, adapter)
         x = x + y
         return x + self.mlp(self.post_attention_layernorm(x), adapter), kv
@@ -304,7 +330,7 @@ class Llama(Decoder):
     def __init__(self, config):
         body = nn.ModuleDict(dict(
             embed_tokens=nn.Embedding(config.vocab_size, config.n_embd),
-            layers=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            layers=nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
             norm=RMSNorm(config.n_embd, config.norm_eps),
         ))
         super().__init__(config, body)

@@ -256,7 +256,7 @@ def lengths_of(task):
 
 def main():
     args = parse()
-    folder = fetch(args.model)
+    folder = fetch(args.model, weights=False)
     config, tokenizer = read_config(folder), load_tokenizer(args.tokenizer or folder)
     tokenizer.check_belongs(config.vocab_size)
     args.length = min(args.length or BENCHMARKS[args.benchmark].LENGTH, config.n_position)
@@ -266,7 +266,7 @@ def main():
     # torchrun sets OMP_NUM_THREADS to 1
     if args.device.type == "cpu" and (args.n_process > 1 or "OMP_NUM_THREADS" not in os.environ):
         torch.set_num_threads(max(1, n_core() // args.n_process))
-    model = load_model(folder, args.device, args.dtype)
+    model = load_model(args.model, args.device, args.dtype)
     model.checkpoint = args.checkpoint
     common = dict(model=fingerprint(model), name=str(args.model), world=args.benchmark, pool=args.pool, k=args.k,
                   dtype=str(args.dtype).removeprefix("torch."), length=args.length, limit_queries=args.limit_queries,

@@ -50,7 +50,7 @@ from nanoct.model import Llama, LlamaConfig
 from nanoct.runs import plots
 from nanoct.runs.training import load_state, read_state, save_state
 from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import fetch, fingerprint, load_model, pick_device, save_model
+from nanoct.weights import fetch, fingerprint, load_model, pick_device, read_config, save_model
 
 ARCHITECTURE = dict(n_layer=6, n_head=4, n_kv_head=2, n_embd=128, head_dim=32, n_ffn=256, n_position=512)
 FREE = "n_step", "every"  # settings that may change when a run goes on
@@ -193,9 +193,9 @@ def begin(config, out, world, init, data, device):
     if world == "arc" and not init:
         raise ValueError("--world arc fine-tunes a public model: name it, or its folder, with --init.")
     if world == "arc":
-        folder, world, mark = fetch(init), arc.Training(data), None
-        model = load_model(folder, device, torch.float32).requires_grad_(True)
-        load_tokenizer(folder).check_belongs(model.config.vocab_size)
+        folder, world = fetch(init, weights=False), arc.Training(data)
+        load_tokenizer(folder).check_belongs(read_config(folder).vocab_size)
+        model = load_model(init, device, torch.float32).requires_grad_(True)
         model.checkpoint, mark = True, fingerprint(model)
         parts = "tokenizer", "vocab", "merges", "special_tokens"
         files = {file.name: file.read_bytes() for file in folder.glob("*") if file.name.startswith(parts)}

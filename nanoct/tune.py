@@ -189,8 +189,8 @@ def need_options(lines, metric):
 
 def load(name, device):
     """Load model and tokenizer; small matrices on a CPU run fastest in one thread."""
-    folder = fetch(name)
-    model, tokenizer = load_model(folder, device), load_tokenizer(folder)
+    tokenizer = load_tokenizer(fetch(name, weights=False))
+    model = load_model(name, device)
     quiet_threads(model)
     return model, tokenizer
 

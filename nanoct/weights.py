@@ -1,17 +1,19 @@
-"""Read and write public Llama and GPT-2 files: config.json with model.safetensors, whole or in shards.
+"""Read and write public files of Llamas and GPT-2: config.json with model.safetensors, whole or in shards.
 
     model = load_model("meta-llama/Llama-3.2-1B")   # or a folder
     save_model(model, "folder")                     # transformers reads it
 
 Reading is strict: a file that does not fit is refused with a sentence that names what does not fit.
+From the hub the small files come first, so that a model that nanoct does not compute costs no download of weights.
 Headers are checked before any weight is read; then each tensor goes from the mapped file straight
 to its device and dtype, so there is one copy of the model in memory.
 """
 
 import hashlib
 import json
+import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -24,9 +26,14 @@ from nanoct.model import Llama, LlamaConfig
 
 SIZES = dict(vocab_size="vocab_size", n_layer="num_hidden_layers", n_head="num_attention_heads",
              n_embd="hidden_size", n_ffn="intermediate_size", n_position="max_position_embeddings")
-# Further settings of Llama files. model.py computes only these values of them, and any other is refused.
-PLAIN = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, sliding_window=None, rope_interleaved=False,
-             partial_rotary_factor=1.0, quantization_config=None)
+# model_type -> what its files leave out, where that is not as in Llama's
+FAMILIES = {"llama": dict(use_sliding_window=True), "mistral": dict(use_sliding_window=True, sliding_window=4096),
+            "qwen2": {}, "qwen3": dict(head_dim=128), "olmo2": {},
+            "smollm3": dict(tie_word_embeddings=True, rope_theta=2e6)}
+# Further settings of these files. model.py computes only these values of them, and any other is refused.
+PLAIN = dict(hidden_act="silu", mlp_bias=False, rope_interleaved=False, partial_rotary_factor=1.0,
+             quantization_config=None)
+SWITCHES = "tie_word_embeddings", "attention_bias", "use_sliding_window"
 GPT2_SIZES = dict(vocab_size="vocab_size", n_layer="n_layer", n_head="n_head", n_embd="n_embd",
                   n_position="n_positions")
 GPT2_PLAIN = dict(activation_function="gelu_new", scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
@@ -37,11 +44,15 @@ FLOATS = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torc
 CONSTANTS = "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"  # in older files
 HEAD = "lm_head.weight"
 LARGEST, MOST_LAYERS = {int: 10**9, float: 1e15}, 10**4  # of the numbers in a config.json
+FIRST = {*SIZES, "n_kv_head", "head_dim", "rope_theta", "rope_scaling", "norm_eps", "tied"}  # of a config's fields
+SMALL = """config.json adapter_config.json tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json
+    vocab.json""".split()  # files of a model that are no weights
+INDEX = "model.safetensors.index.json"
 EMBEDDED = Path(__file__).parents[1] / "weights"  # in the repository, not in an installed package
 
 
 def load_model(folder_or_name, device=None, dtype=None) -> Llama | GPT2:
-    """Load a frozen Llama or GPT-2 from a folder or a hub name such as "meta-llama/Llama-3.2-1B".
+    """Load a frozen Llama, relative of it, or GPT-2, from a folder or a hub name such as "meta-llama/Llama-3.2-1B".
 
     Raises FileNotFoundError if a file is missing. Raises ValueError if one cannot be read, asks for what
     these models do not compute, or holds other tensors than its config says. Each is one sentence.
@@ -52,9 +63,9 @@ def load_model(folder_or_name, device=None, dtype=None) -> Llama | GPT2:
     config = read_config(folder)
     tensors = {name: file.get_slice(name) for file in map(_open, _weight_files(folder)) for name in file.keys()
                if not name.endswith(CONSTANTS)}
-    if isinstance(config, GPT2Config):  # the first public files have names without transformer.
-        tensors = {name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": t
-                   for name, t in tensors.items()}
+    body = "transformer." if isinstance(config, GPT2Config) else "model."
+    if not any(name.startswith(body) for name in tensors):  # as in the files of a model that had no head
+        tensors = {name if name == HEAD else body + name: t for name, t in tensors.items()}
     seen = {name: (t.get_dtype(), tuple(t.get_shape())) for name, t in tensors.items()}
     _check_room(folder, config, [shape for _, shape in seen.values()])
     with torch.device("meta"):  # shapes without memory
@@ -101,28 +112,48 @@ def save_model(model, folder, dtype=None, metadata=None) -> Path:
 
 def config_json(c, dtype) -> dict:
     """What transformers has in config.json for a LlamaConfig or GPT2Config of ours and weights of a torch.dtype."""
-    config = dict(bos_token_id=None, eos_token_id=None, torch_dtype=str(dtype).removeprefix("torch."),
-                  tie_word_embeddings=c.tied)
+    none = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # or a family's defaults count
+    config = none | dict(torch_dtype=str(dtype).removeprefix("torch."), tie_word_embeddings=c.tied)
     if isinstance(c, GPT2Config):
         return config | dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", activation_function="gelu_new",
                              n_inner=c.n_ffn, layer_norm_epsilon=c.norm_eps,
                              **{theirs: getattr(c, ours) for ours, theirs in GPT2_SIZES.items()})
-    return config | dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu",
-                         attention_bias=False, mlp_bias=False,
+    name, more = _family(c)
+    return config | dict(architectures=[name + "ForCausalLM"], model_type=name.lower(), hidden_act="silu",
+                         attention_bias=c.output_bias, mlp_bias=False, **more,
                          **{theirs: getattr(c, ours) for ours, theirs in SIZES.items()},
                          num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
                          rope_theta=c.rope_theta,
                          rope_scaling=c.rope_scaling and {"rope_type": "llama3", **c.rope_scaling})
 
 
+def _family(c):
+    """The public family that computes a LlamaConfig: its name, and settings that are its own.
+
+    Raises ValueError if there is none.
+    """
+    if c.norm_after != (c.qk_norm == "width") or c.output_bias > c.attention_bias or c.no_rope and c.qk_norm:
+        raise ValueError(f"no public family computes {c}: it cannot be saved as one of transformers' models.")
+    if c.norm_after:
+        return "Olmo2", {}
+    if c.qk_norm:
+        return "Qwen3", {}
+    if c.no_rope:
+        return "SmolLM3", dict(no_rope_layers=[int(layer not in c.no_rope) for layer in range(c.n_layer)])
+    return ("Qwen2" if c.attention_bias and not c.output_bias else "Llama"), {}
+
+
 def fingerprint(model) -> str:
     """12 hex digits that say which base model a result or a tuned context belongs to.
 
     A sha256 over the config and the weights rounded to bfloat16: the same on every device, and for one file
-    loaded in float32 or bfloat16. Tensors below two million values are hashed whole. Of larger ones about a
+    loaded in float32 or bfloat16. A field that the config got after FIRST enters where it is not at its default, so
+    that older models keep their digits. Tensors below two million values are hashed whole. Of larger ones about a
     million evenly spaced values are hashed: half a gigabyte and a few seconds for an 8B model.
     """
-    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    defaults = {f.name: f.default for f in fields(model.config) if f.name not in FIRST}
+    config = {name: x for name, x in asdict(model.config).items() if name not in defaults or x != defaults[name]}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, p in sorted(model.named_parameters()):
         stride = p.numel() // 2**20 | 1  # odd, so that it walks through all columns
         values = p.detach().flatten()[::stride].to(torch.bfloat16).cpu()
@@ -130,10 +161,13 @@ def fingerprint(model) -> str:
     return digest.hexdigest()[:12]
 
 
-def fetch(folder_or_name) -> Path:
+def fetch(folder_or_name, weights=True) -> Path:
     """Return a model's folder as it is, or download the model named "org/name" from the hub and return its folder.
 
-    Raises FileNotFoundError or ValueError with a sentence: no such folder, no network, not allowed, not found.
+    The small files come first: config.json, which is read, tokenizer and index; then the files of weights that the
+    index names, and no others. weights: whether these are wanted.
+    Raises FileNotFoundError or ValueError with a sentence: no such folder, no network, not allowed, not found, or a
+    config.json that these models do not compute.
     """
     name, path = str(folder_or_name), Path(folder_or_name).expanduser()
     gguf = [path] if path.suffix.lower() == ".gguf" else []
@@ -153,11 +187,17 @@ def fetch(folder_or_name) -> Path:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise FileNotFoundError(f"There is no folder {name!r}, nor is that a hub name such as "
                                 "'meta-llama/Llama-3.2-1B'.")
+    folder = _download(name, [*SMALL, INDEX], _small_files)
+    read_config(folder)
+    return _download(name, [file.name for file in _weight_files(folder)], _weight_files) if weights else folder
+
+
+def _download(name, files, needed):
+    """Download files of a hub model and return its folder. needed(folder): the files that cannot be done without."""
     from huggingface_hub import errors, snapshot_download  # only here: a folder does without the hub
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "tokenizer.model"],
-                                      ignore_patterns=["original/*"]))
+        return Path(snapshot_download(name, allow_patterns=files))
     except errors.GatedRepoError:
         raise ValueError(f"{name!r} is gated: accept the licence on https://huggingface.co/{name} and log in "
                          "with `hf auth login`.") from None
@@ -166,7 +206,7 @@ def fetch(folder_or_name) -> Path:
                                 "with `hf auth login` if the model is private.") from None
     except errors.LocalEntryNotFoundError as error:
         there = getattr(error, "snapshot_path", None)  # a cache that lacks some files, perhaps none that is needed
-        lacking = _lacking(Path(there)) if there else ["all of it"]
+        lacking = [file.name for file in needed(Path(there)) if not file.is_file()] if there else ["all of it"]
         if not lacking:
             return Path(there)
         raise FileNotFoundError(f"There is no folder {name!r}, of the hub model of that name {_some(lacking)} is not "
@@ -177,12 +217,10 @@ def fetch(folder_or_name) -> Path:
                          "a download.") from error
 
 
-def _lacking(folder):
-    """Names of the files that a folder lacks for loading a model and its tokenizer."""
-    lacking = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        lacking.append("tokenizer.json")
-    return lacking + [file.name for file in _weight_files(folder) if not file.is_file()]
+def _small_files(folder):
+    """The files without weights that a model and its tokenizer need."""
+    tokenizer = "tokenizer.model" if (folder / "tokenizer.model").is_file() else "tokenizer.json"
+    return [folder / name for name in ("config.json", "tokenizer_config.json", tokenizer)]
 
 
 def _as_in_file(name, tensor):
@@ -197,19 +235,23 @@ def read_config(folder) -> LlamaConfig | GPT2Config:
     """
     file = Path(folder) / "config.json"
     c = _read_object(file)
-    gpt2 = c.get("model_type") == "gpt2"
+    family, gpt2 = c.get("model_type"), c.get("model_type") == "gpt2"
     rope = c.get("rope_scaling") or c.get("rope_parameters") or {}  # as transformers 4 and 5 write it
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else [rope]
-    if not gpt2 and (c.get("model_type") != "llama" or kind not in ("default", "llama3")):
-        raise ValueError(f"{file}: model_type is {c.get('model_type')!r} and the RoPE type {kind!r}; "
-                         "nanoct runs 'gpt2', and 'llama' with 'default' or 'llama3'.")
-    c = {**c, **rope}
+    if not gpt2 and (family not in list(FAMILIES) or kind not in ("default", "llama3")):
+        raise ValueError(f"{file}: model_type is {family!r:.60} and the RoPE type {kind!r:.60}; nanoct runs 'gpt2', "
+                         f"and {', '.join(FAMILIES)} with 'default' or 'llama3'.")
+    if (Path(folder) / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} holds adapter_config.json: its weights are a base and a LoRA beside it; give a "
+                         "folder that peft's merge_and_unload has made of both, or delete that file to run the base.")
+    c = {**FAMILIES.get(family, {}), **c, **rope}
     for key, value in (GPT2_PLAIN if gpt2 else PLAIN).items():
         if c.get(key, value) not in (value, None):
             raise ValueError(f"{file}: {key} is {c[key]!r:.60}; nanoct's {'GPT-2' if gpt2 else 'Llama'} computes "
                              f"{value!r} only.")
-    if c.get("tie_word_embeddings") not in (None, True, False):
-        raise ValueError(f"{file}: tie_word_embeddings is {c['tie_word_embeddings']!r:.60}; it must be true or false.")
+    for key in SWITCHES:
+        if c.get(key) not in (None, True, False):
+            raise ValueError(f"{file}: {key} is {c[key]!r:.60}; it must be true or false.")
 
     def number(key, kind, default=None):
         value = default if c.get(key) is None else c[key]
@@ -235,6 +277,19 @@ def read_config(folder) -> LlamaConfig | GPT2Config:
                  head_dim=number("head_dim", int, sizes["n_embd"] // sizes["n_head"]))
     rest = dict(rope_theta=number("rope_theta", float, 10000.0), rope_scaling=scaling,
                 norm_eps=number("rms_norm_eps", float), tied=bool(c.get("tie_word_embeddings", False)))
+    window = number("sliding_window", int, sizes["n_position"]) if c.get("use_sliding_window") else math.inf
+    if window < sizes["n_position"] and number("max_window_layers", int, 1) < sizes["n_layer"]:
+        raise ValueError(f"{file}: sliding_window is {window} and the context {sizes['n_position']}; nanoct's Llama "
+                         f"attends to all of it: set max_position_embeddings to {window} to run it on shorter texts.")
+    bias = family not in ("mistral", "qwen2") and bool(c.get("attention_bias"))  # which have no such setting
+    rest |= dict(attention_bias=bias or family == "qwen2", output_bias=bias, norm_after=family == "olmo2",
+                 qk_norm=dict(qwen3="head", olmo2="width").get(family))
+    if family == "smollm3":
+        every, n = number("no_rope_layer_interval", int, 4), sizes["n_layer"]
+        has_rope = c.get("no_rope_layers") or [(i + 1) % every for i in range(n)]
+        if not isinstance(has_rope, list) or len(has_rope) != n:
+            raise ValueError(f"{file}: no_rope_layers is {has_rope!r:.60}; it must have a 0 or 1 for each layer.")
+        rest["no_rope"] = tuple(i for i in range(n) if not has_rope[i])
     return _checked(LlamaConfig, file, **sizes, **rest)
 
 
@@ -300,7 +355,7 @@ def _read_object(file):
 
 def _weight_files(folder):
     """model.safetensors, or the shards that model.safetensors.index.json names."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    whole, index = folder / "model.safetensors", folder / INDEX
     if whole.exists() or not index.exists():
         return [whole]
     shards = _read_object(index).get("weight_map")

@@ -11,7 +11,7 @@ from conftest import tiny_llama
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from nanoct.model import Llama, LlamaConfig, RMSNorm, alike, has_fused_groups, rope_frequencies
-from nanoct.weights import load_model
+from nanoct.weights import load_model, save_model
 
 BASE = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=512, rms_norm_eps=1e-5, tie_word_embeddings=True)
@@ -33,25 +33,43 @@ LAYOUTS = {
                                   rope_scaling=LLAMA3 | dict(original_max_position_embeddings=512),
                                   tie_word_embeddings=False),
 }
+FAMILIES = {  # name -> the family in transformers, and settings beside BASE
+    "Llama with biases": ("Llama", dict(attention_bias=True)),
+    "Llama as base": ("Llama", {}),
+    "Qwen2": ("Qwen2", dict(head_dim=8, sliding_window=16, use_sliding_window=False)),
+    "Qwen2.5": ("Qwen2", dict(tie_word_embeddings=False, rope_theta=1e6, max_window_layers=1)),
+    "Qwen2, window behind its layers": ("Qwen2", dict(use_sliding_window=True, sliding_window=16, max_window_layers=2)),
+    "Qwen3": ("Qwen3", dict(head_dim=12)),
+    "Qwen3 with biases": ("Qwen3", dict(head_dim=6, attention_bias=True, tie_word_embeddings=False)),
+    "Mistral": ("Mistral", dict(sliding_window=None, tie_word_embeddings=False)),
+    "Mistral, window of its context": ("Mistral", dict(sliding_window=512, head_dim=12)),
+    "OLMo-2": ("Olmo2", dict(tie_word_embeddings=False)),
+    "OLMo-2 with biases": ("Olmo2", dict(attention_bias=True)),
+    "SmolLM3": ("SmolLM3", dict(num_hidden_layers=5)),
+    "SmolLM3, every second": ("SmolLM3", dict(num_hidden_layers=5, no_rope_layer_interval=2)),
+    "SmolLM3, a list": ("SmolLM3", dict(no_rope_layers=[0, 1])),
+}
 
 
-def write(folder, dtype=torch.float32, max_shard_size="1GB", **layout):
-    """Write a random Llama with transformers; return it as transformers reads it, in float32.
+def write(folder, dtype=torch.float32, max_shard_size="1GB", family="Llama", **layout):
+    """Write a random Llama, or model of another family, with transformers; return it as transformers reads it, float32.
 
     Its weights are large, so that every term shows in the logits.
     """
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**deepcopy(BASE | layout))  # a copy: transformers writes into rope_scaling
-    theirs = transformers.LlamaForCausalLM(config).to(dtype).requires_grad_(False)
+    tokens = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)  # some families' are beyond this vocabulary
+    Config, Model = (getattr(transformers, family + kind) for kind in ("Config", "ForCausalLM"))
+    config = Config(**deepcopy(BASE | tokens | layout))  # a copy: transformers writes into rope_scaling
+    theirs = Model(config).to(dtype).requires_grad_(False)
     for p in theirs.parameters():
         p.uniform_(0.5, 1.5) if p.dim() == 1 else p.normal_(std=0.2)
     theirs.save_pretrained(folder, max_shard_size=max_shard_size)
     return read(folder)
 
 
-def read(folder):
-    options = dict(dtype=torch.float32, attn_implementation="eager", local_files_only=True)
-    return transformers.LlamaForCausalLM.from_pretrained(folder, **options).requires_grad_(False)
+def read(folder, attention="eager"):
+    options = dict(dtype=torch.float32, attn_implementation=attention, local_files_only=True)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, **options).requires_grad_(False)
 
 
 def ids(*shape, seed=0, vocab_size=61):
@@ -83,6 +101,31 @@ def prefix_of(model, tokens, kv=None):
 def test_logits_equal_transformers(tmp_path, layout):
     theirs = write(tmp_path, **LAYOUTS[layout])
     assert_logits(load_model(tmp_path, device="cpu"), theirs, ids(2, 160))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_equal_transformers(tmp_path, name):
+    """The same bits in a plain forward; close behind a cache, with padding in the mask, and after a round trip."""
+    family, layout = FAMILIES[name]
+    write(tmp_path / "theirs", family=family, **layout)
+    theirs, ours = read(tmp_path / "theirs", "sdpa"), load_model(tmp_path / "theirs", device="cpu")
+    tokens = ids(2, 40)
+    expected = theirs(tokens).logits
+    assert expected.std() > 1 and torch.equal(ours.logits(ours(tokens)[0]), expected)
+
+    hidden, kv = ours(tokens[:, :25])
+    prefix = SimpleNamespace(kv=kv, next_position=25)
+    assert (ours.logits(ours(tokens[:, 25:], prefix=prefix)[0]) - expected[:, 25:]).abs().max() < 1e-4
+    shown = torch.ones(2, 40, dtype=torch.bool)
+    shown[1, :7] = False  # their padding on the left, our mask
+    mask = torch.ones(40, 40, dtype=torch.bool).tril() & shown[:, None] | torch.eye(40, dtype=torch.bool)
+    positions = torch.stack([torch.arange(40), (torch.arange(40) - 7).clamp(min=0)])
+    masked = theirs(tokens, attention_mask=shown.long(), position_ids=positions).logits
+    assert (ours.logits(ours(tokens, mask=mask, positions=positions)[0]) - masked)[shown].abs().max() < 1e-4
+
+    again = read(save_model(ours, tmp_path / "again"), "sdpa")
+    assert torch.equal(again(tokens).logits, expected)
+    assert load_model(tmp_path / "again", device="cpu").config == ours.config
 
 
 @pytest.mark.parametrize("dtype, max_shard_size", [(torch.float32, "20KB"), (torch.bfloat16, "1GB"),

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+from conftest import tiny_llama
 from huggingface_hub import errors
+from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from test_model import LAYOUTS, LLAMA3, assert_logits, ids, read, write
@@ -15,6 +17,7 @@ from test_model import LAYOUTS, LLAMA3, assert_logits, ids, read, write
 from nanoct import weights
 from nanoct.benchmarks.nano import FOLDER
 from nanoct.gpt2 import GPT2, GPT2Config
+from nanoct.runs.results import read as read_lines
 from nanoct.weights import (
     fetch,
     fingerprint,
@@ -202,6 +205,24 @@ def test_fingerprint_tells_models_apart_and_nothing_else(folder, tmp_path):
     assert mark == fingerprint(model)
 
 
+def test_committed_models_keep_their_fingerprints():
+    for world, line in {line["world"]: line for line in read_lines(FOLDER / "results" / "full.jsonl")}.items():
+        assert fingerprint(load_model(FOLDER / world, "cpu")) == line["model"]
+
+
+def test_every_later_field_enters_the_fingerprint_where_it_is_used():
+    changes = dict(attention_bias=True, output_bias=True, qk_norm="head", norm_after=True, no_rope=(1,))
+    marks = [fingerprint(tiny_llama())] + [fingerprint(tiny_llama(**{key: x})) for key, x in changes.items()]
+    marks.append(fingerprint(tiny_llama(qk_norm="width")))
+    assert len(set(marks)) == len(marks)
+
+
+def test_what_no_public_family_computes_is_not_saved(tmp_path):
+    both = dict(no_rope=(1,), qk_norm="head")
+    for fields in dict(norm_after=True), dict(qk_norm="width"), dict(output_bias=True), both:
+        assert "no public family" in sentence(ValueError, save_model, tiny_llama(**fields), tmp_path / "new")
+
+
 # --- what does not fit ---
 
 
@@ -278,7 +299,7 @@ def test_an_untied_config_wants_a_head(folder):
 @pytest.mark.parametrize("values, said", [
     (dict(model_type="mamba"), "'mamba'"),
     (dict(model_type="gpt2"), "n_layer is missing"),
-    (dict(attention_bias=True), "attention_bias is True"),
+    (dict(attention_bias="yes"), "attention_bias is 'yes'"),
     (dict(mlp_bias=True), "mlp_bias is True"),
     (dict(hidden_act="gelu"), "hidden_act is 'gelu'"),
     (dict(sliding_window=128), "sliding_window is 128"),
@@ -287,6 +308,8 @@ def test_an_untied_config_wants_a_head(folder):
     (dict(rope_scaling={"rope_type": "linear", "factor": 2.0}), "'linear'"),
     (dict(rope_scaling="llama3"), "['llama3']"),
     (dict(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4}), "'dynamic'"),
+    (dict(model_type="smollm3", no_rope_layers=[1]), "no_rope_layers is [1]"),
+    (dict(model_type="qwen3", use_sliding_window="no"), "use_sliding_window is 'no'"),
     (dict(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}), "partial_rotary_factor is 0.5"),
     (dict(rope_scaling={"rope_type": "llama3", "factor": 8.0}), "low_freq_factor is missing"),
     (dict(hidden_size="64"), "hidden_size is '64'"),
@@ -383,6 +406,72 @@ def answer(monkeypatch, result):
     return calls
 
 
+@pytest.fixture
+def hub(folder, tmp_path, monkeypatch):
+    """A hub that has one model, in `folder` with more than its loading needs; .got has the names of what it sent."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "README.md", "consolidated.safetensors",
+                 "model.fp16.safetensors", "checkpoint-1/model.safetensors", "original/params.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    there = SimpleNamespace(folder=folder, got=[], here=tmp_path / "cache")
+
+    def snapshot_download(name, allow_patterns):
+        there.here.mkdir(exist_ok=True)
+        files = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns):
+            there.got.append(file)
+            (there.here / file).parent.mkdir(exist_ok=True)
+            (there.here / file).write_bytes((folder / file).read_bytes())
+        return str(there.here)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return there
+
+
+def test_only_the_weights_that_the_index_names_are_downloaded(hub):
+    assert load_model("org/name", "cpu").config.n_layer == 2
+    assert sorted(hub.got) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    hub.got.clear()
+    (hub.folder / "model.safetensors").rename(hub.folder / "model-00001-of-00001.safetensors")
+    (hub.here / "model.safetensors").unlink()
+    names = load_file(hub.folder / "model-00001-of-00001.safetensors")
+    index = dict(weight_map=dict.fromkeys(names, "model-00001-of-00001.safetensors"))
+    (hub.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert fetch("org/name", weights=False) == hub.here and not list(hub.here.glob("*.safetensors"))
+    assert load_model("org/name", "cpu").config.n_layer == 2
+    assert [name for name in hub.got if name.endswith("safetensors")] == ["model-00001-of-00001.safetensors"]
+
+
+@pytest.mark.parametrize("values, said", [
+    (dict(model_type="qwen2_moe"), "'qwen2_moe'"),
+    (dict(model_type="qwen2", use_sliding_window=True, sliding_window=64), "sliding_window is 64"),
+    (dict(model_type="mistral", max_position_embeddings=8192, sliding_window=None), None),
+    (dict(model_type="mistral", max_position_embeddings=8192), "sliding_window is 4096"),
+    (dict(model_type="phi3"), "'phi3'"),
+    (dict(quantization_config=dict(bits=4)), "quantization_config"),
+])
+def test_a_foreign_model_costs_no_weights(hub, values, said):
+    edit_config(hub.folder, **values)
+    if said is None:  # a window that is null is given, and is none
+        return load_model("org/name", "cpu")
+    assert said in sentence(ValueError, load_model, "org/name", device="cpu")
+    assert sorted(hub.got) == ["config.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+def test_a_lora_beside_its_base_is_refused(hub):
+    (hub.folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    for where in hub.folder, "org/name":
+        assert "adapter_config.json" in sentence(ValueError, load_model, where, device="cpu")
+    assert "model.safetensors" not in hub.got
+
+
+def test_files_of_a_model_without_head(folder):
+    """As a family's Model, and not its ForCausalLM, is saved."""
+    before = load_model(folder, device="cpu")
+    edit_tensors(folder, lambda t: [t.update({name.removeprefix("model."): t.pop(name)}) for name in list(t)])
+    assert same_bits(load_model(folder, device="cpu"), before)
+
+
 def http(kind):
     return kind("401 Client Error.\nAccess denied.", response=SimpleNamespace(headers={}, request=None))
 
@@ -390,9 +479,9 @@ def http(kind):
 def test_a_hub_name_is_fetched(folder, monkeypatch):
     calls = answer(monkeypatch, folder)
     assert fetch("meta-llama/Llama-3.2-1B") == folder and load_model("org/name.v1", device="cpu").config.n_layer == 2
-    assert [name for name, _ in calls] == ["meta-llama/Llama-3.2-1B", "org/name.v1"]
-    assert set(calls[0][1]["allow_patterns"]) == {"*.safetensors", "*.json", "tokenizer.model"}
-    assert calls[0][1]["ignore_patterns"] == ["original/*"]
+    assert [name for name, _ in calls] == ["meta-llama/Llama-3.2-1B"] * 2 + ["org/name.v1"] * 2
+    assert {"config.json", "tokenizer.json", "tokenizer.model"} < set(calls[0][1]["allow_patterns"])
+    assert calls[1][1]["allow_patterns"] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("reply, error, said", [

@@ -125,7 +125,7 @@ def main(benchmark):
     if args.model:
         from nanoct.weights import fetch  # only here
 
-        args.model = fetch(args.model)
+        args.model = fetch(args.model, weights=False)
     there = benchmark.tasks(args.data)
     tokenizer = load_tokenizer(args.model or "bytes")
     names, total = list(dict.fromkeys(args.tasks or there)), Counts()

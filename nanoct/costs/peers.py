@@ -31,7 +31,7 @@ def load(folder, dtype, device):
     import transformers  # from the test extra, as all late imports here
 
     transformers.utils.logging.disable_progress_bar()
-    theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     return theirs.requires_grad_(False).eval().to(device)
 
 

@@ -167,9 +167,9 @@ def load(name, vocab_size, context, device, dtype, alone=False):
             model = Llama(LlamaConfig(n_position=2 * context, **sizes)).requires_grad_(False).eval().to(dtype)
         model.init_weights(torch.Generator(device).manual_seed(0))
         return model, None if alone else peers.twin(model)
-    folder = fetch(name)
-    if not isinstance(read_config(folder), LlamaConfig):
+    if not isinstance(read_config(fetch(name, weights=False)), LlamaConfig):
         raise ValueError(f"--model {name} is no Llama, but the peers are: give a Llama, or the name of a random one.")
+    folder = fetch(name)
     return load_model(folder, device, dtype), None if alone else peers.load(folder, dtype, device)
 
 
