@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from test_model import LAYOUTS, LLAMA3, assert_logits, ids, read, write
 
-from nanoct import weights
+from nanoct import tune, weights
 from nanoct.benchmarks.nano import FOLDER
 from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.runs.results import read as read_lines
@@ -456,6 +456,14 @@ def test_a_foreign_model_costs_no_weights(hub, values, said):
         return load_model("org/name", "cpu")
     assert said in sentence(ValueError, load_model, "org/name", device="cpu")
     assert sorted(hub.got) == ["config.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+def test_a_foreign_tokenizer_costs_no_weights_either(hub):
+    """Llama 2's SentencePiece with byte fallback, to a command that needs text."""
+    model = dict(type="BPE", byte_fallback=True, vocab={"a": 0}, merges=[])
+    (hub.folder / "tokenizer.json").write_text(json.dumps(dict(model=model)))
+    assert "byte_fallback" in str(pytest.raises(ValueError, tune.load, "org/name", "cpu").value)
+    assert "model.safetensors" not in hub.got
 
 
 def test_a_lora_beside_its_base_is_refused(hub):
