@@ -1,7 +1,7 @@
 """Prediction and metrics, the same for every method: p_phi(y | theta, x) from an Adapted.
 
-All queries and options of a task are packed into rows of bounded length (packing.py): one forward pass
-scores dozens of pairs behind one copy of the prefix.
+All queries of a task, each with its options as branches, are packed into rows of bounded length (packing.py): one
+forward pass scores dozens of options behind one copy of the prefix.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from nanoct.fewshot import check_fits, grow
-from nanoct.packing import answer_logits, pack
+from nanoct.packing import answer_logits, pack_questions
 
 METRICS = ("accuracy", "macro_f1", "ids", "text")
 BATCH = 16  # prompts that are decoded side by side, each with its copy of the context's keys and values
@@ -43,7 +43,7 @@ def evaluate(adapted, task, row_tokens=1024):
     if any(q.options is None for q in task.queries):
         raise ValueError(f"task {task.name!r} is scored by {task.metric} and has a query without options; add them, "
                          "or score by ids or text.")
-    loss, _ = score_pairs(adapted, [(asked(task, q), option) for q in task.queries for option in q.options], row_tokens)
+    loss, _ = score_questions(adapted, [(asked(task, q), q.options) for q in task.queries], row_tokens)
     by_query = loss.split([len(q.options) for q in task.queries])
     predicted = [tuple(q.options[losses.argmin()]) for q, losses in zip(task.queries, by_query)]
     gold = [tuple(q.y) for q in task.queries]
@@ -56,37 +56,53 @@ def asked(task, query):
     return [*task.separator, *query.x]
 
 
-@torch.no_grad()
 def score_pairs(adapted, pairs, row_tokens=1024):
-    """Score n pairs [(x, y)] by teacher forcing: each token of y is predicted behind the true tokens before it.
+    """Score n pairs [(x, y)] as `score_questions` does, each by itself: losses (n,) and exact (n,)."""
+    return score_questions(adapted, [(x, [y]) for x, y in pairs], row_tokens)
 
-    Returns the mean loss per token of y in nats (n,) float32, and whether every token of y, with its terminator, is
+
+@torch.no_grad()
+def score_questions(adapted, questions, row_tokens=1024):
+    """Score the n answers y of questions [(x, [y, …])]: each token of y is predicted behind the true ones before it.
+
+    Returns the mean loss per token of y in nats (n,) float64, and whether every token of y, with its terminator, is
     the most likely one (n,) bool: then greedy decoding yields y. Raises ValueError if a loss is not finite.
     """
     prefix = adapted.prefix
     start = prefix.next_position if prefix is not None else 0
     losses, exact = [], []
-    for chunk in _chunks(pairs, row_tokens):
-        row = pack(chunk, adapted.model, start)
+    for chunk in _chunks(questions, row_tokens):
+        row = pack_questions(chunk, adapted.model, start)
         logits = answer_logits(adapted.model, row, prefix, adapted.adapter)
-        pair, n = row.pair[row.where], len(chunk)
-        total = lambda values: torch.zeros(n, device=logits.device).index_add_(0, pair, values)
         loss = F.cross_entropy(logits, row.target, reduction="none")
         check_finite(loss)
-        losses.append(total(loss) / total(torch.ones_like(loss)))
-        exact.append(total((logits.argmax(-1) != row.target).float()) == 0)
-    return torch.cat(losses).cpu(), torch.cat(exact).cpu()
+        answer = row.answer.cpu()
+        n_token = answer.bincount()
+        # in float64, which some devices lack, so that equal losses of tokens have exactly that mean, however many
+        total = lambda values: torch.zeros(len(n_token)).double().index_add_(0, answer, values.cpu().double())
+        losses.append(total(loss) / n_token)
+        exact.append(total(logits.argmax(-1) != row.target) == 0)
+    return torch.cat(losses), torch.cat(exact)
 
 
-def _chunks(pairs, row_tokens):
-    """Consecutive pairs in groups of at most row_tokens tokens; a longer pair is a group of its own."""
+def _chunks(questions, row_tokens):
+    """Consecutive questions in groups of at most row_tokens tokens.
+
+    A longer question is cut between its options, and each part has x again; one option behind x may be longer still.
+    """
     chunk, n = [], 0
-    for x, y in pairs:
-        if chunk and n + len(x) + len(y) > row_tokens:
+    for x, ys in questions:
+        if chunk and n + len(x) + sum(map(len, ys)) > row_tokens:
             yield chunk
             chunk, n = [], 0
-        chunk.append((x, y))
-        n += len(x) + len(y)
+        chunk.append((x, []))
+        n += len(x)
+        for y in ys:
+            if chunk[-1][1] and n + len(y) > row_tokens:
+                yield chunk
+                chunk, n = [(x, [])], len(x)
+            chunk[-1][1].append(y)
+            n += len(y)
     yield chunk
 
 

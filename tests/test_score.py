@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import V, random_ids, random_task, tiny_llama
+from test_packing import float64_llama
 
 from nanoct.adapters import LoRA, attach
 from nanoct.fewshot import Adapted, Query, Task, encode_context
-from nanoct.score import BATCH, constants, decode, evaluate, generate, macro_f1, score_pairs
+from nanoct.score import BATCH, constants, decode, evaluate, generate, macro_f1, score_pairs, score_questions
 
 
 def icl(model, task):
@@ -51,6 +52,37 @@ def test_packed_losses_equal_one_pair_at_a_time(model, row_tokens, demos):
     slow, right = zip(*(slow_loss(model, context, x, y) for x, y in pairs))
     assert loss.tolist() == pytest.approx(list(slow), rel=1e-4)
     assert exact.tolist() == list(right) and {True, False} == set(right)
+
+
+OPTIONS = [  # of a question: ragged, of one token, one the beginning of another, one twice, only one
+    [[1, 2, 3], [4], [5, 6]], [[7], [8]], [[9, 10], [9, 10, 11], [9]], [[1, 2], [3], [1, 2]], [[12, 13]]]
+
+
+@pytest.mark.parametrize("dtype, within", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("row_tokens", [1, 9, 14, 1024])
+@pytest.mark.parametrize("separator", [[], [3, 4]])
+def test_options_that_share_their_question_score_as_rows_of_their_own(dtype, within, row_tokens, separator):
+    model, task = float64_llama() if dtype == torch.float64 else tiny_llama(), random_task()
+    adapted, _ = icl(model, task)
+    questions = [([*separator, *[5, 2, 9, 1][: 1 + i % 4]], options) for i, options in enumerate(OPTIONS)]
+    loss, exact = score_questions(adapted, questions, row_tokens)
+    apart, exact_apart = score_pairs(adapted, [(x, y) for x, ys in questions for y in ys], row_tokens=1)
+    assert loss.dtype == torch.float64 and len(loss) == 12 and torch.equal(exact, exact_apart)
+    torch.testing.assert_close(loss, apart, rtol=0, atol=within)
+    assert len({round(value, 4) for value in loss.tolist()}) == 11  # all differ but the option that is there twice
+
+
+def test_a_question_is_in_the_row_once_and_rows_stay_bounded(model):
+    """x again only where a question alone is more than a row; only one option with its x may be more."""
+    sizes = []
+    hook = model.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[1]))
+    options, n = [[1] * 3, [2] * 3, [3] * 3], {}
+    for row_tokens in (1024, 28, 12, 10, 7, 6):
+        sizes.clear()
+        score_questions(Adapted(model), [([4] * 5, options), ([5] * 5, options)], row_tokens)
+        n[row_tokens] = sizes.copy()
+    hook.remove()
+    assert n == {1024: [22], 28: [22], 12: [9, 7, 9, 7], 10: [7] * 6, 7: [7] * 6, 6: [7] * 6}
 
 
 def test_ids_by_teacher_forcing_is_greedy_decoding():
