@@ -27,24 +27,17 @@ Loss and gradients are those of k padded rows with k copies of the prefix. The c
 no padding and no copies, and a bool mask of T·(P+T) bytes. Attention scores between pairs are computed, then masked.
 
 A question with several answers to compare, its options, is in the row ONCE, and each option is a branch behind it.
-The question A B with the options C D and E F G, behind P = 8 entries:
+Here is A B with the options C D and E F G, behind P = 8 entries, and on the right what a token sees of the row:
 
-    token       A  B  C  E  F
-    position    8  9 10 10 11     every branch goes on where the question ends
-    branch     -1 -1  0  1  1     -1 is the question itself
-    predicts    .  *  D  F  G     * B predicts the first token of both options, C and E
+    token  position  branch  predicts      A B   C   E F
+      A        8       -1      .           x .   .   . .      -1 is the question itself
+      B        9       -1      C E         x x   .   . .      the first token of every option: where = 1 2 1 3 4
+      C       10        0      D           x x   x   . .                                     target = C D E F G
+      E       10        1      F           x x   .   x .                                     answer = 0 0 1 1 1
+      F       11        1      G           x x   .   x x
 
-So where = 1 2 1 3 4, target = C D E F G and answer = 0 0 1 1 1. Every token sees the prefix as above, and of its pair:
-
-                 A B   C   E F
-      A          x .   .   . .
-      B          x x   .   . .
-      C          x x   x   . .
-      E          x x   .   x .
-      F          x x   .   x x
-
-A branch sees the question and itself, causally, and no other branch: each option has the loss it has in a row of its
-own. A pair with one answer, as all are in training, is a question with one branch: nothing is hidden by it.
+A branch goes on where the question ends. It sees the prefix as its pair may, the question, and itself, causally, and no
+other branch, so its loss is that of a row of its own. A pair with one answer, as in training, has one branch.
 
 Dimensions: k pairs, T tokens of the row, P prefix entries, N answer tokens, V vocab.
 """
@@ -99,18 +92,15 @@ def pack_demos(task, model, start=0, head=()):
 
 
 def pack(pairs, model, start=0, head=()):
-    """Lay pairs [(x, y)] of token ids side by side, each as head + x + y from position `start` on; skip None.
-
-    The last token of y predicts nothing and is left out, so T = sum(len(head) + len(x) + len(y) - 1).
-    Raises ValueError if a pair runs past the model's context.
-    """
+    """Lay pairs [(x, y)] of token ids side by side, each as head + x + y from position `start` on; see below."""
     return pack_questions([pair and (pair[0], [pair[1]]) for pair in pairs], model, start, head)
 
 
 def pack_questions(questions, model, start=0, head=()):
     """Lay questions [(x, [y, …])] side by side, each as head + x from position `start` on and a branch for each y.
 
-    T = sum(len(head) + len(x) + sum(len(y) - 1)); None is skipped. Raises ValueError as `pack` does.
+    The last token of y predicts nothing and is left out, so T = sum(len(head) + len(x) + sum(len(y) - 1)). None is
+    skipped. Raises ValueError if a question runs past the model's context.
     """
     tokens, targets, n_answer = [], [], 0  # (id, position, pair, branch) and (where, id, answer)
     for i, (x, ys) in ((i, found) for i, found in enumerate(questions) if found):

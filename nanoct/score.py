@@ -6,6 +6,7 @@ forward pass scores dozens of options behind one copy of the prefix.
 
 from collections import Counter
 from dataclasses import dataclass
+from warnings import warn
 
 import torch
 import torch.nn.functional as F
@@ -21,20 +22,25 @@ ROOM = 8  # tokens decoded beyond the longest expected answer: an answer that is
 @dataclass
 class Result:
     score: float  # in [0, 1]
-    per_query: list[bool]  # right or wrong; their mean is the score, except for macro_f1
+    per_query: list[bool | float]  # right or wrong, or a share if options tie; the mean is the score, but of macro_f1
+    tied: int = 0  # queries where different options have exactly the lowest loss
+    valid: float | None = None  # of "text": the share of decoded answers that are a possible answer, right or wrong
 
 
 def evaluate(adapted, task, row_tokens=1024):
     """Score an Adapted on the queries of a task, by the task's metric.
 
     row_tokens bounds the tokens of a packed row, so its mask is at most row_tokens·(P + row_tokens) bytes.
+    If n options tie for the lowest loss, each counts 1/n, which is what guessing scores; macro_f1 takes the first.
     Raises ValueError on a task without queries, an unknown metric, or queries without what the metric needs.
     """
     if not task.queries:
         raise ValueError(f"task {task.name!r} has no queries to score; give at least one.")
     if task.metric == "text":
-        right = [text == wanted for text, wanted in text_answers(adapted, task)]
-        return Result(sum(right) / len(right), right)
+        said, wanted = zip(*text_answers(adapted, task))
+        possible = set(task.answers) or {*wanted, *(answer_text(task, demo.y) for demo in task.demos)}
+        right = [text == gold for text, gold in zip(said, wanted)]
+        return Result(sum(right) / len(right), right, valid=sum(text in possible for text in said) / len(said))
     if task.metric == "ids":
         right = score_pairs(adapted, [(asked(task, q), q.y) for q in task.queries], row_tokens)[1].tolist()
         return Result(sum(right) / len(right), right)
@@ -44,11 +50,18 @@ def evaluate(adapted, task, row_tokens=1024):
         raise ValueError(f"task {task.name!r} is scored by {task.metric} and has a query without options; add them, "
                          "or score by ids or text.")
     loss, _ = score_questions(adapted, [(asked(task, q), q.options) for q in task.queries], row_tokens)
-    by_query = loss.split([len(q.options) for q in task.queries])
-    predicted = [tuple(q.options[losses.argmin()]) for q, losses in zip(task.queries, by_query)]
-    gold = [tuple(q.y) for q in task.queries]
-    right = [p == g for p, g in zip(predicted, gold)]
-    return Result(macro_f1(predicted, gold) if task.metric == "macro_f1" else sum(right) / len(right), right)
+    best, gold = [], [tuple(q.y) for q in task.queries]  # best: the options with the lowest loss, of each query
+    for q, losses in zip(task.queries, loss.split([len(q.options) for q in task.queries])):
+        best.append([tuple(option) for option, is_best in zip(q.options, losses == losses.min()) if is_best])
+    right = [of[0] == y if len(of) == 1 else of.count(y) / len(of) for of, y in zip(best, gold)]
+    tied = sum(len(set(of)) > 1 for of in best)
+    single = sum(len(set(map(tuple, q.options))) == 1 for q in task.queries)
+    if tied or single:
+        how = "takes the first" if task.metric == "macro_f1" else "counts the share that is right"
+        warn(f"task {task.name!r}: of {len(right)} queries {tied} have several options of exactly the lowest loss, of "
+             f"which {task.metric} {how}, and {single} have only one option, or one twice, so they count as right.")
+    score = macro_f1([of[0] for of in best], gold) if task.metric == "macro_f1" else sum(right) / len(right)
+    return Result(score, right, tied)
 
 
 def asked(task, query):
@@ -86,23 +99,17 @@ def score_questions(adapted, questions, row_tokens=1024):
 
 
 def _chunks(questions, row_tokens):
-    """Consecutive questions in groups of at most row_tokens tokens.
-
-    A longer question is cut between its options, and each part has x again; one option behind x may be longer still.
-    """
+    """Consecutive questions in groups of at most row_tokens tokens; a longer one is cut, each option with x alone."""
     chunk, n = [], 0
     for x, ys in questions:
-        if chunk and n + len(x) + sum(map(len, ys)) > row_tokens:
-            yield chunk
-            chunk, n = [], 0
-        chunk.append((x, []))
-        n += len(x)
-        for y in ys:
-            if chunk[-1][1] and n + len(y) > row_tokens:
+        fits = len(x) + sum(map(len, ys)) <= row_tokens
+        for part in [ys] if fits else [[y] for y in ys]:
+            size = len(x) + sum(map(len, part))
+            if chunk and n + size > row_tokens:
                 yield chunk
-                chunk, n = [(x, [])], len(x)
-            chunk[-1][1].append(y)
-            n += len(y)
+                chunk, n = [], 0
+            chunk.append((x, part))
+            n += size
     yield chunk
 
 
@@ -137,12 +144,17 @@ def text_answers(adapted, task):
     """(decoded text, expected text) of every query, both normalised and without a terminator."""
     if task.decode is None or not task.terminator:
         raise ValueError(f"task {task.name!r} is scored by text, which takes the tokenizer's decode and a terminator.")
-    normalise = task.normalise or (lambda text: text)
     longest = max(len(q.y) for q in task.queries)
     prompts = [asked(task, q) for q in task.queries]
     said = decode(adapted, prompts, longest + ROOM, task.decode, task.terminator, task.ends)
-    wanted = [before(task.terminator, task.decode(list(q.y))) for q in task.queries]
-    return [(normalise(text), normalise(right)) for text, right in zip(said, wanted)]
+    normalise = task.normalise or (lambda text: text)
+    return [(normalise(text), answer_text(task, q.y)) for text, q in zip(said, task.queries)]
+
+
+def answer_text(task, y):
+    """The text of an answer's ids, normalised and without a terminator."""
+    text = before(task.terminator, task.decode(list(y)))
+    return task.normalise(text) if task.normalise else text
 
 
 def decode(adapted, prompts, max_new_tokens, to_text, terminator, ends=()):

@@ -1,5 +1,7 @@
 """Packing: k pairs in one row behind one prefix, and what each of them may see."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -148,18 +150,21 @@ def test_the_drawn_example_is_what_pack_makes(model):
 
 def test_the_drawn_question_is_what_pack_questions_makes(model):
     text = packing.__doc__.split("A question with several")[1]
-    lines = [line.split() for line in text.splitlines() if line]
-    drawn, ids = {words[0]: words[1:6] for words in lines}, lambda letters: ["ABCDEFG".index(c) for c in letters]
+    lines = [line.split("  ") for line in text.splitlines()]
+    cells = [[cell.strip() for cell in line if cell] for line in lines if line[0] == "" and len(line) > 8][1:]
+    letter, position, branch, predicts = list(zip(*(of[:4] for of in cells)))
+    ids = lambda letters: ["ABCDEFG".index(c) for c in letters]
     row = pack_questions([(ids("AB"), [ids("CD"), ids("EFG")])], model, start=8)
-    assert row.tokens[0].tolist() == ids(drawn["token"]) and row.pair.tolist() == [0] * 5
-    assert row.positions[0].tolist() == list(map(int, drawn["position"]))
-    assert row.branch.tolist() == list(map(int, drawn["branch"]))
-    assert "where = 1 2 1 3 4, target = C D E F G and answer = 0 0 1 1 1" in text and drawn["predicts"] == list(".*DFG")
-    assert row.where.tolist() == [1, 2, 1, 3, 4] and row.target.tolist() == ids("CDEFG")
-    assert row.answer.tolist() == [0, 0, 1, 1, 1]
-    mask = [[cell == "x" for cell in words[1:]] for words in lines if len(words) == 6 and words[1] in ".x"]
-    assert row.mask(torch.ones(1, 8, dtype=torch.bool))[0, :, 8:].tolist() == mask[-5:] and row.mask(
-        torch.ones(1, 8, dtype=torch.bool))[0, :, :8].all()
+    assert row.tokens[0].tolist() == ids(letter) == [0, 1, 2, 4, 5] and row.pair.tolist() == [0] * 5
+    assert row.positions[0].tolist() == list(map(int, position)) and row.branch.tolist() == list(map(int, branch))
+    drawn = {name: re.search(f"{name} = (([A-G0-9] ?)+)", text)[1].split() for name in ("where", "target", "answer")}
+    assert row.where.tolist() == list(map(int, drawn["where"])) and row.target.tolist() == ids(drawn["target"])
+    assert row.answer.tolist() == list(map(int, drawn["answer"]))
+    said = [[ids for at, ids in zip(drawn["where"], drawn["target"]) if int(at) == t] for t in range(5)]
+    assert said == [of.replace(".", "").split() for of in predicts]
+    mask = [[mark == "x" for mark in " ".join(of[4:8]).split()[:5]] for of in cells]
+    seen = row.mask(torch.ones(1, 8, dtype=torch.bool))[0]
+    assert seen[:, 8:].tolist() == mask and seen[:, :8].all()
 
 
 def test_questions_share_a_row_and_each_sees_what_its_pair_may(model):

@@ -77,5 +77,5 @@ def divergence(adapted, predicted, pairs):
     """
     answers = [[ids[y] for y in of_query] for of_query, ids in zip(predicted, pairs)]
     loss, _ = score_questions(adapted, [(of[0][0], [y for _, y in of]) for of in answers])  # per token of y
-    n_token, p = [len(y) for of in answers for _, y in of], [p for of_query in predicted for p in of_query.values()]
-    return sum(p * (log(p) + nats * n) for p, n, nats in zip(p, n_token, loss.tolist())) / len(predicted)
+    terms = [(p, ids[y][1]) for of_query, ids in zip(predicted, pairs) for y, p in of_query.items()]
+    return sum(p * (log(p) + nats * len(y)) for (p, y), nats in zip(terms, loss.tolist())) / len(predicted)
