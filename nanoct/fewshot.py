@@ -52,7 +52,9 @@ class Task:
                  behind the true ones; "text": decode greedily up to the terminator, normalise, compare
     length       most tokens of a context with a pair behind it, if fewer than the model's
     decode       ids -> str; normalise: str -> str; terminator: the text that ends an answer; ends: ids that end one
-                 too, such as the end of the sequence; these four are for "text" alone
+                 too, such as the end of the sequence
+    answers      all possible answers as normalised text; without them, those of demos and queries
+                 the last five are for "text" alone
     """
 
     name: str
@@ -66,6 +68,7 @@ class Task:
     ends: Collection[int] = ()
     length: int | None = None
     separator: Sequence[int] = ()
+    answers: Collection[str] = ()
 
     def need_demos(self, method):
         """The demos. Raises ValueError if there are none."""

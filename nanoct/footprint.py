@@ -20,7 +20,7 @@ class Lengths:
     query        tokens of the longest query with its answer
     n_decoded    how many queries are decoded side by side; 0: they are scored by teacher forcing
     n_row        tokens of a row of queries scored by teacher forcing
-    scored       tokens of all queries, once per option; answers: tokens of all answers
+    scored       tokens of all queries, with x once and every option; answers: tokens of all answers
     """
 
     instruction: int

@@ -26,6 +26,19 @@ from, and the three holes are leave-one-out: pair i is not shown what demo i own
 Loss and gradients are those of k padded rows with k copies of the prefix. The cost is T tokens through the model, with
 no padding and no copies, and a bool mask of T·(P+T) bytes. Attention scores between pairs are computed, then masked.
 
+A question with several answers to compare, its options, is in the row ONCE, and each option is a branch behind it.
+Here is A B with the options C D and E F G, behind P = 8 entries, and on the right what a token sees of the row:
+
+    token  position  branch  predicts      A B   C   E F
+      A        8       -1      .           x .   .   . .      -1 is the question itself
+      B        9       -1      C E         x x   .   . .      the first token of every option: where = 1 2 1 3 4
+      C       10        0      D           x x   x   . .                                     target = C D E F G
+      E       10        1      F           x x   .   x .                                     answer = 0 0 1 1 1
+      F       11        1      G           x x   .   x x
+
+A branch goes on where the question ends. It sees the prefix as its pair may, the question, and itself, causally, and no
+other branch, so its loss is that of a row of its own. A pair with one answer, as in training, has one branch.
+
 Dimensions: k pairs, T tokens of the row, P prefix entries, N answer tokens, V vocab.
 """
 
@@ -40,17 +53,21 @@ from nanoct.fewshot import check_dropout, check_fits
 
 @dataclass
 class Row:
-    """k pairs side by side, as drawn above; pair[where] is the pair of each answer token."""
+    """k pairs or questions side by side, as drawn above; pair[where] is the pair of each answer token."""
 
     tokens: torch.Tensor  # (1, T) ids
     positions: torch.Tensor  # (1, T)
     pair: torch.Tensor  # (T,) the pair that a token belongs to
     where: torch.Tensor  # (N,) the index of the token that predicts an answer token
     target: torch.Tensor  # (N,) the id of the answer token
+    branch: torch.Tensor | None = None  # (T,) the answer that a token belongs to, -1 in x; None: one answer a pair
+    answer: torch.Tensor | None = None  # (N,) the answer that a target belongs to, counted through the whole row
 
     def mask(self, visible):
         """visible (k, P) bool, which prefix entries each pair may see -> the mask (1, T, P+T) of the row."""
         own = self.pair[:, None] == self.pair  # (T, T)
+        if self.branch is not None:
+            own &= (self.branch == -1) | (self.branch[:, None] == self.branch)
         return torch.cat([visible[self.pair], own.tril()], dim=1)[None]
 
 
@@ -75,22 +92,31 @@ def pack_demos(task, model, start=0, head=()):
 
 
 def pack(pairs, model, start=0, head=()):
-    """Lay pairs [(x, y)] of token ids side by side, each as head + x + y from position `start` on; skip None.
+    """Lay pairs [(x, y)] of token ids side by side, each as head + x + y from position `start` on; see below."""
+    return pack_questions([pair and (pair[0], [pair[1]]) for pair in pairs], model, start, head)
 
-    The last token of y predicts nothing and is left out, so T = sum(len(head) + len(x) + len(y) - 1).
-    Raises ValueError if a pair runs past the model's context.
+
+def pack_questions(questions, model, start=0, head=()):
+    """Lay questions [(x, [y, …])] side by side, each as head + x from position `start` on and a branch for each y.
+
+    The last token of y predicts nothing and is left out, so T = sum(len(head) + len(x) + sum(len(y) - 1)). None is
+    skipped. Raises ValueError if a question runs past the model's context.
     """
-    tokens, positions, pair, where, target = [], [], [], [], []
-    for i, (x, y) in ((i, found) for i, found in enumerate(pairs) if found):
-        ids = [*head, *x, *y]
-        check_fits(model, start + len(ids) - 1, f"pair {i} behind {start} tokens of context")
-        where += range(len(tokens) + len(ids) - len(y) - 1, len(tokens) + len(ids) - 1)
-        target += y
-        tokens += ids[:-1]
-        positions += range(start, start + len(ids) - 1)
-        pair += [i] * (len(ids) - 1)
-    tensor = lambda values: torch.tensor(values, dtype=torch.int64, device=model.device)
-    return Row(tensor(tokens)[None], tensor(positions)[None], tensor(pair), tensor(where), tensor(target))
+    tokens, targets, n_answer = [], [], 0  # (id, position, pair, branch) and (where, id, answer)
+    for i, (x, ys) in ((i, found) for i, found in enumerate(questions) if found):
+        x = [*head, *x]
+        end = start + len(x)
+        check_fits(model, end + max(map(len, ys)) - 1, f"pair {i} behind {start} tokens of context")
+        tokens += [(token, position, i, -1) for position, token in enumerate(x, start)]
+        last = len(tokens) - 1  # of x: it predicts the first token of every y
+        for y in ys:
+            where = [last, *range(len(tokens), len(tokens) + len(y) - 1)]
+            targets += [(at, token, n_answer) for at, token in zip(where, y)]
+            tokens += [(token, position, i, n_answer) for position, token in enumerate(y[:-1], end)]
+            n_answer += 1
+    columns = lambda rows: torch.tensor(list(zip(*rows)), dtype=torch.int64, device=model.device)
+    (tokens, positions, pair, branch), (where, target, answer) = columns(tokens), columns(targets)
+    return Row(tokens[None], positions[None], pair, where, target, branch, answer)
 
 
 def can_leave_one_out(task):

@@ -248,7 +248,7 @@ def lengths_of(task):
     asked = [[before + len(q.x), q.options or [q.y]] for q in task.queries]
     most = max(len(option) for _, options in asked for option in options) + ROOM
     answers = [most if decoded else len(option) for _, options in asked for option in options]
-    scored = sum((x - 1) * len(options) for x, options in asked) + sum(answers)  # the last token of a row is not read
+    scored = sum(x for x, _ in asked) + sum(answers) - len(answers)  # the last token of an answer is not read
     longest = max(x + max(map(len, options)) for x, options in asked)
     return memory.Lengths(len(task.instruction), [(before + len(d.x), len(d.y)) for d in task.demos], longest,
                           BATCH * decoded, scored=scored, answers=sum(answers))

@@ -1,17 +1,18 @@
 """Prediction and metrics, the same for every method: p_phi(y | theta, x) from an Adapted.
 
-All queries and options of a task are packed into rows of bounded length (packing.py): one forward pass
-scores dozens of pairs behind one copy of the prefix.
+All queries of a task, each with its options as branches, are packed into rows of bounded length (packing.py): one
+forward pass scores dozens of options behind one copy of the prefix.
 """
 
 from collections import Counter
 from dataclasses import dataclass
+from warnings import warn
 
 import torch
 import torch.nn.functional as F
 
 from nanoct.fewshot import check_fits, grow
-from nanoct.packing import answer_logits, pack
+from nanoct.packing import answer_logits, pack_questions
 
 METRICS = ("accuracy", "macro_f1", "ids", "text")
 BATCH = 16  # prompts that are decoded side by side, each with its copy of the context's keys and values
@@ -21,20 +22,25 @@ ROOM = 8  # tokens decoded beyond the longest expected answer: an answer that is
 @dataclass
 class Result:
     score: float  # in [0, 1]
-    per_query: list[bool]  # right or wrong; their mean is the score, except for macro_f1
+    per_query: list[bool | float]  # right or wrong, or a share if options tie; the mean is the score, but of macro_f1
+    tied: int = 0  # queries where different options have exactly the lowest loss
+    valid: float | None = None  # of "text": the share of decoded answers that are a possible answer, right or wrong
 
 
 def evaluate(adapted, task, row_tokens=1024):
     """Score an Adapted on the queries of a task, by the task's metric.
 
     row_tokens bounds the tokens of a packed row, so its mask is at most row_tokens·(P + row_tokens) bytes.
+    If n options tie for the lowest loss, each counts 1/n, which is what guessing scores; macro_f1 takes the first.
     Raises ValueError on a task without queries, an unknown metric, or queries without what the metric needs.
     """
     if not task.queries:
         raise ValueError(f"task {task.name!r} has no queries to score; give at least one.")
     if task.metric == "text":
-        right = [text == wanted for text, wanted in text_answers(adapted, task)]
-        return Result(sum(right) / len(right), right)
+        said, wanted = zip(*text_answers(adapted, task))
+        possible = set(task.answers) or {*wanted, *(answer_text(task, demo.y) for demo in task.demos)}
+        right = [text == gold for text, gold in zip(said, wanted)]
+        return Result(sum(right) / len(right), right, valid=sum(text in possible for text in said) / len(said))
     if task.metric == "ids":
         right = score_pairs(adapted, [(asked(task, q), q.y) for q in task.queries], row_tokens)[1].tolist()
         return Result(sum(right) / len(right), right)
@@ -43,12 +49,19 @@ def evaluate(adapted, task, row_tokens=1024):
     if any(q.options is None for q in task.queries):
         raise ValueError(f"task {task.name!r} is scored by {task.metric} and has a query without options; add them, "
                          "or score by ids or text.")
-    loss, _ = score_pairs(adapted, [(asked(task, q), option) for q in task.queries for option in q.options], row_tokens)
-    by_query = loss.split([len(q.options) for q in task.queries])
-    predicted = [tuple(q.options[losses.argmin()]) for q, losses in zip(task.queries, by_query)]
-    gold = [tuple(q.y) for q in task.queries]
-    right = [p == g for p, g in zip(predicted, gold)]
-    return Result(macro_f1(predicted, gold) if task.metric == "macro_f1" else sum(right) / len(right), right)
+    loss, _ = score_questions(adapted, [(asked(task, q), q.options) for q in task.queries], row_tokens)
+    best, gold = [], [tuple(q.y) for q in task.queries]  # best: the options with the lowest loss, of each query
+    for q, losses in zip(task.queries, loss.split([len(q.options) for q in task.queries])):
+        best.append([tuple(option) for option, is_best in zip(q.options, losses == losses.min()) if is_best])
+    right = [of[0] == y if len(of) == 1 else of.count(y) / len(of) for of, y in zip(best, gold)]
+    tied = sum(len(set(of)) > 1 for of in best)
+    single = sum(len(set(map(tuple, q.options))) == 1 for q in task.queries)
+    if tied or single:
+        how = "takes the first" if task.metric == "macro_f1" else "counts the share that is right"
+        warn(f"task {task.name!r}: of {len(right)} queries {tied} have several options of exactly the lowest loss, of "
+             f"which {task.metric} {how}, and {single} have only one option, or one twice, so they count as right.")
+    score = macro_f1([of[0] for of in best], gold) if task.metric == "macro_f1" else sum(right) / len(right)
+    return Result(score, right, tied)
 
 
 def asked(task, query):
@@ -56,37 +69,47 @@ def asked(task, query):
     return [*task.separator, *query.x]
 
 
-@torch.no_grad()
 def score_pairs(adapted, pairs, row_tokens=1024):
-    """Score n pairs [(x, y)] by teacher forcing: each token of y is predicted behind the true tokens before it.
+    """Score n pairs [(x, y)] as `score_questions` does, each by itself: losses (n,) and exact (n,)."""
+    return score_questions(adapted, [(x, [y]) for x, y in pairs], row_tokens)
 
-    Returns the mean loss per token of y in nats (n,) float32, and whether every token of y, with its terminator, is
+
+@torch.no_grad()
+def score_questions(adapted, questions, row_tokens=1024):
+    """Score the n answers y of questions [(x, [y, …])]: each token of y is predicted behind the true ones before it.
+
+    Returns the mean loss per token of y in nats (n,) float64, and whether every token of y, with its terminator, is
     the most likely one (n,) bool: then greedy decoding yields y. Raises ValueError if a loss is not finite.
     """
     prefix = adapted.prefix
     start = prefix.next_position if prefix is not None else 0
     losses, exact = [], []
-    for chunk in _chunks(pairs, row_tokens):
-        row = pack(chunk, adapted.model, start)
+    for chunk in _chunks(questions, row_tokens):
+        row = pack_questions(chunk, adapted.model, start)
         logits = answer_logits(adapted.model, row, prefix, adapted.adapter)
-        pair, n = row.pair[row.where], len(chunk)
-        total = lambda values: torch.zeros(n, device=logits.device).index_add_(0, pair, values)
         loss = F.cross_entropy(logits, row.target, reduction="none")
         check_finite(loss)
-        losses.append(total(loss) / total(torch.ones_like(loss)))
-        exact.append(total((logits.argmax(-1) != row.target).float()) == 0)
-    return torch.cat(losses).cpu(), torch.cat(exact).cpu()
+        answer = row.answer.cpu()
+        n_token = answer.bincount()
+        # in float64, which some devices lack, so that equal losses of tokens have exactly that mean, however many
+        total = lambda values: torch.zeros(len(n_token)).double().index_add_(0, answer, values.cpu().double())
+        losses.append(total(loss) / n_token)
+        exact.append(total(logits.argmax(-1) != row.target) == 0)
+    return torch.cat(losses), torch.cat(exact)
 
 
-def _chunks(pairs, row_tokens):
-    """Consecutive pairs in groups of at most row_tokens tokens; a longer pair is a group of its own."""
+def _chunks(questions, row_tokens):
+    """Consecutive questions in groups of at most row_tokens tokens; a longer one is cut, each option with x alone."""
     chunk, n = [], 0
-    for x, y in pairs:
-        if chunk and n + len(x) + len(y) > row_tokens:
-            yield chunk
-            chunk, n = [], 0
-        chunk.append((x, y))
-        n += len(x) + len(y)
+    for x, ys in questions:
+        fits = len(x) + sum(map(len, ys)) <= row_tokens
+        for part in [ys] if fits else [[y] for y in ys]:
+            size = len(x) + sum(map(len, part))
+            if chunk and n + size > row_tokens:
+                yield chunk
+                chunk, n = [], 0
+            chunk.append((x, part))
+            n += size
     yield chunk
 
 
@@ -121,12 +144,17 @@ def text_answers(adapted, task):
     """(decoded text, expected text) of every query, both normalised and without a terminator."""
     if task.decode is None or not task.terminator:
         raise ValueError(f"task {task.name!r} is scored by text, which takes the tokenizer's decode and a terminator.")
-    normalise = task.normalise or (lambda text: text)
     longest = max(len(q.y) for q in task.queries)
     prompts = [asked(task, q) for q in task.queries]
     said = decode(adapted, prompts, longest + ROOM, task.decode, task.terminator, task.ends)
-    wanted = [before(task.terminator, task.decode(list(q.y))) for q in task.queries]
-    return [(normalise(text), normalise(right)) for text, right in zip(said, wanted)]
+    normalise = task.normalise or (lambda text: text)
+    return [(normalise(text), answer_text(task, q.y)) for text, q in zip(said, task.queries)]
+
+
+def answer_text(task, y):
+    """The text of an answer's ids, normalised and without a terminator."""
+    text = before(task.terminator, task.decode(list(y)))
+    return task.normalise(text) if task.normalise else text
 
 
 def decode(adapted, prompts, max_new_tokens, to_text, terminator, ends=()):

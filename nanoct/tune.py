@@ -30,7 +30,7 @@ from nanoct.fewshot import Demo, Task, check_fits
 from nanoct.files import read_json_lines, replace_file
 from nanoct.methods import METHODS
 from nanoct.runs.contexts import check_savable, load_adapted, read_about, save_adapted
-from nanoct.score import decode, macro_f1, score_pairs
+from nanoct.score import decode, macro_f1, score_questions
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import fetch, load_model, quiet_threads
 
@@ -127,8 +127,8 @@ def answer(adapted, tokenizer, lines, template, metric, max_new_tokens):
     """
     encoded = [encode(line, adapted.model, tokenizer, template, metric, start_of(adapted)) for line in lines]
     answers, is_free = [None] * len(lines), [decoded(line, metric) for line in lines]
-    pairs = [(x, y) for (x, ys), d in zip(encoded, is_free) if not d for y in ys.values()]
-    losses = iter(score_pairs(adapted, pairs)[0].tolist() if pairs else [])
+    questions = [(x, list(ys.values())) for (x, ys), d in zip(encoded, is_free) if not d]
+    losses = iter(score_questions(adapted, questions)[0].tolist() if questions else [])
     for i, (_, ys) in enumerate(encoded):
         if not is_free[i]:
             of_options = {option: next(losses) for option in ys}
@@ -142,15 +142,18 @@ def answer(adapted, tokenizer, lines, template, metric, max_new_tokens):
 
 
 def is_right(line, prediction):
+    """Whether a prediction is the output, except for spaces around it; every metric compares so."""
     return prediction.strip() == line.output.strip()
 
 
 def score(lines, answers, metric):
-    """Score in [0, 1] over the lines with an output: the share that is right, or macro-F1."""
-    known = [(line, prediction) for line, (prediction, _) in zip(lines, answers) if line.output is not None]
+    """Score in [0, 1] over the lines with an output: the share that is right, or macro-F1; ties as in nanoct.score."""
+    known = [(line, *found) for line, found in zip(lines, answers) if line.output is not None]
     if metric == "macro_f1":
-        return macro_f1([prediction for _, prediction in known], [line.output for line, _ in known])
-    return sum(is_right(*pair) for pair in known) / len(known)
+        return macro_f1([said.strip() for _, said, _ in known], [line.output.strip() for line, *_ in known])
+    best = [[option for option in losses if losses[option] == min(losses.values())] or [said]
+            for _, said, losses in known]
+    return sum(sum(is_right(line, one) for one in of) / len(of) for (line, *_), of in zip(known, best)) / len(known)
 
 
 def configure(method, settings):

@@ -1,5 +1,7 @@
 """Packing: k pairs in one row behind one prefix, and what each of them may see."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from test_fewshot import UNEVEN, leaves, message, padded_loss, pairs_of, relativ
 
 from nanoct import packing
 from nanoct.fewshot import Demo, Task, encode_context
-from nanoct.packing import answer_logits, can_leave_one_out, pack, pack_demos, visible
+from nanoct.packing import answer_logits, can_leave_one_out, pack, pack_demos, pack_questions, visible
 
 # --- one packed row is k padded rows ---
 
@@ -132,7 +134,7 @@ def test_pack_by_hand(model):
 
 def test_the_drawn_example_is_what_pack_makes(model):
     """Of the docstring of packing.py: the table of tokens, then the mask."""
-    lines = [line.split() for line in packing.__doc__.splitlines() if line]
+    lines = [line.split() for line in packing.__doc__.split("A question with several")[0].splitlines() if line]
     drawn, ids = {words[0]: words[1:6] for words in lines}, "ABCDEFGH".index
     demos = [Demo([0, 1], [2]), Demo([3], [4, 5]), Demo([6], [7])]  # A B -> C, D -> E F, G -> H
     prefix = encode_context(model, (), demos)
@@ -144,6 +146,48 @@ def test_the_drawn_example_is_what_pack_makes(model):
     assert dict(zip(row.where.tolist(), row.target.tolist())) == answers and "where = 1 2 3 4" in packing.__doc__
     mask = [[cell == "x" for cell in words[1:]] for words in lines if len(words) == 14 and words[1] in ".x"]
     assert row.mask(visible(prefix.owner, len(demos), leave_one_out=True))[0].tolist() == mask
+
+
+def test_the_drawn_question_is_what_pack_questions_makes(model):
+    text = packing.__doc__.split("A question with several")[1]
+    lines = [line.split("  ") for line in text.splitlines()]
+    cells = [[cell.strip() for cell in line if cell] for line in lines if line[0] == "" and len(line) > 8][1:]
+    letter, position, branch, predicts = list(zip(*(of[:4] for of in cells)))
+    ids = lambda letters: ["ABCDEFG".index(c) for c in letters]
+    row = pack_questions([(ids("AB"), [ids("CD"), ids("EFG")])], model, start=8)
+    assert row.tokens[0].tolist() == ids(letter) == [0, 1, 2, 4, 5] and row.pair.tolist() == [0] * 5
+    assert row.positions[0].tolist() == list(map(int, position)) and row.branch.tolist() == list(map(int, branch))
+    drawn = {name: re.search(f"{name} = (([A-G0-9] ?)+)", text)[1].split() for name in ("where", "target", "answer")}
+    assert row.where.tolist() == list(map(int, drawn["where"])) and row.target.tolist() == ids(drawn["target"])
+    assert row.answer.tolist() == list(map(int, drawn["answer"]))
+    said = [[ids for at, ids in zip(drawn["where"], drawn["target"]) if int(at) == t] for t in range(5)]
+    assert said == [of.replace(".", "").split() for of in predicts]
+    mask = [[mark == "x" for mark in " ".join(of[4:8]).split()[:5]] for of in cells]
+    seen = row.mask(torch.ones(1, 8, dtype=torch.bool))[0]
+    assert seen[:, 8:].tolist() == mask and seen[:, :8].all()
+
+
+def test_questions_share_a_row_and_each_sees_what_its_pair_may(model):
+    """Answers are counted through the row; a question that is left out keeps its number."""
+    row = pack_questions([([1], [[2], [3, 4]]), None, ([5, 6], [[7, 8]])], model, start=2, head=[9])
+    assert row.tokens.tolist() == [[9, 1, 3, 9, 5, 6, 7]] and row.positions.tolist() == [[2, 3, 4, 2, 3, 4, 5]]
+    assert row.pair.tolist() == [0, 0, 0, 2, 2, 2, 2] and row.branch.tolist() == [-1, -1, 1, -1, -1, -1, 2]
+    assert row.where.tolist() == [1, 1, 2, 5, 6] and row.answer.tolist() == [0, 1, 1, 2, 2]
+    assert row.target.tolist() == [2, 3, 4, 7, 8]
+    seen = torch.tensor([[True, False], [True, True], [False, True]])
+    assert row.mask(seen)[0, :, :2].tolist() == [[True, False]] * 3 + [[False, True]] * 4
+    check_fits = lambda n: pack_questions([([1], [[2], [3] * n])], model, start=model.config.n_position - 4)
+    assert check_fits(4).tokens.shape == (1, 4)
+    with pytest.raises(ValueError, match="pair 0 behind"):
+        check_fits(5)
+
+
+def test_a_training_row_hides_nothing_by_its_branches(model):
+    """With one answer a pair the mask is that of a row without branches."""
+    row = pack_demos(random_task(UNEVEN), model, start=3)
+    seen = torch.ones(len(UNEVEN), 3, dtype=torch.bool)
+    plain = packing.Row(row.tokens, row.positions, row.pair, row.where, row.target)
+    assert torch.equal(row.mask(seen), plain.mask(seen)) and torch.equal(row.answer, row.pair[row.where])
 
 
 def test_every_training_pair_begins_with_head_and_separator(model):

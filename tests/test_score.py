@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import V, random_ids, random_task, tiny_llama
+from test_packing import float64_llama
 
 from nanoct.adapters import LoRA, attach
 from nanoct.fewshot import Adapted, Query, Task, encode_context
-from nanoct.score import BATCH, constants, decode, evaluate, generate, macro_f1, score_pairs
+from nanoct.score import BATCH, constants, decode, evaluate, generate, macro_f1, score_pairs, score_questions
 
 
 def icl(model, task):
@@ -51,6 +52,37 @@ def test_packed_losses_equal_one_pair_at_a_time(model, row_tokens, demos):
     slow, right = zip(*(slow_loss(model, context, x, y) for x, y in pairs))
     assert loss.tolist() == pytest.approx(list(slow), rel=1e-4)
     assert exact.tolist() == list(right) and {True, False} == set(right)
+
+
+OPTIONS = [  # of a question: ragged, of one token, one the beginning of another, one twice, only one
+    [[1, 2, 3], [4], [5, 6]], [[7], [8]], [[9, 10], [9, 10, 11], [9]], [[1, 2], [3], [1, 2]], [[12, 13]]]
+
+
+@pytest.mark.parametrize("dtype, within", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("row_tokens", [1, 9, 14, 1024])
+@pytest.mark.parametrize("separator", [[], [3, 4]])
+def test_options_that_share_their_question_score_as_rows_of_their_own(dtype, within, row_tokens, separator):
+    model, task = float64_llama() if dtype == torch.float64 else tiny_llama(), random_task()
+    adapted, _ = icl(model, task)
+    questions = [([*separator, *[5, 2, 9, 1][: 1 + i % 4]], options) for i, options in enumerate(OPTIONS)]
+    loss, exact = score_questions(adapted, questions, row_tokens)
+    apart, exact_apart = score_pairs(adapted, [(x, y) for x, ys in questions for y in ys], row_tokens=1)
+    assert loss.dtype == torch.float64 and len(loss) == 12 and torch.equal(exact, exact_apart)
+    torch.testing.assert_close(loss, apart, rtol=0, atol=within)
+    assert len({round(value, 4) for value in loss.tolist()}) == 11  # all differ but the option that is there twice
+
+
+def test_a_question_is_in_the_row_once_and_rows_stay_bounded(model):
+    """x again only where a question alone is more than a row, and several such parts may share one."""
+    sizes = []
+    hook = model.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[1]))
+    options, n = [[1] * 3, [2] * 3, [3] * 3], {}
+    for row_tokens in (1024, 22, 11, 10, 5, 4):
+        sizes.clear()
+        score_questions(Adapted(model), [([4] * 2, options), ([5] * 2, options)], row_tokens)
+        n[row_tokens] = sizes.copy()
+    hook.remove()
+    assert n == {1024: [16], 22: [16], 11: [8, 8], 10: [8, 8, 8], 5: [4] * 6, 4: [4] * 6}
 
 
 def test_ids_by_teacher_forcing_is_greedy_decoding():
@@ -96,6 +128,48 @@ def test_options_are_ranked_by_mean_loss_of_their_tokens(model):
     assert result.per_query == right and result.score == sum(right) / 40
     f1 = macro_f1([tuple(p) for p in predicted], [tuple(q.y) for q in task.queries])
     assert evaluate(adapted, replace(task, metric="macro_f1")).score == f1
+
+
+# --- ties ---
+
+
+def knows_nothing():
+    """A model for which every token is as likely as every other."""
+    model = tiny_llama()
+    model.model.embed_tokens.weight.data.zero_()  # the head too: its weights are tied
+    return model
+
+
+@pytest.mark.parametrize("row_tokens", [1, 1024])
+def test_who_knows_nothing_gets_the_score_of_guessing_wherever_the_right_option_stands(row_tokens):
+    """Options of 1 to 23 tokens: their mean losses are exactly equal, not up to rounding."""
+    options, queries = [[1], [2] * 3, [3] * 7, [4] * 23], []
+    for i in range(4):
+        queries.append(Query([5], [1], options[i:] + options[:i]))
+    adapted, task = Adapted(knows_nothing()), Task("blank", [], queries, metric="accuracy")
+    with pytest.warns(UserWarning, match="^task 'blank': of 4 queries 4 have several options of exactly the lowest"):
+        result = evaluate(adapted, task, row_tokens)
+    assert result.per_query == [1 / 4] * 4 and result.score == 1 / 4 and result.tied == 4
+    with pytest.warns(UserWarning, match="which macro_f1 takes the first"):
+        result = evaluate(adapted, replace(task, metric="macro_f1"), row_tokens)
+    assert result.score == macro_f1([tuple(q.options[0]) for q in queries], [(1,)] * 4) == 2 / 5 and result.tied == 4
+
+
+def test_a_tie_counts_the_share_of_the_options_that_are_the_answer():
+    """The answer twice among three: 2/3. The same option again is no tie, and one option alone is no choice."""
+    score = lambda *queries: evaluate(Adapted(knows_nothing()), Task("blank", [], list(queries), metric="accuracy"))
+    with pytest.warns(UserWarning, match="of 1 queries 1 have several"):
+        assert score(Query([5], [1, 2], [[1, 2], [3], [1, 2]])).score == 2 / 3
+    with pytest.warns(UserWarning) as said:
+        result = score(Query([5], [1], [[1], [1]]), Query([5], [2], [[2]]), Query([6], [3], [[4], [3]]))
+    assert result.per_query == [1, 1, 1 / 2] and result.tied == 1 and len(said) == 1
+    assert "1 have several options" in str(said[0].message) and "2 have only one option" in str(said[0].message)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_without_a_tie_nothing_is_said(model, metric, recwarn):
+    result = evaluate(Adapted(model), random_task(options=3, metric=metric))
+    assert result.tied == 0 and not recwarn.list and {type(right) for right in result.per_query} == {bool}
 
 
 @pytest.mark.parametrize("gold, predicted, expected", [
@@ -229,6 +303,21 @@ def test_text_is_decoded_up_to_the_terminator_and_normalised(model):
     assert evaluate(adapted, replace(task, queries=wrong)).per_query == [False] + [True] * (n - 1)
     longer = [Query(q.x, [*q.y[:-1], q.y[0], q.y[-1]]) for q in task.queries]
     assert evaluate(adapted, replace(task, queries=longer)).score == 0
+
+
+def test_valid_is_the_share_of_answers_that_are_possible_ones_right_or_wrong(model):
+    """Possible are the answers of demos and queries, or those that the task names, normalised."""
+    adapted, task = text_task(model)
+    n, (first, *others) = len(task.queries), task.queries
+    assert evaluate(adapted, task).valid == 1 and evaluate(adapted, replace(task, answers={"no"})).valid == 0
+    elsewhere = [Query(first.x, others[-1].y), *others]  # what the model says to it is no answer of the task any more
+    texts = [to_text(q.y).split(task.terminator)[0].lower() for q in elsewhere]
+    said = [to_text(q.y).split(task.terminator)[0].lower() for q in task.queries]
+    result = evaluate(adapted, replace(task, queries=elsewhere))
+    assert result.valid == sum(text in texts for text in said) / n == (n - 1) / n
+    assert evaluate(adapted, replace(task, queries=elsewhere, demos=[first])).valid == 1
+    assert evaluate(adapted, replace(task, queries=elsewhere, answers=set(said))).valid == 1
+    assert evaluate(adapted, replace(random_task(), metric="ids")).valid is None
 
 
 # --- bad input: one line that holds the value ---

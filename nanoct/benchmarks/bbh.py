@@ -10,8 +10,9 @@ kind of all targets (`form_of`); form=False leaves it out.
 
 An answer ends with the two line breaks before the next question. They are tokenised apart, so that all demos end alike.
 A decoded answer ends where its text holds them, or with a special token. Trimmed and in lower case it must be the
-target. 10 demos are drawn by seed; all other examples are queries. A query is dropped if the context and its row exceed
-2,048 tokens (our choice: NLP-LR's rule). Files: F/bbh/<task>.json with examples[] of {"input", "target"}.
+target; if it is any target of the file, it is valid. 10 demos are drawn by seed; all other examples are queries. A
+query is dropped if the context and its row exceed 2,048 tokens (our choice: NLP-LR's rule). Files: F/bbh/<task>.json
+with examples[] of {"input", "target"}.
 """
 
 import re
@@ -56,8 +57,10 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
     x = lambda text: tokenizer.encode(f"Q: {text}\nA:")
     y = lambda text: tokenizer.encode(f" {text}") + end
     head = common.bos(tokenizer) + tokenizer.encode(instruction) + end
+    normalise = lambda text: text.strip().lower()
     task = Task(name, [Demo(x(i), y(t)) for i, t in given], [], head, "text", tokenizer.decode,
-                lambda text: text.strip().lower(), terminator=END, ends=set(tokenizer.special.values()))
+                normalise, terminator=END, ends=set(tokenizer.special.values()),
+                answers={normalise(target) for _, target in examples})
     return common.fill(task, (Query(x(i), y(t)) for i, t in asked), common.Counts(), length, limit_queries)
 
 

@@ -23,12 +23,14 @@ class Counts:
     dropped: int = 0  # queries that are too long behind the demos
     cut: int = 0  # inputs of demos and queries that were shortened
     given_up: int = 0  # tasks whose last queries were not looked at: too many in a row had been too long
+    repeats: int = 0  # queries whose input is that of a demo, word for word; they are asked like all others
 
     def __add__(self, other):
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def __str__(self):
         text = f"{self.demos} demos, {self.queries} queries, {self.dropped} too long, {self.cut} inputs cut"
+        text += f", {self.repeats} that repeat a demo's input" if self.repeats else ""
         return text + (f", given up: {self.given_up}" if self.given_up else "")
 
 
@@ -91,7 +93,8 @@ def fill(task, queries, counts, length, limit=None, patience=None):
         if in_row == patience:
             counts.given_up = 1
             break
-    counts.queries = len(task.queries)
+    given = {tuple(demo.x) for demo in task.demos}
+    counts.queries, counts.repeats = len(task.queries), sum(tuple(query.x) in given for query in task.queries)
     return task, counts
 
 

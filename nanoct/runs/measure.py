@@ -39,12 +39,15 @@ def measure(model, task, method, config, seed, progress=None, module=None):
         start = clock(model.device)
         adapted = module.adapt(model, task, module.Config(**config), seed, note)
         adapted_at = clock(model.device)
-        score = evaluate(adapted, task).score
+        result = evaluate(adapted, task)
         scored_at = clock(model.device)
-    check_finite(method, task, [*losses, score])
-    return dict(score=score, n_query=len(task.queries), n_trained=adapted.n_trained, peak_bytes=used.bytes,
+    check_finite(method, task, [*losses, result.score])
+    more = dict(tied=result.tied) if result.tied else {}
+    more |= dict(valid=round(result.valid, 4)) if result.valid is not None else {}
+    return dict(score=result.score, n_query=len(task.queries), n_trained=adapted.n_trained, peak_bytes=used.bytes,
                 seconds=round(adapted_at - start, 4), seconds_score=round(scored_at - adapted_at, 4),
-                loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None, **about(model.device)), adapted
+                loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None, **more,
+                **about(model.device)), adapted
 
 
 def check_finite(method, task, values):

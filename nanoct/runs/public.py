@@ -3,7 +3,7 @@
 All rows of a table are about the same tasks and seeds. Averages, errors and differences are computed as in report.py.
 """
 
-from statistics import median
+from statistics import mean, median
 
 from nanoct.benchmarks.presets import PUBLISHED, SETTINGS
 from nanoct.files import publish
@@ -43,9 +43,9 @@ def report(lines, args, constants, timed=()):
     first = next(iter(methods.values()))[0]
     floors = [Setting(name, {}, [dict(task=task, seed=seed, score=constants[task, seed][i])
                                  for task, seed in first.scores()]) for i, name in enumerate(CONSTANT)]
-    icl = methods.get("icl", [None])[0]
+    icl, has_valid = methods.get("icl", [None])[0], any("valid" in line for line in lines)
     rows += [[s.method, f"{len({at[0] for at in s.scores()})}", f"{s.score:.1f} ± {s.error:.1f}", "–",
-              difference(s, icl) if icl else "", "", "", "", ""] for s in floors]
+              difference(s, icl) if icl else "", "", "", "", "", *[""] * has_valid] for s in floors]
     for method, s in ((method, s) for method, among in methods.items() for s in among):
         known = lambda name: all(name in line for line in s.lines)
         of = lambda name, by: by(line[name] for line in s.lines) if known(name) else None
@@ -54,7 +54,10 @@ def report(lines, args, constants, timed=()):
                      f"{s.score:.1f} ± {s.error:.1f}", f"{published.get(method, '–')}",
                      "" if icl in (None, s) else difference(s, icl), f"{s.seconds:.1f}",
                      shown(of("seconds_score", median), ".1f"), "" if peak is None else f"{peak / 1e9:.2f}",
-                     shown(s.mean("n_trained"), ",.0f")])
+                     shown(s.mean("n_trained"), ",.0f"),
+                     *[shown(of("valid", lambda shares: 100 * mean(shares)), ".0f")] * has_valid])
+    if tied := [line["tied"] for line in lines if line.get("tied")]:
+        notes.append(f"Options tie for the lowest loss in {sum(tied)} queries of {len(tied)} of the {len(lines)} runs.")
     if few := [line for line in first.lines if line.get("n_query", FEW) < FEW]:
         least = min(few, key=lambda line: line["n_query"])
         notes.append(f"{len(few)} of the {len(first.lines)} (task, seed) have fewer than {FEW} queries, "
@@ -64,6 +67,7 @@ def report(lines, args, constants, timed=()):
             f"{first.lines[0].get('device', 'an unknown device')}; score %, the mean over tasks within a seed, then "
             "over seeds, ± s.e. over tasks, seconds a task, peak memory of adapting and scoring")
     header = ["method", "tasks", "score", "paper", "minus ICL, 95%", "s to adapt", "s to score", "peak GB", "trained"]
+    header += ["valid %"] * has_valid
     parts = [head, *notes, table(rows, header)]
     main = {method: chosen(among, SETTINGS[args.benchmark].get(method, {})) for method, among in methods.items()}
     if pairs := [[f"{a} - {b}", difference(main[a], main[b])] for a, b in PAIRS if {a, b} <= main.keys()]:

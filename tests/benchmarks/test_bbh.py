@@ -114,6 +114,17 @@ def test_a_target_that_is_no_option_is_asked_for_as_it_is(tmp_path, monkeypatch)
     assert evaluate(Adapted(tiny_llama(vocab_size=256)), task).per_query == [True, True]
 
 
+def test_an_answer_is_valid_if_it_is_any_target_of_the_file(tmp_path, monkeypatch):
+    """Of examples that are asked or not; another case is the same answer, another form is none."""
+    write(tmp_path, [dict(input=str(i), target="(A)") for i in range(5)] + [dict(input="5", target="Both")])
+    for said, valid in ((" both\n\n", 1), (" (a)\n\n", 1), (" (B)\n\n", 0), (" The answer is (A)\n\n", 0)):
+        monkeypatch.setattr("nanoct.score.generate", lambda adapted, prompts, *_: [list(said.encode())] * len(prompts))
+        for seed in range(3):
+            task, _ = make(tmp_path, seed=seed, limit_queries=1)
+            assert task.answers == {"(a)", "both"}
+            assert evaluate(Adapted(tiny_llama(vocab_size=256)), task).valid == valid
+
+
 @pytest.mark.parametrize("said, right", [(" (A)\n", True), ("  (a) \n", True), (" (A)", True), (" (B)\n", False),
                                          (" (A) it is\n", False)])
 def test_what_is_decoded_is_trimmed_and_compared_without_case(tmp_path, monkeypatch, said, right):

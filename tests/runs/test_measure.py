@@ -40,6 +40,14 @@ def test_a_line_has_score_seconds_memory_and_losses(model, monkeypatch):
     assert measure(model, task, "icl", {}, 0)[0]["loss"] is None
 
 
+def test_a_line_says_how_many_queries_tied_and_how_many_answers_were_valid(model, monkeypatch):
+    of = lambda result: (monkeypatch.setattr(measured, "evaluate", lambda *_: result),
+                         measure(model, random_task(), "icl", {}, 0)[0])[1]
+    assert {"tied", "valid"}.isdisjoint(of(Result(0.5, [], 0)))
+    line = of(Result(0.5, [], 3, 1 / 3))
+    assert line["tied"] == 3 and line["valid"] == 0.3333 and of(Result(0.0, [], 0, 0.0))["valid"] == 0
+
+
 def test_config_and_seed_are_the_methods(model):
     run = lambda seed, **config: measure(model, random_task(), "lora", dict(rank=2, **config), seed)[0]
     first = run(0, n_step=3)

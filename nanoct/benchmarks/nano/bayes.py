@@ -20,7 +20,7 @@ Cost: at most |prior| · k · n_query calls of a task's function; no model runs.
 import random
 from math import exp, log
 
-from nanoct.score import Result, macro_f1, score_pairs
+from nanoct.score import Result, macro_f1, score_questions
 
 PRIORS = ("training", "all")
 
@@ -72,8 +72,10 @@ def evaluate(world, predicted, queries, seed=0):
 def divergence(adapted, predicted, pairs):
     """KL(exact predictive || the model's) in nats, the mean over queries.
 
-    predicted: [{y: probability}]. pairs: for each query {y: (ids of x, ids of y)}, at least for the answers y in it.
+    predicted: [{y: probability}]. pairs: for each query {y: (ids of x, ids of y)}, at least for the answers y in it;
+    x is the same for all y.
     """
-    answers = [(p, *ids[y]) for of_query, ids in zip(predicted, pairs) for y, p in of_query.items()]
-    loss, _ = score_pairs(adapted, [(x, y) for _, x, y in answers])  # per token of y
-    return sum(p * (log(p) + nats * len(y)) for (p, _, y), nats in zip(answers, loss.tolist())) / len(predicted)
+    answers = [[ids[y] for y in of_query] for of_query, ids in zip(predicted, pairs)]
+    loss, _ = score_questions(adapted, [(of[0][0], [y for _, y in of]) for of in answers])  # per token of y
+    terms = [(p, ids[y][1]) for of_query, ids in zip(predicted, pairs) for y, p in of_query.items()]
+    return sum(p * (log(p) + nats * len(y)) for (p, y), nats in zip(terms, loss.tolist())) / len(predicted)
