@@ -15,6 +15,7 @@ from nanoct.fewshot import encode_context, noise_like
 from nanoct.files import publish
 from nanoct.methods import ct_kv
 from nanoct.runs.report import Setting, table
+from nanoct.runs.results import VARIANTS
 
 NAME = "ct_kv_variant"  # the method's name in lines of results
 ABLATIONS = {  # row of the table -> what differs from CT-KV at its settings
@@ -34,6 +35,9 @@ WRONG = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of demos with a wrong label
 class Config(ct_kv.Config):
     start: str = "demos"  # theta_0; "noise": random entries; "others": the KV of task.others, another task's demos
     values_only: bool = False  # CT-V: the keys stay as they are
+
+
+VARIANTS[NAME], footprint = Config, ct_kv.footprint  # the same work and memory
 
 
 def adapt(model, task, config=Config(), seed=0, progress=None):
