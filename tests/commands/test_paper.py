@@ -22,7 +22,7 @@ from nanoct.benchmarks.presets import PUBLISHED, SETTINGS, SWEEPS
 from nanoct.costs import memory
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
-from nanoct.runs import report
+from nanoct.runs import stats
 from nanoct.runs.results import key, read
 from nanoct.studies import ablations
 from nanoct.tokenizer import load_tokenizer
@@ -191,8 +191,8 @@ def test_the_table_is_over_what_all_methods_did(model, data, tmp_path, monkeypat
     assert "2 of the 4 (task, seed) have fewer than 10 queries, sums, seed 2, only 3:" in table
     cells = cells_of(table)
     assert cells["icl"][:4] == ["2", "50.0 ± 20.0", "50.4", ""]
-    assert cells["ct_kv"][:4] == ["2", "55.0 ± 15.0", "57.9", f"+5.0 ± {report.interval([10, 0])[1]:.1f}"]
-    assert cells["ct_kv - ttt"] == [cells["ct_kv"][3]] and cells["ttt"][3] == "+0.0 ± 0.0"
+    assert cells["ct_kv"][:4] == ["2", "55.0 ± 15.0", "57.9", f"+5.0 ± {stats.interval([10, 0])[1]:.1f}"]
+    assert cells["ct_kv - ttt"] == [cells["ct_kv"][3]] and cells["ttt"][3] == "+0.0 ± 0.0 (all equal)"
 
 
 def test_lines_of_an_older_version_are_shown_without_what_they_lack(model, data, tmp_path, monkeypatch):
