@@ -29,8 +29,11 @@ answers, and 2·V·C for each token of an answer. Not counted is what the librar
 hundred MB) and what the allocator cannot reuse.
 """
 
+import re
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import accumulate
+from itertools import accumulate, product
+from math import inf
+from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -49,6 +52,9 @@ from nanoct.weights import pick_device, resolve_dtype
 
 SMALL = LlamaConfig(  # the model of the command
     vocab_size=8000, n_layer=4, n_head=8, n_kv_head=4, n_embd=256, head_dim=32, n_ffn=704, n_position=0)
+ROOT = Path("/")
+CGROUPS = (("sys/fs/cgroup", "memory.max", "memory.current"),  # folder, most, used: of version 2, and of version 1
+           ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
 @dataclass
@@ -82,12 +88,12 @@ def shapes(config):
     return linears, sum(p.numel() for p in model.parameters())
 
 
-def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=False, cuda=False):
+def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=False, cuda=False, module=None):
     """The Estimate of a method (its name) with settings {field: value} on a task of these Lengths; see the formulas.
 
-    cuda: whether it runs on a GPU. Raises ValueError if the method's module has no footprint.
+    cuda: whether it runs on a GPU. module: that of the method, if METHODS lacks it. ValueError: it has no footprint.
     """
-    module = METHODS[method]
+    module = module or METHODS[method]
     if not hasattr(module, "footprint"):
         raise ValueError(f"{method} has no footprint, so its cost is not known: add one to its module, or leave "
                          "it out of --methods.")
@@ -147,6 +153,24 @@ def add_up(config, says, lengths, dtype, checkpoint, cuda):
         if first.beside > found.beside:
             found.theta, found.saved, found.passing = first.theta, first.saved, first.passing
     return found
+
+
+def free(device):
+    """Bytes that this process can still get: of a GPU, or of a machine with /proc and of the cgroup; else inf."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type != "cpu" or not (ROOT / "proc/meminfo").exists():
+        return inf
+    with peak(device):  # which first gives back what this process no longer uses
+        found = [1024 * int(re.search(r"MemAvailable:\s*(\d+)", (ROOT / "proc/meminfo").read_text())[1])]
+    paths = re.findall(r"^\d+:(?:memory)?:/(.*)", (ROOT / "proc/self/cgroup").read_text(), re.M)
+    for (at, most, used), path in product(CGROUPS, paths):
+        for folder in (ROOT / at / path, *(ROOT / at / path).parents):  # a limit of any of them is one
+            if (folder / most).exists() and (limit := (folder / most).read_text().strip()) != "max":
+                cache = re.findall(r"^(?:in)?active_file (\d+)", (folder / "memory.stat").read_text(), re.M)
+                found.append(int(limit) - int((folder / used).read_text()) + sum(map(int, cache)))  # cache can go
+    return max(0, min(found))
 
 
 def allocated(run, device):

@@ -16,7 +16,7 @@ from statistics import mean, median
 from nanoct.benchmarks.nano import WORLDS
 from nanoct.files import publish
 from nanoct.methods import METHODS
-from nanoct.runs.stats import average, minus, plus_minus
+from nanoct.runs.stats import average, plus_minus, student
 
 PAIRS = [("ct_kv", "ttt"), ("ct_kv", "prefix_tuning"), ("ct_prompt", "prompt_tuning"), ("dora", "lora"),
          ("ttt", "lora"), ("ttt_ct_kv", "ttt"), ("ttt_ct_kv", "ct_kv")]  # shown as paired differences
@@ -64,7 +64,10 @@ class Setting:
 
     def minus(self, other):
         """Difference to another setting in points, paired by task and seed: mean and half width of the 95% interval."""
-        return minus(self.scores(), other.scores())
+        ours, theirs = self.scores(), other.scores()
+        shared = {at: ours[at] - theirs[at] for at in ours if at in theirs}
+        centre, error = average(shared)
+        return centre, student(len({task for task, _ in shared})) * error
 
 
 def settings(lines):

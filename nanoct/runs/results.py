@@ -31,16 +31,15 @@ KINDS = dict.fromkeys(("model", "world", "pool", "method", "task"), (str,)) | di
     config=(dict,), seed=(int,), k=(int, NoneType), n_query=(int,), n_trained=(int,), peak_bytes=(int,))
 KINDS |= dict.fromkeys(("score", "seconds", "seconds_score"), (int, float)) | dict(kl=(int, float, NoneType))
 KINDS |= dict(data=(str,), valid=(int, float, NoneType))
-FROM_0 = "seconds", "seconds_score", "n_query", "n_trained", "peak_bytes"  # fields that are 0 or more
-BOUNDS = dict.fromkeys(FROM_0, (0, float("inf"))) | dict.fromkeys(("score", "valid"), (0, 1))
-BOUNDS |= dict(kl=(-1e-6, float("inf")))  # a divergence is 0 or more, but for rounding
+BOUNDS = dict(score=(0, 1), valid=(0, 1), kl=(-1e-6, 1e300)) | dict.fromkeys(  # kl is 0 or more, but for rounding
+    ("seconds", "seconds_score", "n_query", "n_trained", "peak_bytes"), (0, 1e300))
 SCALARS = int, float, bool, str, NoneType  # types of a config's values
 
 
 def key(line):
     """The identity of a run, hashable. A setting at its default counts as one that the line lacks."""
-    more = {name: line[name] for name in MORE if name in line}
-    return json.dumps([*(completed(line)[name] for name in KEY), more], sort_keys=True)
+    more, line = {name: line[name] for name in MORE if name in line}, completed(line)
+    return json.dumps([*(line[name] for name in KEY), more], sort_keys=True)
 
 
 def completed(line):
@@ -49,13 +48,12 @@ def completed(line):
     Of other fields, those of RETIRED at their former default are dropped. An unknown method's config stays as it is.
     """
     method, config = line["method"], line["config"]
-    Config = METHODS[method].Config if method in METHODS else VARIANTS.get(method)
-    if not Config:
+    if method not in METHODS and method not in VARIANTS:
         return line
-    own = {f.name: config.get(f.name, f.default) for f in fields(Config)}
-    others = {name: value for name, value in config.items()
-              if name not in own and (name, value) not in RETIRED.items()}
-    return line | dict(config={name: value for name, value in (own | others).items() if value is not MISSING})
+    Config = VARIANTS.get(method) or METHODS[method].Config
+    own = {f.name: config.get(f.name, f.default) for f in fields(Config) if f.default is not MISSING}
+    return line | dict(config=own | {name: value for name, value in config.items()
+                                     if name in own or (name, value) not in RETIRED.items()})
 
 
 def data_id(task):
@@ -176,10 +174,7 @@ class Results:
 
 
 def read(path, key=key, needs=NEEDS):
-    """Return the lines of a results file, their configs completed.
-
-    Raises FileNotFoundError, or ValueError with the number of a broken line.
-    """
+    """Return the lines of a results file, completed. Raises FileNotFoundError, or ValueError that names a line."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no results file {path}: give a .jsonl file that reproduce wrote.")
     found = read_json_lines(path)
@@ -200,8 +195,8 @@ def fault(line, key=key, needs=NEEDS):
     for name in (name for name in KINDS if name in line):
         if not fits(line[name], KINDS[name]):
             return f"{name!r} is {line[name]!r:.60}"
-        low, high = BOUNDS.get(name, (None, None))
-        if low is not None and line[name] is not None and not low <= line[name] <= high:
+        low, high = BOUNDS.get(name, (0, 0))
+        if name in BOUNDS and line[name] is not None and not low <= line[name] <= high:
             return f"{name!r} is {line[name]!r:.60}, which is not from {low} to {high}"
     for name, value in line.get("config", {}).items():
         if not fits(value, (int,) if name == "n_step" else SCALARS):

@@ -27,13 +27,6 @@ def average(values):
     return float(centre) if n else math.nan, math.sqrt(variance)
 
 
-def minus(ours, theirs):
-    """Mean and half width of the 95% interval of ours - theirs, both {(task, seed): x}, paired by task and seed."""
-    shared = {at: ours[at] - theirs[at] for at in ours if at in theirs}
-    centre, error = average(shared)
-    return centre, student(len({task for task, _ in shared})) * error
-
-
 def standard_error(values):
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
@@ -45,25 +38,17 @@ def interval(values, level=0.95):
 
 @cache
 def student(n, level=0.95):
-    """Half width of a confidence interval of the mean of n values, in standard errors; nan for fewer than two.
-
-    It is Student's t = sqrt(n - 1) tan(angle) at n - 1 degrees of freedom, at which `within` is the level.
-    """
-    if n < 2:
-        return math.nan
+    """Half width of a confidence interval of the mean of n values, in standard errors; nan for fewer than two."""
     low, high = 0, math.pi / 2
     while low < (angle := (low + high) / 2) < high:  # until no number lies between them
         low, high = (angle, high) if within(angle, n - 1) < level else (low, angle)
-    return math.sqrt(n - 1) * math.tan(angle)
+    return math.sqrt(n - 1) * math.tan(angle) if n > 1 else math.nan
 
 
 def within(angle, freedom):
-    """P(|T| < sqrt(freedom) tan(angle)) of Student's T with so many degrees (Abramowitz and Stegun, 26.7.3 and 26.7.4).
-
-    Cost: freedom / 2 terms.
-    """
-    is_odd = freedom % 2
-    term, total = math.cos(angle) if is_odd else 1, 0
+    """P(|T| < sqrt(freedom) tan(angle)), Student's T (Abramowitz and Stegun, 26.7.3-4): a sum of freedom / 2 terms."""
+    is_odd, total = freedom % 2, 0
+    term = math.cos(angle) if is_odd else 1
     for i in range(freedom // 2):
         total += term
         term *= math.cos(angle) ** 2 * (2 * i + 1 + is_odd) / (2 * i + 2 + is_odd)
