@@ -30,10 +30,10 @@ from nanoct.benchmarks.presets import SETTINGS, SWEEPS
 from nanoct.costs import memory
 from nanoct.methods import METHODS
 from nanoct.runs.measure import measure
-from nanoct.runs.parallel import execute, join
+from nanoct.runs.parallel import NoRoom, execute, join
 from nanoct.runs.public import report, report_ablations, report_sweep
 from nanoct.runs.report import table
-from nanoct.runs.results import distinct, n_core
+from nanoct.runs.results import data_id, distinct, n_core
 from nanoct.runs.results import read as read_lines
 from nanoct.score import BATCH, ROOM, constants
 from nanoct.studies import ablations
@@ -42,6 +42,7 @@ from nanoct.weights import fetch, fingerprint, load_model, pick_device, read_con
 
 RATES = 0.05, 50, 400  # TFLOP/s, in the order of two CPU cores, a consumer's GPU, and a data centre's
 BENCHMARKS = {"nlp_lr": nlp_lr, "mmlu": mmlu, "bbh": bbh, "arc": arc, "words": words}
+HELPS = "use --checkpoint, --dtype bfloat16, or a lower --k or --length."  # where memory is short
 
 
 def parse():
@@ -58,6 +59,8 @@ def parse():
     p.add_argument("--k", type=int, help="demos a task; default: the paper's")
     p.add_argument("--length", type=int, help="tokens of context and query; default: the paper's, at most the model's")
     p.add_argument("--limit-queries", type=int, metavar="N", help="the first N queries of a task")
+    p.add_argument("--skip-queries", type=int, metavar="N", help="leave out the first N queries of a task, so that "
+                   "settings can be chosen on others than those that are reported")
     p.add_argument("--set", action="extend", nargs="+", default=[], metavar="METHOD.FIELD=V1,V2",
                    help="settings; several values are compared")
     p.add_argument("--sweep", action="store_true", help="each method at all settings of SWEEPS (benchmarks/presets.py) "
@@ -76,7 +79,7 @@ def parse():
     p.add_argument("--out", help="folder of results.jsonl and table.md; default: results/BENCHMARK")
     args = p.parse_args()
     benchmark = BENCHMARKS[args.benchmark]
-    cli.at_least_one(args, "k", "length", "limit_queries")
+    cli.at_least_one(args, "k", "length", "limit_queries", "skip_queries")
     args.k = args.k or benchmark.K
     args.seeds = list(dict.fromkeys(args.seeds or benchmark.SEEDS[: 1 if args.sweep or args.ablations else None]))
     args.methods = list(dict.fromkeys(args.methods))
@@ -144,11 +147,16 @@ def values(method, args):
 def read(args, tokenizer, name, seed):
     """Return the Task, and Counts of what was left out of it."""
     make, more = BENCHMARKS[args.benchmark].make_task, {"form": False} if args.no_form else {}
-    return make(args.data, name, tokenizer, seed, args.k, args.length, args.limit_queries, **more)
+    skip = args.skip_queries or 0
+    limit = args.limit_queries and skip + args.limit_queries
+    task, counts = make(args.data, name, tokenizer, seed, args.k, args.length, limit, **more)
+    task.queries = task.queries[skip:]
+    counts.queries = len(task.queries)
+    return task, counts
 
 
 def worker(args, model, tokenizer):
-    """Make work(run, progress) -> line, or None and a message if the run is impossible. ValueError: out of memory."""
+    """Make work(run, progress) -> line, or None and a message if the run is impossible. NoRoom: out of memory."""
 
     @lru_cache(1)
     def task_of(name, seed):
@@ -157,37 +165,50 @@ def worker(args, model, tokenizer):
             task.others = read(args, tokenizer, args.tasks[args.tasks.index(name) - 1], seed)[0].demos
         if not task.queries:
             tqdm.write(f"{name}, seed {seed}: given up, no query fits {args.length} tokens behind the demos.")
-        return task, asdict(counts)
+        return task, asdict(counts), lengths_of(task) if task.queries else None
 
     def work(run, progress):
         method, name, seed = run["method"], run["task"], run["seed"]
-        task, counts = task_of(name, seed)
+        task, counts, lengths = task_of(name, seed)
         if not task.queries:
             return
+        module = ablations if method == ablations.NAME else METHODS[method]
+        check_room(args, model, run, lengths, module)
         try:
-            module = ablations if method == ablations.NAME else METHODS[method]
             return dict(run, **counts, **measure(model, task, method, run["config"], seed, progress, module)[0])
         except (MemoryError, RuntimeError) as error:
             if not cli.is_out_of_memory(error):
                 raise
-            raise ValueError(f"out of memory in {method} on {name}: use --checkpoint, --dtype bfloat16, a lower --k or "
-                             "--length, or leave the method out of --methods; the results so far are kept.") from None
+            raise NoRoom(f"out of memory in {method} on {name}, seed {seed}: {HELPS}") from None
         except ValueError as error:  # of this task alone, such as no room for a pair behind the demos
             tqdm.write(f"{method} on {name}, seed {seed}, is left out: {error}")
 
     return work
 
 
+def check_room(args, model, run, lengths, module):
+    """Raise NoRoom if a run will need more memory beside the weights than is free; not if either is unknown."""
+    try:
+        e = memory.estimate(model.config, run["method"], run["config"], lengths, args.dtype, args.checkpoint,
+                            args.device.type == "cuda", module)
+    except ValueError:  # the method does not say what it costs
+        return
+    need, free = e.total - e.weights, memory.free(args.device)
+    if need > free:
+        raise NoRoom(f"{run['method']} on {run['task']}, seed {run['seed']}, needs {need / 1e9:.2f} GB beside the "
+                     f"weights and {free / 1e9:.2f} GB are free: {HELPS}")
+
+
 def read_all(args, tokenizer):
     """Read every task and seed once and print what was left out. A broken file stops the job before it begins.
 
-    Returns {(task, seed): scores of constant answers}.
+    Returns {(task, seed): scores of constant answers}, and {(task, seed): id of the data}.
     """
-    total, found, tasks = Counts(), {}, list(itertools.product(args.tasks, args.seeds))
+    total, found, ids, tasks = Counts(), {}, {}, list(itertools.product(args.tasks, args.seeds))
     is_first = args.rank == 0
     for name, seed in tqdm(tasks, desc="reading", leave=False, disable=not is_first):
         task, counts = read(args, tokenizer, name, seed)
-        total += counts
+        total, ids[name, seed] = total + counts, data_id(task)
         if task.queries:
             found[name, seed] = constants(task)
     n_empty = len(tasks) - len(found)
@@ -196,6 +217,24 @@ def read_all(args, tokenizer):
     if is_first:
         print(f"{args.benchmark}, {len(args.tasks)} tasks, {len(args.seeds)} seeds: {total}; {n_empty} without a query "
               f"that fits {args.length} tokens")
+    return found, ids
+
+
+def with_data(args, runs, ids, results):
+    """Give each run the id of its data, but where the results have a line without one, of the package's own lists.
+
+    Other lines without one may be of any data: says how many there are, as their runs are done again.
+    """
+    is_packaged = args.benchmark == "words" and words.pools(args.data) is words.POOLS
+    before, found, n_unknown = dict(zip(args.tasks, [args.tasks[-1], *args.tasks])), [], 0
+    for run in runs:
+        more = [before[run["task"]]] if run["config"].get("start") == "others" else []  # whose demos an ablation takes
+        known = run | dict(data="+".join(ids[name, run["seed"]] for name in [run["task"], *more]))
+        is_old = results.key(run) in results.keys and results.key(known) not in results.keys
+        found.append(run if is_old and is_packaged else known)
+        n_unknown += is_old and not is_packaged
+    if n_unknown and args.rank == 0:
+        print(f"{n_unknown} lines of {results.path} do not say which data they are of; their runs are done again.")
     return found
 
 
@@ -262,7 +301,7 @@ def main():
     args.length = min(args.length or BENCHMARKS[args.benchmark].LENGTH, config.n_position)
     if args.dry_run:
         return dry_run(args, config, tokenizer)
-    alike = read_all(args, tokenizer)
+    alike, ids = read_all(args, tokenizer)
     # torchrun sets OMP_NUM_THREADS to 1
     if args.device.type == "cpu" and (args.n_process > 1 or "OMP_NUM_THREADS" not in os.environ):
         torch.set_num_threads(max(1, n_core() // args.n_process))
@@ -271,6 +310,8 @@ def main():
     common = dict(model=fingerprint(model), name=str(args.model), world=args.benchmark, pool=args.pool, k=args.k,
                   dtype=str(args.dtype).removeprefix("torch."), length=args.length, limit_queries=args.limit_queries,
                   tokenizer=args.tokenizer)
+    if args.skip_queries:
+        common["skip_queries"] = args.skip_queries
     if args.benchmark == "bbh":
         common["form"] = not args.no_form
     runs = [common | dict(method=method, config=config, task=task, seed=seed)
@@ -278,6 +319,7 @@ def main():
             for method, configs in args.configs.items() for config in configs]
     job = "sweep" if args.sweep else "ablations" if args.ablations else "results"
     results = join(args.out / f"{job}.jsonl", args.n_process)
+    runs = with_data(args, runs, ids, results)
     lines = execute(runs, results, worker(args, model, tokenizer))
     if lines is None:
         return  # the first process reports

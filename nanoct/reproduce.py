@@ -35,7 +35,7 @@ from nanoct.methods import METHODS
 from nanoct.runs.measure import check_finite, finite, measure
 from nanoct.runs.parallel import execute
 from nanoct.runs.report import CEILINGS, comparison, report, settings
-from nanoct.runs.results import Results, about, compare, distinct, key, n_core, read
+from nanoct.runs.results import Results, about, compare, completed, distinct, key, n_core, read
 from nanoct.score import evaluate
 from nanoct.studies import ablations, scaling, sweep
 from nanoct.tokenizer import load_tokenizer
@@ -261,7 +261,7 @@ def seeds(world, args):
 
 def show(lines, folder):
     """Compare the main job's lines with the committed ones; report all of those, or the lines alone if some are new."""
-    presets, committed = read_settings(), committed_lines()
+    presets, committed, lines = read_settings(), committed_lines(), list(map(completed, lines))
     pairs, own = compare(lines, committed)
     if not committed:
         print(f"There is no {COMMITTED} to hold these runs against.")

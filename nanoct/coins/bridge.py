@@ -39,8 +39,9 @@ from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
 from nanoct.packing import answer_logits, pack
 from nanoct.runs.parallel import execute
-from nanoct.runs.report import standard_error, table
+from nanoct.runs.report import table
 from nanoct.runs.results import Results, about, n_core
+from nanoct.runs.stats import standard_error
 from nanoct.studies import ablations
 from nanoct.weights import load_model, save_model
 

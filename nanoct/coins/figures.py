@@ -18,7 +18,7 @@ from nanoct.coins.predictors import KINDS, Config, shipped
 from nanoct.coins.tuning import METHODS, PREFIX, WEIGHTS
 from nanoct.files import replacing
 from nanoct.runs import plots
-from nanoct.runs.report import standard_error
+from nanoct.runs.stats import standard_error
 
 COLOURS = {"NoTuning": "#4d4d4d", "RandomPrefix": "#b0b0b0",
            "HardPT": "#e0a100", "SimplexPT": "#3a9d3a", "RealPT": "#c44fb8", "SoftPT": "#d62728",

@@ -33,8 +33,8 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.coins.coins import Beta, regret
 from nanoct.files import read_json, replace_file
-from nanoct.runs.report import standard_error
 from nanoct.runs.results import machine
+from nanoct.runs.stats import standard_error
 
 FOLDER = Path(__file__).parents[2] / "weights" / "coins"
 KINDS = "transformer", "lstm"

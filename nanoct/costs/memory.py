@@ -10,7 +10,7 @@ entries. A pass runs B rows of T tokens against S keys; n of the tokens have log
                 the context that the leaves (trained tensors) began as (CT-KV)
     saved       what the backward pass keeps: L·B·T·(8·C + b·(2·H·D + 3·F) + 4·H) for the norms' inputs (float32),
                 queries and outputs of attention, three tensors of the MLP (GPT-2: 2·b·C for the norms, b·F for the
-                MLP); L·B·S·b·2·K·D for keys and values (H instead of K in masked passes in float32 on CUDA; in 16 bits
+                MLP; where queries and keys are normed, 4·(H + K)·D more); L·B·S·b·2·K·D for keys and values (H instead of K in masked passes in float32 on CUDA; in 16 bits
                 too on a GPU before the H100, which is not counted); b·B·T·S for a mask. LoRA adds
                 B·T·(5·in + 4·rank) for each linear layer that it adapts: the input in float32, the mask of its
                 dropout, and the inner product. DoRA adds 8·out more.
@@ -29,8 +29,11 @@ answers, and 2·V·C for each token of an answer. Not counted is what the librar
 hundred MB) and what the allocator cannot reuse.
 """
 
+import re
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import accumulate
+from itertools import accumulate, product
+from math import inf
+from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -49,6 +52,9 @@ from nanoct.weights import pick_device, resolve_dtype
 
 SMALL = LlamaConfig(  # the model of the command
     vocab_size=8000, n_layer=4, n_head=8, n_kv_head=4, n_embd=256, head_dim=32, n_ffn=704, n_position=0)
+ROOT = Path("/")
+CGROUPS = (("sys/fs/cgroup", "memory.max", "memory.current"),  # folder, most, used: of version 2, and of version 1
+           ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
 @dataclass
@@ -82,12 +88,12 @@ def shapes(config):
     return linears, sum(p.numel() for p in model.parameters())
 
 
-def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=False, cuda=False):
+def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=False, cuda=False, module=None):
     """The Estimate of a method (its name) with settings {field: value} on a task of these Lengths; see the formulas.
 
-    cuda: whether it runs on a GPU. Raises ValueError if the method's module has no footprint.
+    cuda: whether it runs on a GPU. module: that of the method, if METHODS lacks it. ValueError: it has no footprint.
     """
-    module = METHODS[method]
+    module = module or METHODS[method]
     if not hasattr(module, "footprint"):
         raise ValueError(f"{method} has no footprint, so its cost is not known: add one to its module, or leave "
                          "it out of --methods.")
@@ -104,6 +110,7 @@ def add_up(config, says, lengths, dtype, checkpoint, cuda):
     kv, attention = b * entry(c), c.n_layer * c.n_head * c.head_dim
     per_token = b * (2 * c.n_head * c.head_dim + (1 if is_gpt2 else 3) * c.n_ffn) + 4 * c.n_head
     per_token += (2 * b if is_gpt2 else 8) * c.n_embd
+    per_token += 4 * (c.n_head + c.n_kv_head) * c.head_dim if getattr(c, "qk_norm", None) else 0
     low_rank, of_adapter, twice = 0, 0, 0  # its numbers; bytes that a token saves in it; weights that are applied twice
     if says.low_rank:
         kind, rank = says.low_rank.kind, says.low_rank.rank
@@ -147,6 +154,24 @@ def add_up(config, says, lengths, dtype, checkpoint, cuda):
         if first.beside > found.beside:
             found.theta, found.saved, found.passing = first.theta, first.saved, first.passing
     return found
+
+
+def free(device):
+    """Bytes that this process can still get: of a GPU, or of a machine with /proc and of the cgroup; else inf."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type != "cpu" or not (ROOT / "proc/meminfo").exists():
+        return inf
+    with peak(device):  # which first gives back what this process no longer uses
+        found = [1024 * int(re.search(r"MemAvailable:\s*(\d+)", (ROOT / "proc/meminfo").read_text())[1])]
+    paths = re.findall(r"^\d+:(?:memory)?:/(.*)", (ROOT / "proc/self/cgroup").read_text(), re.M)
+    for (at, most, used), path in product(CGROUPS, paths):
+        for folder in (ROOT / at / path, *(ROOT / at / path).parents):  # a limit of any of them is one
+            if (folder / most).exists() and (limit := (folder / most).read_text().strip()) != "max":
+                cache = re.findall(r"^(?:in)?active_file (\d+)", (folder / "memory.stat").read_text(), re.M)
+                found.append(int(limit) - int((folder / used).read_text()) + sum(map(int, cache)))  # cache can go
+    return max(0, min(found))
 
 
 def allocated(run, device):

@@ -21,12 +21,16 @@ from nanoct.runs.results import Results
 from nanoct.score import NotFinite
 
 
+class NoRoom(ValueError):
+    """A run needs more memory than there is."""
+
+
 def execute(runs, results, work, n_worker=0, prepare=None, *arguments):
     """Do the runs that the results do not have yet; return the lines of all runs that are done, in their order.
 
     work(run) returns the line of a run, in n_worker processes of one thread. With n_worker = 0, work(run, progress)
-    does so in this process. A run is left out if work returns None, or raises NotFinite, which is printed. Each process
-    that works calls prepare(*arguments) first. Where processes have joined, each task belongs to one of them; the
+    does so in this process. A run is left out if work returns None, or raises NotFinite or NoRoom, which is printed.
+    Each process that works calls prepare(*arguments) first. Where processes have joined, each task belongs to one; the
     first process gets the lines, the others get None.
     Raises ValueError if a process dies, or if another job is at work in the folder of the results.
     """
@@ -36,18 +40,19 @@ def execute(runs, results, work, n_worker=0, prepare=None, *arguments):
         wait()
         results.refresh()  # another job may have ended since the results were read
         todo = [run for run in mine if results.key(run) not in results.keys]
-        n_done = len(mine) - len(todo)
+        n_done, n_no_room = len(mine) - len(todo), 0
         if n_done:
             print(f"{n_done} of {len(mine)} runs are in {results.path} already; going on from there.")
         if todo:
             with tqdm(total=len(mine), initial=n_done, desc="runs", smoothing=0, miniters=0, disable=rank() > 0) as bar:
 
                 def done(get):
+                    nonlocal n_no_room
                     try:
                         line = get()
-                    except NotFinite as error:
+                    except (NotFinite, NoRoom) as error:
                         bar.write(f"left out: {error}")
-                        line = None
+                        line, n_no_room = None, n_no_room + isinstance(error, NoRoom)
                     if line is not None:
                         results.append(line)
                     bar.update()
@@ -58,6 +63,8 @@ def execute(runs, results, work, n_worker=0, prepare=None, *arguments):
                     _prepare(prepare, arguments)
                     for run in todo:
                         done(lambda: work(run, shows(bar, run)))
+        if n_no_room:
+            print(f"{n_no_room} of {len(mine)} runs were left out for want of memory.")
         return results.of(runs) if leave(results) else None
 
 

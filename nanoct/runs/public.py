@@ -44,14 +44,14 @@ def report(lines, args, constants, timed=()):
     floors = [Setting(name, {}, [dict(task=task, seed=seed, score=constants[task, seed][i])
                                  for task, seed in first.scores()]) for i, name in enumerate(CONSTANT)]
     icl, has_valid = methods.get("icl", [None])[0], any("valid" in line for line in lines)
-    rows += [[s.method, f"{len({at[0] for at in s.scores()})}", f"{s.score:.1f} ± {s.error:.1f}", "–",
-              difference(s, icl) if icl else "", "", "", "", "", *[""] * has_valid] for s in floors]
+    rows += [[s.method, f"{len({at[0] for at in s.scores()})}", s.cell, "–", difference(s, icl) if icl else "",
+              "", "", "", "", *[""] * has_valid] for s in floors]
     for method, s in ((method, s) for method, among in methods.items() for s in among):
         known = lambda name: all(name in line for line in s.lines)
         of = lambda name, by: by(line[name] for line in s.lines) if known(name) else None
         peak = of("peak_bytes", max)
         rows.append([f"{method} {words_of(varied(s, methods[method]))}".strip(), f"{len({at[0] for at in s.scores()})}",
-                     f"{s.score:.1f} ± {s.error:.1f}", f"{published.get(method, '–')}",
+                     s.cell, f"{published.get(method, '–')}",
                      "" if icl in (None, s) else difference(s, icl), f"{s.seconds:.1f}",
                      shown(of("seconds_score", median), ".1f"), "" if peak is None else f"{peak / 1e9:.2f}",
                      shown(s.mean("n_trained"), ",.0f"),
@@ -122,7 +122,7 @@ def report_sweep(lines, args):
         for s in among:
             beside = "" if len(among) == 1 else "best" if s is best else difference(s, best)
             rows.append([method, words_of(varied(s, among)), f"{len(s.lines)} of {asked}",
-                         f"{s.score:.1f} ± {s.error:.1f}", beside, f"{s.seconds:.1f}"])
+                         s.cell, beside, f"{s.seconds:.1f}"])
     header = ["method", "setting", "runs", "score % ± s.e.", "minus the best, 95%", "s to adapt"]
     n_task, names = len({line["task"] for line in lines}), ", ".join(map(str, args.seeds))
     head = (f"{args.benchmark}, {args.model}: {n_task} tasks of the {args.pool} pool, k = {args.k or 'all'}, demos of "
@@ -135,8 +135,8 @@ def report_ablations(lines, args, rows):
     (icl, *_), variants = settings(lines)[args.benchmark].values()
     named = {name: next(s for s in variants if s.config == config) for name, config in rows.items()}
     whole = next(iter(named.values()))
-    cells = [["ICL", f"{icl.score:.1f} ± {icl.error:.1f}", difference(icl, whole)]]
-    cells += [[name, f"{s.score:.1f} ± {s.error:.1f}", "" if s is whole else difference(s, whole)]
+    cells = [["ICL", icl.cell, difference(icl, whole)]]
+    cells += [[name, s.cell, "" if s is whole else difference(s, whole)]
               for name, s in named.items()]
     head = (f"{args.benchmark}, {args.model}: {len(args.tasks)} tasks of the {args.pool} pool, k = {args.k or 'all'}, "
             f"demos of seed {', '.join(map(str, args.seeds))}; score % ± s.e. over tasks")

@@ -1,24 +1,22 @@
 """Tables and figures from results: what the main job (nanoct.reproduce) prints.
 
-A score is the mean over tasks within a seed, then over seeds, as in the authors' code. Its standard error (s.e.) is
-over tasks, as runs of one task depend on each other. All rows of a world are about the same tasks and seeds: what one
-method could not do is left out of all rows, and a note says so. Differences between methods are paired by task and
-seed. Seconds are medians over runs. KL is the divergence of a method's answers from the exact Bayes predictive, in nats
-a query, the mean over runs.
+Means and their errors are those of stats.py. All rows of a world are about the same tasks and seeds: what one method
+could not do is left out of all rows, and a note says so. Differences between methods are paired by task and seed.
+Seconds are medians over runs. KL is the divergence of a method's answers from the exact Bayes predictive, in nats a
+query, the mean over runs.
 """
 
 import json
-import math
 from collections import Counter
 from dataclasses import dataclass, field
-from fractions import Fraction
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
-from statistics import NormalDist, mean, median, stdev
+from statistics import mean, median
 
 from nanoct.benchmarks.nano import WORLDS
 from nanoct.files import publish
 from nanoct.methods import METHODS
+from nanoct.runs.stats import average, plus_minus, student
 
 PAIRS = [("ct_kv", "ttt"), ("ct_kv", "prefix_tuning"), ("ct_prompt", "prompt_tuning"), ("dora", "lora"),
          ("ttt", "lora"), ("ttt_ct_kv", "ttt"), ("ttt_ct_kv", "ct_kv")]  # shown as paired differences
@@ -46,6 +44,11 @@ class Setting:
     def error(self):
         return average(self.scores())[1]
 
+    @property
+    def cell(self):
+        """Score ± its error, as text."""
+        return plus_minus(*average(self.scores()))
+
     def mean(self, name):
         """Mean of a field over the lines; None if a line lacks it, as lines of an older version may."""
         found = [line.get(name) for line in self.lines]
@@ -67,41 +70,11 @@ class Setting:
         return centre, student(len({task for task, _ in shared})) * error
 
 
-def average(values):
-    """Average {(task, seed): x} over tasks within a seed, then over seeds: the mean and its standard error over tasks.
-
-    A task's share of the mean is the sum of the weights of its runs; they differ where a seed has fewer tasks.
-    """
-    n_task, n_seed = Counter(seed for _, seed in values), len({seed for _, seed in values})
-    weights = {at: Fraction(1, n_seed * n_task[at[1]]) for at in values}
-    centre = sum(weights[at] * Fraction(x) for at, x in values.items())  # exact, as statistics.mean is
-    parts = Counter()
-    for at, x in values.items():
-        parts[at[0]] += weights[at] * (Fraction(x) - centre)
-    n = len(parts)
-    variance = sum(part**2 for part in parts.values()) * n / (n - 1) if n > 1 else math.nan
-    return float(centre) if n else math.nan, math.sqrt(variance)
-
-
-def standard_error(values):
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-
-
-def interval(values, level=0.95):
-    """Mean and half width of its confidence interval, Student's t (Cornish-Fisher expansion, good from 6 values on)."""
-    return mean(values), student(len(values), level) * standard_error(values)
-
-
-def student(n, level=0.95):
-    """Half width of a confidence interval of the mean of n values, in standard errors."""
-    n, z = n - 1, NormalDist().inv_cdf((1 + level) / 2)
-    return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2) if n > 0 else math.nan
-
-
 def settings(lines):
     """Return {world: {method: settings, ordered by their values}}, worlds and methods in order of appearance.
 
-    Raises ValueError if lines of several jobs are mixed: a setting has a task and seed twice, as with another k.
+    Raises ValueError if lines of several jobs are mixed: a setting has a task and seed twice, or a world several
+    models, pools or k.
     """
     groups = {}
     for line in lines:
@@ -114,6 +87,11 @@ def settings(lines):
             task, seed = Counter(zip(*seen)).most_common(1)[0][0]
             raise ValueError(f"{method} on {world} has more than one line of {task}, seed {seed}, as of several k or "
                              "models: take the lines of one job.")
+    for world, name in product(groups, ("model", "pool", "k")):
+        if len(found := {line.get(name) for line in lines if line["world"] == world}) > 1:
+            found = ", ".join(sorted(map(str, found)))
+            raise ValueError(f"the lines of {world} are of more than one {name} ({found}), which no row may mix: take "
+                             "the lines of one job.")
     # numbers by size, then words
     order = lambda value: (0, value, "") if isinstance(value, (int, float)) else (1, 0, json.dumps(value))
     by_values = lambda group: sorted(group.values(), key=lambda s: list(map(order, s.config.values())))
@@ -174,8 +152,12 @@ def shown(number, form):
 
 
 def difference(a, b):
-    """Setting a minus b, with the half width of the 95% interval, as text."""
-    return "{:+.1f} ± {:.1f}".format(*a.minus(b))
+    """Setting a minus b, with the half width of the 95% interval, as text.
+
+    A width of 0 says that the tasks' differences are all equal, and not that they are certain: so does the text.
+    """
+    centre, half = a.minus(b)
+    return plus_minus(centre, half, "+") + " (all equal)" * (half < 1e-9)
 
 
 def many(lines, field):
@@ -221,17 +203,17 @@ def text(groups, left_out, presets, pairs=()):
     if pairs:
         parts.append(f"{comparison(pairs)} Of the {len(lines)} runs below {len(pairs)} are live, the others committed: "
                      "the table of all settings says how many, how far off one is, and their seconds.")
-    cell = lambda s: f"{s.score:.1f} ± {s.error:.1f}" + (f" ({s.seconds:.2f})" if s.config else "")
+    cell = lambda s: s.cell + (f" ({s.seconds:.2f})" if s.config else "")
     cells = lambda method: [cell(of[method]) if method in of else "" for of in main.values()]
     parts.append(table([[method, *cells(method)] for method in rows], ["method", *groups]))
-    minus = lambda a, b: [difference(of[a], of[b]) if {a, b} <= of.keys() else "" for of in main.values()]
+    beside = lambda a, b: [difference(of[a], of[b]) if {a, b} <= of.keys() else "" for of in main.values()]
     others = [method for method in rows if method != "icl"]
     if "icl" in rows and others:
-        parts.append(table([[method, *minus(method, "icl")] for method in others], ["minus ICL, 95%", *groups]))
+        parts.append(table([[method, *beside(method, "icl")] for method in others], ["minus ICL, 95%", *groups]))
     if differences := [(a, b) for a, b in PAIRS if {a, b} <= set(rows)]:
-        parts.append(table([[f"{a} - {b}", *minus(a, b)] for a, b in differences], ["difference, 95%", *groups]))
+        parts.append(table([[f"{a} - {b}", *beside(a, b)] for a, b in differences], ["difference, 95%", *groups]))
     header = ["world", "method", "setting", "score % ± s.e.", "s per task", "KL to Bayes", "trained"]
-    details = [[world, method, words(varied(s, among)), f"{s.score:.1f} ± {s.error:.1f}", f"{s.seconds:.2f}",
+    details = [[world, method, words(varied(s, among)), s.cell, f"{s.seconds:.2f}",
                 shown(s.kl, ".3f"), shown(s.mean("n_trained"), ",.0f"), *marks(s, pairs)]
                for world, methods in groups.items() for method, among in methods.items() for s in among]
     parts.append(table(details, header + ["live", "off by", "s live"] * bool(pairs)))
@@ -279,7 +261,7 @@ def race(main, ours, theirs):
     seconds = min((s.seconds for s in ours if s.score >= best.score), default=None)
     said = f"TTT's best is {best.score:.1f}% in {best.seconds:.2f} s. CT-KV as in the first table is "
     times = main.seconds / best.seconds
-    said += "{:+.1f} ± {:.1f} points from it, in {:.2f} times the seconds; ".format(*main.minus(best), times)
+    said += f"{difference(main, best)} points from it, in {times:.2f} times the seconds; "
     if seconds is None:
         return said + "no setting of CT-KV here reaches it."
     return said + f"CT-KV first reaches it in {seconds:.2f} s, {seconds / best.seconds:.2f} times the seconds."

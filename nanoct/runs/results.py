@@ -3,12 +3,14 @@
 A job that was killed and starts again skips runs that have a line. report.py makes tables and figures of the lines.
 """
 
+import hashlib
 import json
 import os
 import platform
 import re
 import time
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from datetime import UTC, datetime
 from importlib import metadata, util
 from pathlib import Path
@@ -18,20 +20,48 @@ from warnings import warn
 import torch
 
 from nanoct.files import fcntl, read_bytes, read_json, read_json_lines
+from nanoct.methods import METHODS
 
 KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed")  # lines that agree in these are one run
-MORE = ("wrong", "dtype", "length", "limit_queries", "tokenizer", "form")  # and in these, where a job has them
+MORE = "wrong dtype length limit_queries skip_queries tokenizer form data".split()  # and in these, where a job has them
+VARIANTS = {}  # {method: its Config}, as METHODS has them, of studies, which add theirs
+RETIRED = {}  # {field that a Config had once: the default that it had}, so that older lines are found
 NEEDS = ("score", "seconds")  # what a report needs of a line
 KINDS = dict.fromkeys(("model", "world", "pool", "method", "task"), (str,)) | dict(  # types of a line's fields
     config=(dict,), seed=(int,), k=(int, NoneType), n_query=(int,), n_trained=(int,), peak_bytes=(int,))
 KINDS |= dict.fromkeys(("score", "seconds", "seconds_score"), (int, float)) | dict(kl=(int, float, NoneType))
+KINDS |= dict(data=(str,), valid=(int, float, NoneType))
+BOUNDS = dict(score=(0, 1), valid=(0, 1), kl=(-1e-6, 1e300)) | dict.fromkeys(  # kl is 0 or more, but for rounding
+    ("seconds", "seconds_score", "n_query", "n_trained", "peak_bytes"), (0, 1e300))
 SCALARS = int, float, bool, str, NoneType  # types of a config's values
 
 
 def key(line):
-    """The identity of a run, hashable."""
-    more = {name: line[name] for name in MORE if name in line}
+    """The identity of a run, hashable. A setting at its default counts as one that the line lacks."""
+    more, line = {name: line[name] for name in MORE if name in line}, completed(line)
     return json.dumps([*(line[name] for name in KEY), more], sort_keys=True)
+
+
+def completed(line):
+    """The line with all fields of its method's Config, in their order: the defaults for those that it lacks.
+
+    Of other fields, those of RETIRED at their former default are dropped. An unknown method's config stays as it is.
+    """
+    method, config = line["method"], line["config"]
+    if method not in METHODS and method not in VARIANTS:
+        return line
+    Config = VARIANTS.get(method) or METHODS[method].Config
+    own = {f.name: config.get(f.name, f.default) for f in fields(Config) if f.default is not MISSING}
+    return line | dict(config=own | {name: value for name, value in config.items()
+                                     if name in own or (name, value) not in RETIRED.items()})
+
+
+def data_id(task):
+    """12 hex digits that change with anything of a task that can change a score, but for its name."""
+    pairs = [[list(pair.x), list(pair.y), [list(option) for option in getattr(pair, "options", None) or ()]]
+             for pair in (*task.demos, *task.queries)]
+    more = len(task.demos), list(task.instruction), list(task.separator), task.metric, task.length, task.terminator
+    return hashlib.sha256(json.dumps([pairs, *more]).encode()).hexdigest()[:12]
 
 
 def distinct(configs):
@@ -144,31 +174,34 @@ class Results:
 
 
 def read(path, key=key, needs=NEEDS):
-    """Return the lines of a results file. Raises FileNotFoundError, or ValueError with the number of a broken line."""
+    """Return the lines of a results file, completed. Raises FileNotFoundError, or ValueError that names a line."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no results file {path}: give a .jsonl file that reproduce wrote.")
     found = read_json_lines(path)
     for where, line in found:
         if said := fault(line, key, needs):
             raise ValueError(f"{where} is not a result: {said}; delete that line and run the job again.")
-    return [line for _, line in found]
+    return [completed(line) if line.keys() >= set(KEY) else line for _, line in found]
 
 
 def fault(line, key=key, needs=NEEDS):
     """Return why a line is no result, such as "'score' is None", or None.
 
-    A result has the fields of key and `needs`, and the types of KINDS.
+    A result has the fields of key and `needs`, the types of KINDS, and numbers within BOUNDS.
     """
     in_bounds = lambda value, kinds: bool in kinds if isinstance(value, bool) else abs(value) < 1e300  # nan is not
     fits = lambda value, kinds: isinstance(value, kinds) and (
         not isinstance(value, (int, float)) or in_bounds(value, kinds))
+    for name in (name for name in KINDS if name in line):
+        if not fits(line[name], KINDS[name]):
+            return f"{name!r} is {line[name]!r:.60}"
+        low, high = BOUNDS.get(name, (0, 0))
+        if name in BOUNDS and line[name] is not None and not low <= line[name] <= high:
+            return f"{name!r} is {line[name]!r:.60}, which is not from {low} to {high}"
+    for name, value in line.get("config", {}).items():
+        if not fits(value, (int,) if name == "n_step" else SCALARS):
+            return f"{name!r} in its config is {value!r:.60}"
     try:
         key(line), [line[name] for name in needs]
     except KeyError as error:
         return f"it has no {error.args[0]!r}"
-    for name in (name for name in KINDS if name in line):
-        if not fits(line[name], KINDS[name]):
-            return f"{name!r} is {line[name]!r:.60}"
-    for name, value in line.get("config", {}).items():
-        if not fits(value, (int,) if name == "n_step" else SCALARS):
-            return f"{name!r} in its config is {value!r:.60}"

@@ -14,7 +14,8 @@ import torch
 from nanoct.fewshot import encode_context, noise_like
 from nanoct.files import publish
 from nanoct.methods import ct_kv
-from nanoct.runs.report import Setting, table
+from nanoct.runs.report import Setting, difference, table
+from nanoct.runs.results import VARIANTS
 
 NAME = "ct_kv_variant"  # the method's name in lines of results
 ABLATIONS = {  # row of the table -> what differs from CT-KV at its settings
@@ -34,6 +35,9 @@ WRONG = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of demos with a wrong label
 class Config(ct_kv.Config):
     start: str = "demos"  # theta_0; "noise": random entries; "others": the KV of task.others, another task's demos
     values_only: bool = False  # CT-V: the keys stay as they are
+
+
+VARIANTS[NAME], footprint = Config, ct_kv.footprint  # the same work and memory
 
 
 def adapt(model, task, config=Config(), seed=0, progress=None):
@@ -87,13 +91,12 @@ def report(lines, folder):
     """Print both tables, write them to ablations.md, and draw ablations.png."""
     folder, found = Path(folder), groups(lines)
     n = {len({(line["task"]) for line in lines if line["world"] == world}) for world in found}
-    cell = lambda s: f"{s.score:.1f} ± {s.error:.1f}"
-    minus = lambda s, full: "" if s is full else " ({:+.1f} ± {:.1f})".format(*s.minus(full))
+    minus = lambda s, full: "" if s is full else f" ({difference(s, full)})"
     parts = [f"{lines[0]['pool'].replace('_', '-')} pool, {' or '.join(map(str, sorted(n)))} tasks a world; "
              "score % ± s.e. over tasks, in brackets minus CT-KV, paired, 95%"]
-    cells = lambda row: [cell(rows[row]) + minus(rows[row], rows["CT-KV"]) for rows, _ in found.values()]
+    cells = lambda row: [rows[row].cell + minus(rows[row], rows["CT-KV"]) for rows, _ in found.values()]
     parts.append(table([[row, *cells(row)] for row in ABLATIONS], ["", *found]))
-    cells = lambda method, wrong: [cell(by_method[method][wrong]) for _, by_method in found.values()]
+    cells = lambda method, wrong: [by_method[method][wrong].cell for _, by_method in found.values()]
     rows = [[f"{method}, {wrong:.0%} wrong", *cells(method, wrong)] for method in ("icl", "ct_kv") for wrong in WRONG]
     parts.append(table(rows, ["labels of demos", *found]))
     written = "\n\n".join(parts) + "\n"

@@ -29,7 +29,8 @@ from nanoct.files import publish, replace_file
 from nanoct.methods import ct_prompt
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos
-from nanoct.runs.report import standard_error, table
+from nanoct.runs.report import table
+from nanoct.runs.stats import standard_error
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import load_model
 

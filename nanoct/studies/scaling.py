@@ -82,7 +82,7 @@ def report(lines, timed, folder):
     n = sorted({len({line["task"] for line in lines if line["world"] == line_["world"]}) for line_ in lines})
     by_k = {k: settings([line for line in lines if line["k"] == k]) for k in K}
     worlds = list(dict.fromkeys(line["world"] for line in lines))
-    cell = lambda method, world, k: next((f"{s.score:.1f} ± {s.error:.1f}" + (f" ({s.seconds:.2f})" if s.config else "")
+    cell = lambda method, world, k: next((s.cell + (f" ({s.seconds:.2f})" if s.config else "")
                                           for s in by_k[k].get(world, {}).get(method, [])), "")
     pool = lines[0]["pool"].replace("_", "-")
     parts.append(f"{pool} pool, {' or '.join(map(str, n))} tasks a world; score % ± s.e., in brackets seconds a task "

@@ -112,7 +112,7 @@ def text(lines, start):
         for method, among in methods.items():
             best = next((s for s in among if s.config == chosen[world].get(method)), None)
             for s in among:
-                cells = [words(varied(s, among)), f"{s.score:.1f} ± {s.error:.1f}"]
+                cells = [words(varied(s, among)), s.cell]
                 marks = ["added"] * (s.config not in start[world, method])
                 if best and s is not best and len(s.lines) == len(best.lines):
                     centre, half = s.minus(best)

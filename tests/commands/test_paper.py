@@ -22,7 +22,7 @@ from nanoct.benchmarks.presets import PUBLISHED, SETTINGS, SWEEPS
 from nanoct.costs import memory
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
-from nanoct.runs import report
+from nanoct.runs import stats
 from nanoct.runs.results import key, read
 from nanoct.studies import ablations
 from nanoct.tokenizer import load_tokenizer
@@ -110,16 +110,63 @@ def test_a_task_without_a_query_that_fits_is_given_up_and_said(model, data, tmp_
         run(monkeypatch, *job(model, data, tmp_path, *more, "--tasks", "long"))
 
 
-def test_out_of_memory_keeps_what_is_done(model, data, tmp_path, monkeypatch):
+def test_out_of_memory_leaves_the_run_out_and_goes_on(model, data, tmp_path, monkeypatch, capsys):
     said = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
-    monkeypatch.setattr(icl, "adapt", Mock(side_effect=RuntimeError(said)))
-    with pytest.raises(ValueError, match="out of memory in icl on sums: use --checkpoint.* results so far are kept"):
-        run(monkeypatch, *job(model, data, tmp_path, "--methods", "zero_shot", "icl", "--seeds", "42"))
-    assert [line["method"] for line in read(tmp_path / "results.jsonl")] == ["zero_shot"]
+    for error in RuntimeError(said), MemoryError():
+        with monkeypatch.context() as patch:
+            patch.setattr(icl, "adapt", Mock(side_effect=error))
+            run(patch, *job(model, data, tmp_path, "--methods", "icl", "zero_shot", "--seeds", "42"))
+        out = capsys.readouterr().out
+        assert "left out: out of memory in icl on sums, seed 42: use --checkpoint, --dtype bfloat16, or" in out
+        assert "2 of 4 runs were left out for want of memory." in out and "2 of 4 runs; lines in" in out
+        assert [line["method"] for line in read(tmp_path / "results.jsonl")] == ["zero_shot", "zero_shot"]
     for error in ZeroDivisionError("division by zero"), RuntimeError("CUDA error: an illegal memory access"):
         monkeypatch.setattr(icl, "adapt", Mock(side_effect=error))
         with pytest.raises(type(error), match=str(error)):  # what is no want of memory is not called so
             run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "--seeds", "42"))
+
+
+def test_a_run_that_does_not_fit_is_left_out_before_it_begins(model, data, tmp_path, monkeypatch, capsys):
+    """And is tried again where there is more room. The weights are there already, so they are not counted."""
+    adapted = Mock(side_effect=METHODS["ttt"].adapt)
+    monkeypatch.setattr(METHODS["ttt"], "adapt", adapted)
+    more = ("--methods", "ttt", "icl", "ct_kv", "--seeds", "42", "--tasks", "sums")
+    needs, estimate = {}, memory.estimate
+
+    def seen(config, method, *rest):
+        found = estimate(config, method, *rest)
+        needs[method] = found.total - found.weights
+        return found
+
+    monkeypatch.setattr(memory, "estimate", seen)
+    monkeypatch.setattr(memory, "free", lambda device: 0)
+    monkeypatch.setattr(sys, "argv", ["paper", *job(model, data, tmp_path, *more)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(paper.main)
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and "3 of 3 runs were left out for want of memory." in said.out
+    assert said.err.splitlines()[-1].startswith("error: no method could do any task, for the reasons above")
+    assert not read(tmp_path / "results.jsonl") and needs["ttt"] > max(needs["icl"], needs["ct_kv"]) > 0
+
+    monkeypatch.setattr(memory, "free", lambda device: needs["ttt"] - 1)  # all but TTT fit
+    run(monkeypatch, *job(model, data, tmp_path, *more))
+    said = capsys.readouterr().out
+    assert "left out: ttt on sums, seed 42, needs 0.00 GB beside the weights and 0.00 GB are free: use --che" in said
+    assert "1 of 3 runs were left out for want of memory." in said and "2 of 3 runs; lines in" in said
+    assert [line["method"] for line in read(tmp_path / "results.jsonl")] == ["icl", "ct_kv"] and not adapted.called
+    assert "| ttt " not in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+    monkeypatch.setattr(memory, "free", lambda device: needs["ttt"])
+    run(monkeypatch, *job(model, data, tmp_path, *more))
+    said = capsys.readouterr().out
+    assert "3 of 3 runs; lines in" in said and "want of memory" not in said and adapted.called
+
+
+def test_the_variants_of_ct_kv_have_its_footprint(model, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "free", lambda device: 0)
+    with pytest.raises(ValueError, match="no method could do any task"):
+        run(monkeypatch, *job(model, data, tmp_path, "--ablations"))
+    assert "ct_kv_variant on sums, seed 42, needs " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error, is_one", [
@@ -191,8 +238,8 @@ def test_the_table_is_over_what_all_methods_did(model, data, tmp_path, monkeypat
     assert "2 of the 4 (task, seed) have fewer than 10 queries, sums, seed 2, only 3:" in table
     cells = cells_of(table)
     assert cells["icl"][:4] == ["2", "50.0 ± 20.0", "50.4", ""]
-    assert cells["ct_kv"][:4] == ["2", "55.0 ± 15.0", "57.9", f"+5.0 ± {report.interval([10, 0])[1]:.1f}"]
-    assert cells["ct_kv - ttt"] == [cells["ct_kv"][3]] and cells["ttt"][3] == "+0.0 ± 0.0"
+    assert cells["ct_kv"][:4] == ["2", "55.0 ± 15.0", "57.9", f"+5.0 ± {stats.interval([10, 0])[1]:.1f}"]
+    assert cells["ct_kv - ttt"] == [cells["ct_kv"][3]] and cells["ttt"][3] == "+0.0 ± 0.0 (all equal)"
 
 
 def test_lines_of_an_older_version_are_shown_without_what_they_lack(model, data, tmp_path, monkeypatch):
@@ -414,7 +461,8 @@ def test_a_sweep_runs_every_setting_on_validation_tasks_and_compares_them(model,
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[4:]]
     ours = [row for row in rows if row[0] == "ct_kv"]
     assert [row[1] for row in ours] == ["lr=0.001", "lr=0.003", "lr=0.01", "lr=0.03"]
-    assert sorted(bool(re.fullmatch(r"[+-]\d+\.\d ± \d+\.\d", row[4])) for row in ours) == [False, True, True, True]
+    points = r"[+-]\d+\.\d ± \d+\.\d( \(all equal\))?"
+    assert sorted(bool(re.fullmatch(points, row[4])) for row in ours) == [False, True, True, True]
     assert [row[4] for row in ours].count("best") == 1 and [row[4] for row in rows if row[0] == "icl"] == [""]
     monkeypatch.setattr(paper, "execute", lambda runs, *_: [dict(run, score=0, seconds=0) for run in runs])
     monkeypatch.setattr(paper, "report_sweep", lambda lines, args: seen.extend(lines))
@@ -552,3 +600,81 @@ def test_two_processes_are_as_one_also_after_a_kill(model, data, tmp_path, monke
     run(monkeypatch, *job(model, data, tmp_path / "one", *more))
     one, two = read(tmp_path / "one" / "results.jsonl"), read(file)
     assert len(two) == 24 and same(one) == same(two)
+
+
+# --- lines know their data ---
+
+
+def scores_of(out):
+    return cells_of((out / "table.md").read_text(encoding="utf-8"))["icl"][1]
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Scores by hand: the share of the queries' answers that have the token of "a"."""
+    def measured(model, task, *_):
+        score = sum(ord("a") in query.y for query in task.queries) / len(task.queries)
+        return dict(score=score, seconds=1, n_query=len(task.queries), n_trained=0), None
+
+    monkeypatch.setattr(paper, "measure", measured)
+
+
+def test_other_data_with_the_same_out_are_other_runs(model, data, tmp_path, monkeypatch, capsys, counted):
+    mine, file = shutil.copytree(data, tmp_path / "data"), tmp_path / "data" / "bbh" / "sums.json"
+    job_of = lambda folder, *more: run(monkeypatch, *job(model, folder, tmp_path / "out", "--methods", "icl", "--seeds",
+                                                         "42", "--tasks", "sums", *more))
+    job_of(mine)
+    assert scores_of(tmp_path / "out") == "50.0 ± –"
+    file.write_text(file.read_text().replace('"b"', '"a"'))  # edited between two calls
+    job_of(mine)
+    assert scores_of(tmp_path / "out") == "100.0 ± –" and len(read(tmp_path / "out" / "results.jsonl")) == 2
+    job_of(data)  # another --data, which has been read before
+    assert scores_of(tmp_path / "out") == "50.0 ± –" and "1 of 1 runs are in" in capsys.readouterr().out
+    folder = tmp_path / "tokenizer"  # edited too: "a" and "b" change places
+    folder.mkdir()
+    for two in "ab", "ba":
+        letters = "".join(map(chr, range(256))).replace("ab", two)
+        (folder / "vocab.json").write_text(json.dumps(list(letters)))
+        job_of(data, "--tokenizer", folder)
+    lines = read(tmp_path / "out" / "results.jsonl")
+    assert len(lines) == len({line["data"] for line in lines}) + 1 == 4  # the first tokenizer is as bytes
+    assert all(re.fullmatch("[0-9a-f]{12}", line["data"]) for line in lines)
+
+
+def test_lines_that_do_not_know_their_data_are_of_the_packages_lists(model, data, own_words, tmp_path, monkeypatch,
+                                                                     capsys):
+    """So the committed lines are found, and for any other data the run is done again, which is said once."""
+    forget = lambda file: file.write_text("".join(json.dumps({name: value for name, value in line.items()
+                                                              if name != "data"}) + "\n" for line in read(file)))
+    packaged, other = tmp_path / "a", tmp_path / "b"
+    jobs = [(packaged, words_job(model, packaged, "--methods", "icl", "--tasks", "agent", "language", "--seeds", "42")),
+            (other, words_job(model, other, "--methods", "icl", "--data", own_words, "--seeds", "42", "43"))]
+    for out, words_of in jobs:
+        run(monkeypatch, *words_of)
+        assert "do not say" not in capsys.readouterr().out and all("data" in line for line in
+                                                                   read(out / "results.jsonl"))
+        forget(out / "results.jsonl")
+        run(monkeypatch, *words_of)
+        said, lines = capsys.readouterr().out, read(out / "results.jsonl")
+        if out is packaged:
+            assert "2 of 2 runs are in" in said and len(lines) == 2 and "do not say" not in said
+        else:
+            assert f"2 lines of {out / 'results.jsonl'} do not say which data they are of; their runs are done" in said
+            assert "are in" not in said and ["data" in line for line in lines] == [False, False, True, True]
+            run(monkeypatch, *words_of)
+            said = capsys.readouterr().out
+            assert "do not say" not in said and "2 of 2 runs are in" in said
+
+
+def test_an_ablation_that_starts_from_another_tasks_demos_is_of_both_tasks(model, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(SETTINGS["bbh"], "ct_kv", dict(n_step=1))
+    mine = shutil.copytree(data, tmp_path / "data")
+    arguments = job(model, mine, tmp_path, "--ablations", "--limit-queries", "1")
+    run(monkeypatch, *arguments)
+    n = len(read(tmp_path / "ablations.jsonl"))
+    file = mine / "bbh" / "words.json"
+    file.write_text(file.read_text().replace("words", "nouns"))
+    run(monkeypatch, *arguments)
+    again = read(tmp_path / "ablations.jsonl")[n:]
+    assert Counter(line["task"] for line in again) == {"words": n // 2, "sums": 1}
+    assert [line["config"]["start"] for line in again if line["task"] == "sums"] == ["others"]

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanoct.benchmarks.presets import SETTINGS
+from nanoct.costs import memory
 from nanoct.costs.memory import Lengths, estimate, measure
 from nanoct.costs.task import random_task
 from nanoct.files import read_json_lines
@@ -106,3 +107,48 @@ def test_estimates_fit_what_an_h100_measured(size, least, most):
         says = estimate(LlamaConfig(**line["config"]), line["method"], SETTINGS["bbh"].get(line["method"], {}), lengths,
                         torch.bfloat16, line["checkpoint"], cuda=True)
         assert least < says.beside / line["peak_bytes"] < most, line["method"]
+
+
+GB = 10**9
+
+
+def machine(root, available, cgroup, **files):
+    """Folders as Linux has them: /proc, and /sys/fs/cgroup with these files {path: text}."""
+    files = {"proc/meminfo": f"MemTotal: 99 kB\nMemAvailable:   {available // 1024} kB\n", "proc/self/cgroup": cgroup,
+             **{f"sys/fs/cgroup/{name}": str(text) for name, text in files.items()}}
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+STAT = f"anon 7\ninactive_file {GB}\nactive_file {GB}\nslab 9\n"
+V2 = {"memory.max": 9 * GB, "memory.current": 5 * GB, "memory.stat": STAT}
+V1 = {"memory.limit_in_bytes": 9 * GB, "memory.usage_in_bytes": 5 * GB, "memory.stat": STAT}
+inside = lambda folder, files: {f"{folder}/{name}": text for name, text in files.items()}
+
+
+@pytest.mark.parametrize("cgroup, files, gigabytes", [
+    ("0::/\n", {}, 20), ("0::/\n", V2, 6), ("0::/\n", V2 | {"memory.max": "max"}, 20),
+    ("0::/\n", V2 | {"memory.max": 90 * GB}, 20), ("0::/\n", V2 | {"memory.current": 12 * GB}, 0),
+    ("0::/jobs/7\n", inside("jobs/7", V2), 6), ("0::/jobs/7\n", inside("jobs", V2), 6),  # of the folder above
+    ("0::/not/seen/here\n", V2, 6), ("0::/jobs/7\n", inside("jobs/8", V2), 20),  # of another job
+    ("9:cpu:/\n4:memory:/jobs/7\n", inside("memory/jobs/7", V1), 6),
+    ("4:memory:/jobs\n0::/\n", inside("memory", V1), 6),
+    ("4:memory:/\n", inside("memory", V1 | {"memory.limit_in_bytes": 2**63 - 4096}), 20),
+])
+def test_what_is_free_is_the_least_of_the_machine_and_the_cgroups(cgroup, files, gigabytes, tmp_path, monkeypatch):
+    machine(tmp_path, 20 * GB, cgroup, **files)
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
+    assert memory.free(torch.device("cpu")) == pytest.approx(gigabytes * GB, abs=1024)
+
+
+def test_what_is_free_is_not_known_elsewhere(tmp_path, monkeypatch):
+    assert 0 < memory.free(torch.device("cpu")) or not Path("/proc/meminfo").exists()
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
+    assert memory.free(torch.device("cpu")) == memory.free(torch.device("mps")) == float("inf")
+
+
+def test_on_a_gpu_what_torch_holds_unused_is_free(monkeypatch):
+    for name, number in dict(mem_get_info=(3 * GB, 9 * GB), memory_reserved=4 * GB, memory_allocated=1 * GB).items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, number=number: number)
+    assert memory.free(torch.device("cuda:0")) == 6 * GB

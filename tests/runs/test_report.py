@@ -128,3 +128,19 @@ def test_a_difference_is_no_failure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "fingerprint", lambda model: "m")
     reproduce.main()
     assert "WARNING: 0 of 12 live runs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, other", [("model", "n"), ("pool", "validation"), ("k", 3)])
+def test_lines_of_several_jobs_are_in_no_table_together(name, other, tmp_path, monkeypatch):
+    """Not even if no task stands twice, so that each would be averaged once. Worlds may differ in all three."""
+    lines = [line(task=task, world=world) for world in ("strings", "facts") for task in "ab"]
+    one_world = [dict(each, **{name: other}) if each["world"] == "facts" else each for each in lines]
+    assert "2 tasks" in text_of(one_world, {})
+    mixed = changed(lines, **{name: other})
+    with pytest.raises(ValueError, match=rf"the lines of strings are of more than one {name} \(.*{other}.*of one job"):
+        text_of(mixed, {})
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(each) + "\n" for each in mixed))
+    monkeypatch.setattr(sys, "argv", ["reproduce", "--report", str(tmp_path / "mixed.jsonl")])
+    with pytest.raises(ValueError, match=f"more than one {name}"):
+        reproduce.main()
+    assert not (tmp_path / "table.md").exists()

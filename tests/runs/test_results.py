@@ -7,15 +7,19 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
+from nanoct.fewshot import Demo, Query, Task
 from nanoct.files import lock
 from nanoct.runs import results
 from nanoct.runs.parallel import execute
 from nanoct.runs.results import Results, read
+from nanoct.studies import ablations
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 
@@ -50,6 +54,12 @@ def sentence(error, call, *arguments):
     (dict(seed=0.5), "'seed' is 0.5"), (dict(k={}), "'k' is {}"), (dict(world=None), "'world' is None"),
     (dict(kl="low"), "'kl' is 'low'"), (dict(n_trained=None), "'n_trained' is None"),
     (dict(n_query=1.5), "'n_query' is 1.5"),
+    (dict(score=1.5), "'score' is 1.5, which is not from 0 to 1"), (dict(score=-0.1), "'score' is -0.1"),
+    (dict(valid=1.01), "'valid' is 1.01"), (dict(valid=-0.01), "'valid' is -0.01"),
+    (dict(seconds=-1.0), "'seconds' is -1.0"),
+    (dict(seconds_score=-1), "'seconds_score' is -1"), (dict(n_query=-1), "'n_query' is -1"),
+    (dict(kl=-1e-3), "'kl' is -0.001"), (dict(data=3), "'data' is 3"),
+    (dict(n_trained=-1), "'n_trained' is -1"), (dict(peak_bytes=-1), "'peak_bytes' is -1"),
     (dict(peak_bytes="9"), "'peak_bytes' is '9'"), (dict(seconds_score=None), "'seconds_score' is None"),
     *((dict({name: ...}), f"it has no {name!r}") for name in (*results.KEY, *results.NEEDS)),
 ])
@@ -85,6 +95,65 @@ def test_a_line_separator_within_a_string_ends_no_line(tmp_path):
 def test_the_shipped_lines_are_results():
     files = [WEIGHTS / "nano" / "results" / f"{name}.jsonl" for name in ("sweep", "ablations", "scaling", "train")]
     assert all(len(read(file)) > 200 for file in files)
+
+
+def test_the_ends_of_what_is_possible_are_possible():
+    for score in 0, 1, 0.0, 1.0:
+        assert results.fault(line(score=score, valid=score, seconds=0, n_query=0, n_trained=0, kl=-1e-7)) is None
+    assert results.fault(line(kl=None)) is None
+
+
+# --- ids that last ---
+
+
+@dataclass
+class Config:
+    lr: float = 0.1
+    n_step: int = 4
+
+
+def test_a_setting_at_its_default_is_no_other_run(tmp_path, monkeypatch):
+    """So a Config can get a field, and lose one, and the lines from before are found and read alike."""
+    monkeypatch.setitem(results.METHODS, "mine", SimpleNamespace(Config=Config))
+    of = lambda **config: line(method="mine", config=config)
+    whole = of(lr=0.1, n_step=4)
+    for config in {}, dict(lr=0.1), dict(n_step=4), dict(n_step=4, lr=0.1):
+        assert results.key(of(**config)) == results.key(whole)
+    others = [of(lr=0.2), of(n_step=5), of(lr=0.1, old=1), of(lr=0.1, old=2)]
+    assert len({results.key(each) for each in (whole, *others)}) == 5
+    file = tmp_path / "lines.jsonl"
+    file.write_text("".join(json.dumps(each) + "\n" for each in (of(n_step=4), of(n_step=5, lr=0.1))))
+    assert [list(each["config"].items()) for each in read(file)] == [[("lr", 0.1), ("n_step", n)] for n in (4, 5)]
+    assert execute([whole], Results(file), None) == [whole]  # done already
+    monkeypatch.setitem(results.RETIRED, "old", 1)
+    assert results.key(of(lr=0.1, old=1)) == results.key(whole) != results.key(of(lr=0.1, old=2))
+    monkeypatch.setitem(results.RETIRED, "n_step", 5)  # a field that this Config has is not retired here
+    assert results.key(of(n_step=5)) != results.key(whole)
+
+
+def test_a_method_that_is_not_known_is_left_as_it_is():
+    unknown = line(method="gone", config=dict(b=1, a=2))
+    assert results.completed(unknown) is unknown
+    assert results.key(unknown) != results.key(line(method="gone", config=dict(b=1)))
+
+
+def test_the_variants_of_a_study_have_defaults_too():
+    of = lambda **config: results.key(line(method=ablations.NAME, config=config))
+    assert of() == of(start="demos", lr=ablations.Config.lr) != of(start="noise")
+
+
+def test_the_id_of_the_data_changes_with_what_can_change_a_score():
+    task = Task("a", [Demo([1], [2]), Demo([3], [4])], [Query([5], [6], [[6], [7]])], instruction=[8])
+    same = replace(task, name="b", demos=[Demo((1,), (2,)), Demo((3,), (4,))])
+    assert results.data_id(task) == results.data_id(same) and len(results.data_id(task)) == 12
+    pairs = [Demo([1], [2]), Demo([3], [9])], [Demo([1, 2], [2]), Demo([3], [4])], task.demos[::-1], task.demos[:1]
+    queries = [Query([5], [6])], [Query([5], [7], [[6], [7]])], [Query([5], [6], [[6], [9]])], [Query([9], [6])]
+    others = [replace(task, **change) for change in (
+        *(dict(demos=of) for of in pairs), *(dict(queries=of) for of in queries), dict(instruction=[9]),
+        dict(separator=[1]), dict(metric="text"), dict(length=9), dict(terminator="x"))]
+    assert len({results.data_id(each) for each in (task, *others)}) == len(others) + 1
+    moved = replace(task, demos=task.demos[:1], queries=[Query([3], [4]), *task.queries])  # from one part to the other
+    assert results.data_id(moved) != results.data_id(task)
 
 
 # --- a full disk, a kill ---

@@ -11,7 +11,7 @@ from test_reproduce import line, model_folder  # noqa: F401, a fixture
 from nanoct.benchmarks import nano
 from nanoct.methods import METHODS
 from nanoct.reproduce import main, read_settings
-from nanoct.runs import report, results
+from nanoct.runs import results, stats
 from nanoct.studies import sweep
 from nanoct.studies.sweep import beyond, choose, grid, neighbours, search
 
@@ -125,7 +125,7 @@ def test_the_table_says_the_chosen_the_ties_and_what_was_added():
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in said.splitlines() if row.startswith("| ")]
     of = {row[1].strip("*"): row for row in rows if row[0] == "ct_kv"}
     assert of["lr=0.01"] == ["ct_kv", "**lr=0.01**", "**70.0 ± 11.5**", "", ""]
-    difference = lambda *values: "{:+.1f} ± {:.1f}".format(*report.interval(values))
+    difference = lambda *values: "{:+.1f} ± {:.1f}".format(*stats.interval(values))
     assert of["lr=0.03"][3:] == [difference(10, 10, -50), "tie"]
     assert of["lr=0.1"][3:] == [difference(-40, -50, -60), ""]
     assert of["lr=0.3"][3:] == [difference(-40, -60, -80), "added"] and of["lr=9"][4] == "added"
