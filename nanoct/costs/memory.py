@@ -10,10 +10,10 @@ entries. A pass runs B rows of T tokens against S keys; n of the tokens have log
                 the context that the leaves (trained tensors) began as (CT-KV)
     saved       what the backward pass keeps: L·B·T·(8·C + b·(2·H·D + 3·F) + 4·H) for the norms' inputs (float32),
                 queries and outputs of attention, three tensors of the MLP (GPT-2: 2·b·C for the norms, b·F for the
-                MLP; where queries and keys are normed, 4·(H + K)·D more); L·B·S·b·2·K·D for keys and values (H instead of K in masked passes in float32 on CUDA; in 16 bits
-                too on a GPU before the H100, which is not counted); b·B·T·S for a mask. LoRA adds
-                B·T·(5·in + 4·rank) for each linear layer that it adapts: the input in float32, the mask of its
-                dropout, and the inner product. DoRA adds 8·out more.
+                MLP; where queries and keys are normed, 4·(H + K)·D more); L·B·S·b·2·K·D for keys and values (H
+                instead of K in masked passes in float32 on CUDA; in 16 bits too on a GPU before the H100, which is not
+                counted); b·B·T·S for a mask. LoRA adds B·T·(5·in + 4·rank) for each linear layer that it adapts: the
+                input in float32, the mask of its dropout, and the inner product. DoRA adds 8·out more.
                 model.checkpoint keeps b·B·T·C a layer instead, and the above for one layer at a time.
     passing     what a pass needs for a moment: the larger of 3·4·n·V (logits, their log-softmax, its gradient; in
                 bfloat16 also 4·C·16,384, a part of the head) and B·T·(3·b·F + 4·C), the work of a block. Where nothing
