@@ -1,4 +1,4 @@
-"""Convert a llama.cpp file (GGUF) of a Llama to a folder that nanoct and transformers load.
+"""Convert a llama.cpp file (GGUF) of a Llama, Qwen2 or Qwen3 to a folder that nanoct and transformers load.
 
     python -m nanoct.gguf FILE.gguf --out FOLDER    # config.json model.safetensors tokenizer.json tokenizer_config.json
 
@@ -10,12 +10,13 @@ A GGUF file is a header, then the tensors. The header has metadata as (key, type
 place of every tensor. None of its sizes is trusted before it has been compared with the size of the file.
 
 RoPE rotates pairs of components. llama.cpp pairs neighbours, (0, 1), (2, 3), …, Hugging Face the halves of a head.
-So GGUF files have the rows of W_Q and W_K in another order: per head, (D/2, 2) there is (2, D/2) here.
+So a Llama's GGUF files have W_Q's and W_K's rows in another order, per head (D/2, 2) for (2, D/2); Qwen's do not.
 """
 
 import json
 import math
 import os
+import re
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -32,21 +33,27 @@ from nanoct.weights import resolve_dtype, save_model
 SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # GGUF's types of values, as struct's letters
 STRING, ARRAY = 8, 9
 MOST = 2**20  # entries in a list; the largest vocabularies have half as many merges
-# llama.cpp's name: (ours, shape). Q is H·D, K is n_kv_head·D, F is n_ffn.
+# llama.cpp's name: (ours, shape). D is head_dim, Q is H·D, K is n_kv_head·D, F is n_ffn.
 WHOLE = {"token_embd": ("model.embed_tokens", "VC"), "output_norm": ("model.norm", "C"), "output": ("lm_head", "VC")}
 LAYER = {"attn_norm": ("input_layernorm", "C"), "ffn_norm": ("post_attention_layernorm", "C"),
          "attn_q": ("self_attn.q_proj", "QC"), "attn_k": ("self_attn.k_proj", "KC"),
          "attn_v": ("self_attn.v_proj", "KC"), "attn_output": ("self_attn.o_proj", "CQ"),
          "ffn_gate": ("mlp.gate_proj", "FC"), "ffn_up": ("mlp.up_proj", "FC"), "ffn_down": ("mlp.down_proj", "CF")}
+NORMS = {"attn_q_norm": ("self_attn.q_norm", "D"), "attn_k_norm": ("self_attn.k_norm", "D")}
+ARCHITECTURES = {"llama": {}, "qwen2": dict(attention_bias=True), "qwen3": dict(qk_norm="head")}  # fields of the config
 # Further settings in the metadata. nanoct computes only these values of them, and any other is refused.
-PLAIN = {"llama.expert_count": 0, "llama.expert_used_count": 0, "llama.rope.scaling.type": "none",
+PLAIN = {"ARCH.expert_count": 0, "ARCH.expert_used_count": 0, "ARCH.rope.scaling.type": "none",
          "tokenizer.ggml.add_space_prefix": False, "split.count": 1}
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens
 BYTES = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
 DIGITS = dict(type="Digits", individual_digits=True)
-SPLIT = dict(type="Split", pattern=dict(Regex=LLAMA3), behavior="Isolated", invert=False)
-PIECES = {"gpt-2": BYTES, "smollm": dict(type="Sequence", pretokenizers=[DIGITS, BYTES]),
-          "llama-bpe": dict(type="Sequence", pretokenizers=[SPLIT, BYTES | dict(use_regex=False)])}
+WORD = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]%s[\p{Ll}\p{Lm}\p{Lo}\p{M}]%s|"
+TEKKEN = WORD % ("*", "+") + WORD % ("+", "*") + r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLITS = {"llama-bpe": LLAMA3, "smaug-bpe": LLAMA3, "qwen2": LLAMA3.replace("{1,3}", ""), "tekken": TEKKEN}
+PIECES = {"gpt-2": [BYTES], "smollm": [DIGITS, BYTES]} | {
+    pre: [dict(type="Split", pattern=dict(Regex=split), behavior="Isolated", invert=False),
+          BYTES | dict(use_regex=False)] for pre, split in SPLITS.items()}
+WHOLE_PIECES = "llama-bpe", "tekken"  # look for a whole piece before they merge, and put bos before a text
 
 
 def convert(file, folder, dtype=None) -> Path:
@@ -170,17 +177,18 @@ def read(file):
 
 def read_config(file, meta, tensors) -> LlamaConfig:
     """The config that the metadata gives. Raises ValueError with a key that nanoct does not compute."""
-    if (kind := meta.get("general.architecture")) != "llama":
-        raise ValueError(f"{file}: the architecture is {_short(kind)}; nanoct takes 'llama' from GGUF files.")
-    for key, plain in PLAIN.items():
+    if (arch := meta.get("general.architecture")) not in list(ARCHITECTURES):
+        raise ValueError(f"{file}: the architecture is {_short(arch)}; nanoct takes {', '.join(ARCHITECTURES)} from "
+                         "GGUF files.")
+    known = {key.replace("ARCH", arch): plain for key, plain in PLAIN.items()}
+    for key, plain in known.items():
         if meta.get(key, plain) != plain:
             raise ValueError(f"{file}: {key} is {_short(meta[key])}; nanoct takes {plain!r} only.")
     if "token_embd.weight" not in tensors:
         raise ValueError(f"{file}: token_embd.weight is missing; take a file of a whole model.")
-    known = set(PLAIN)
 
     def number(name, kind=int, default=None):
-        known.add(key := "llama." + name)
+        known.setdefault(key := f"{arch}.{name}")
         if (value := meta.get(key, default)) is None:
             raise ValueError(f"{file}: {key} is missing; take another file of the model.")
         if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < 2**31:
@@ -193,13 +201,14 @@ def read_config(file, meta, tensors) -> LlamaConfig:
     for name, size in {"attention.value_length": head_dim, "rope.dimension_count": head_dim,
                        "vocab_size": vocab_size}.items():
         if number(name, default=size) != size:
-            raise ValueError(f"{file}: llama.{name} is {meta['llama.' + name]}; nanoct computes {size} only.")
+            raise ValueError(f"{file}: {arch}.{name} is {meta[f'{arch}.{name}']}; nanoct computes {size} only.")
     fields = dict(vocab_size=vocab_size, n_head=n_head, n_embd=n_embd, head_dim=head_dim,
                   n_kv_head=number("attention.head_count_kv", default=n_head), n_layer=number("block_count"),
                   n_ffn=number("feed_forward_length"), n_position=number("context_length"),
                   norm_eps=number("attention.layer_norm_rms_epsilon", float),
-                  rope_theta=number("rope.freq_base", float, 10000.0), tied="output.weight" not in tensors)
-    if unknown := [key for key in meta if key.startswith("llama.") and key not in known]:
+                  rope_theta=number("rope.freq_base", float, 10000.0), tied="output.weight" not in tensors,
+                  **ARCHITECTURES[arch])
+    if unknown := [key for key in meta if key.startswith(f"{arch}.") and key not in known]:
         raise ValueError(f"{file}: {unknown[0]} is {_short(meta[unknown[0]])}; nanoct's Llama has no such setting.")
     try:
         config = LlamaConfig(**fields)
@@ -222,12 +231,17 @@ def _with_llama3(config, tensor):
 def read_weights(file, config, tensors, dtype=None) -> Llama:
     """Build the model of a config from the tensors of a file, one at a time. Raises ValueError if they do not fit."""
     c = config
-    size = dict(V=c.vocab_size, C=c.n_embd, Q=c.n_head * c.head_dim, K=c.n_kv_head * c.head_dim, F=c.n_ffn)
+    D = c.head_dim
+    size = dict(V=c.vocab_size, C=c.n_embd, D=D, Q=c.n_head * D, K=c.n_kv_head * D, F=c.n_ffn)
     places = {name: place for name, place in WHOLE.items() if name != "output" or not c.tied}
+    layer = LAYER | NORMS if c.qk_norm else LAYER
     for i in range(min(c.n_layer, len(tensors))):
-        places |= {f"blk.{i}.{name}": (f"model.layers.{i}.{ours}", shape) for name, (ours, shape) in LAYER.items()}
+        places |= {f"blk.{i}.{name}": (f"model.layers.{i}.{ours}", shape) for name, (ours, shape) in layer.items()}
     places = {f"{name}.weight": (f"{ours}.weight", tuple(size[s] for s in shape))
               for name, (ours, shape) in places.items()}
+    if c.attention_bias:
+        places |= {name.replace("weight", "bias"): (ours.replace("weight", "bias"), shape[:1])
+                   for name, (ours, shape) in places.items() if re.search(r"attn_[qkv]\.", name)}
     wrong = [f"{name} is missing" for name in places if name not in tensors]
     wrong += [f"{name} is unknown" for name in tensors if name not in places]
     wrong += [f"{name} is {tensors[name][1]}, expected {shape}" for name, (_, shape) in places.items()
@@ -236,10 +250,11 @@ def read_weights(file, config, tensors, dtype=None) -> Llama:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise ValueError(f"{file}: the tensors do not fit the metadata: {wrong[0]}{more}.")
     dtype, state = resolve_dtype(dtype, "cpu") if dtype else _narrowest(tensors), {}
+    in_pairs = not c.attention_bias and not c.qk_norm  # the Llama, and not Qwen
     for name, tensor in tensors.items():
         rows = _floats(*tensor)
-        if name.endswith(("attn_q.weight", "attn_k.weight")):
-            rows = rows.view(-1, c.head_dim // 2, 2, c.n_embd).transpose(1, 2).reshape(rows.shape)
+        if in_pairs and name.endswith(("attn_q.weight", "attn_k.weight")):
+            rows = rows.view(-1, D // 2, 2, c.n_embd).transpose(1, 2).reshape(rows.shape)
         state[places[name][0]] = rows.to(dtype)
     with torch.device("meta"):  # shapes without memory
         model = Llama(config).requires_grad_(False).eval()
@@ -291,17 +306,19 @@ def read_tokenizer(file, meta):
         if (i := get(key)) is not None and not (isinstance(i, int) and i in vocab.values()):
             raise ValueError(f"{file}: the tokenizer's {key} is {_short(i)}, which is no token.")
         names[name] = None if i is None else tokens[i]
-    adds = dict(bos=pre == "llama-bpe", eos=False)  # what llama.cpp does if the file does not say
+    adds = dict(bos=pre in WHOLE_PIECES, eos=False)  # what llama.cpp does if the file does not say
     around = [name for name, default in adds.items() if get(f"add_{name}_token", default)]
     if lacking := [name for name in around if names[f"{name}_token"] is None]:
         raise ValueError(f"{file}: the tokenizer adds a {lacking[0]} token and names none; download it again.")
     added = [dict(id=i, content=token, special=types[i] == CONTROL, single_word=False, lstrip=False, rstrip=False,
                   normalized=False) for token, i in vocab.items() if types[i] in (CONTROL, USER_DEFINED)]
     model = dict(type="BPE", dropout=None, unk_token=None, continuing_subword_prefix=None, end_of_word_suffix=None,
-                 fuse_unk=False, byte_fallback=False, ignore_merges=pre == "llama-bpe", vocab=vocab, merges=merges)
-    tokenizer = dict(version="1.0", truncation=None, padding=None, added_tokens=added, normalizer=None, decoder=BYTES,
-                     pre_tokenizer=PIECES[pre], post_processor=_template(around, names, vocab), model=model)
-    config = dict(tokenizer_class="PreTrainedTokenizerFast", model_max_length=meta["llama.context_length"],
+                 fuse_unk=False, byte_fallback=False, ignore_merges=pre in WHOLE_PIECES, vocab=vocab, merges=merges)
+    normalizer, pieces = dict(type="NFC") if pre == "qwen2" else None, dict(type="Sequence", pretokenizers=PIECES[pre])
+    tokenizer = dict(version="1.0", truncation=None, padding=None, added_tokens=added, normalizer=normalizer,
+                     decoder=BYTES, pre_tokenizer=pieces, post_processor=_template(around, names, vocab), model=model)
+    length = meta[f"{meta['general.architecture']}.context_length"]
+    config = dict(tokenizer_class="PreTrainedTokenizerFast", model_max_length=length,
                   clean_up_tokenization_spaces=False, **names)
     if "tokenizer.chat_template" in meta:
         config["chat_template"] = meta["tokenizer.chat_template"]

@@ -1,6 +1,6 @@
 """Text to token ids and back: `load_tokenizer(folder)` reads the tokenizer file that a model comes with.
 
-tokenizer.json    byte-level BPE as Hugging Face `tokenizers` writes it: Llama-3.x, SmolLM2, GPT-2
+tokenizer.json    byte-level BPE as Hugging Face `tokenizers` writes it: Llama-3.x, Qwen, SmolLM2, GPT-2, and more
 tokenizer.model   Llama-3's tiktoken ranks, one "base64 rank" a line (Meta's llama-models repository)
 vocab.json        the embedded model's vocabulary, a list of strings: encoding takes the longest token at each place
 
@@ -11,6 +11,8 @@ special tokens), so a table maps ranks to ids. Nothing is fetched or cached.
 import base64
 import json
 import re
+import unicodedata
+from bisect import bisect_right
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +22,24 @@ import tiktoken
 
 from nanoct.files import read_bytes, read_json
 
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+LLAMA3 = (CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
           r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Each digit is a piece, and GPT2 cuts what lies between; as one regex. Whitespace before a digit ends its part
 SMOLLM = r"'s|'t|'re|'ve|'m|'ll|'d|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+# Regexes of these parts cut a text alike in Oniguruma, which `tokenizers` uses, and in tiktoken's engine. Others need
+# not: \w has other characters there, $ is another place, x{1,3}+ has another meaning, and (?i:ss) finds an ß.
+CHARACTER = r"(?:\\p\{(?:[LMNPS]|L[ultmo]|Nd)\}|\\[sSrn]|a-z|A-Z|0-9|[A-Za-z0-9 '/!,;=<>_@])"
+ONE_OF = rf"(?:{CHARACTER}|\[\^?{CHARACTER}+\])"
+TIMES = r"(?:[?*+]|\{[12](?:,[3-9]?)?\})?(?![?*+{])"
+PARTS = rf"(?:(?:{ONE_OF}|{re.escape(CONTRACTIONS)}){TIMES}|\(\?!{ONE_OF}\)|\|)"
+PORTABLE = re.compile(rf"(?:{PARTS}|\(\?:{PARTS}+\){TIMES})+")
+# The NFC of `tokenizers` is that of Unicode 9: it neither moves nor joins these characters, which came later
+YOUNG = re.compile("([\u05c8\u05c9\u07fd\u0897-\u08d3\u09fe\u0c3c\u0d3b\u0d3c\u0eba\u1715\u1abf-\u1af0\u1df6-\u1dfa"
+                   "\ua82c\U000105c9-\U000105e4\U00010d24-\U00010f85\U00011070\U0001133b"
+                   "\U00011383-\U000113d0\U0001145e\U00011839-\U00011a99\U00011d42-\U0001612f"
+                   "\U00016d68-\U00016ff1\U0001d127\U0001d128\U0001d250-\U0001d281\U0001e08f-\U0001e6f5]+)")
 
 NAMED = """begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id step_id
     start_header_id end_header_id eom_id eot_id python_tag image""".split()
@@ -47,14 +62,18 @@ class Tokenizer:
 
     pattern: regex of the pieces. merges: the tokens that text can become, as bytes, first merge first. ids: all
     ordinary tokens, bytes -> id. special, plain: added tokens, name -> id; plain ones are always found in text,
-    special ones if asked.
+    special ones if asked. nfc: whether text becomes Unicode's normal form C. late: the added tokens that are looked for
+    behind that, where the others have been cut out.
     """
 
-    def __init__(self, source, pattern, merges, ids, special, plain=(), prefix_space=False, bos=None, eos=None,
-                 adds_bos=False):
+    def __init__(self, source, pattern, merges, ids, special, plain=(), prefix_space=False, nfc=False, late=(),
+                 bos_id=None, eos_id=None, adds_bos=False):
         self.source, self.special, self.plain, self.prefix_space = source, special, dict(plain), prefix_space
-        self.bos_id, self.eos_id = special.get(bos), special.get(eos)
+        self.bos_id, self.eos_id, self._nfc, self._beyond = bos_id, eos_id, nfc, {}
         self.adds_bos, self._pattern = adds_bos and self.bos_id is not None, pattern
+        added = self.plain | special
+        self._first = {name: name for name in added if name not in late}  # what is looked for: its name
+        self._late = {self._normal(name): name for name in added if name in late}
         # tiktoken panics at a byte without a rank: bytes that no token covers get the last ranks, and no id
         uncovered = list({bytes([byte]) for byte in range(256)}.difference(merges))
         ranks = {token: rank for rank, token in enumerate(merges + uncovered)}
@@ -62,31 +81,54 @@ class Tokenizer:
             self._encoding = tiktoken.Encoding(str(source), pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         self._ids = [ids[token] for token in merges] + [None] * len(uncovered)
         self._bytes = {i: token for token, i in ids.items()}
-        self._bytes |= {i: name.encode() for name, i in (self.plain | special).items()}
+        self._bytes |= {i: name.encode() for name, i in added.items()}
         self.vocab_size = max(self._bytes) + 1
 
     def encode(self, text: str, bos: bool = False, special: bool = False) -> list[int]:
         """Ids of `text`, bos_id first if `bos`; the names of special tokens are plain text unless `special`.
 
-        Raises ValueError for a character that no token covers and for `bos` without a bos_id.
+        Raises ValueError for a character that no token covers, for `bos` without a bos_id, and for a special token that
+        the model of check_belongs lacks.
         """
         if bos and self.bos_id is None:
             raise ValueError(f"bos=True, but {self.source} has no beginning-of-sequence token: use bos=False")
-        added = self.plain | self.special if special else self.plain
-        names = "|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)"  # (?!) matches nowhere
-        ids, start = [self.bos_id] if bos else [], 0
-        for i, part in enumerate(re.split(f"({names})", text)):  # the odd parts are added tokens
-            ids += [added[part]] if i % 2 else self._encode_plain(part, start)
-            start += len(part)
+        ids, id_of = [self.bos_id] if bos else [], self.plain | self.special
+        for part, start, first in self._cut(text, self._first, special):
+            for piece, at, late in self._cut(self._normal(part), self._late, special):
+                ids += self._encode_plain(piece, at, part, start)
+                ids += [id_of[late]] if late else []
+            ids += [id_of[first]] if first else []
         return ids
 
-    def _encode_plain(self, text, start):
+    def _cut(self, text, name_of, special):
+        """Cut text at added tokens: (text before one, where it starts, the token's name or None at the end) each."""
+        names, start = "|".join(map(re.escape, sorted(name_of, key=len, reverse=True))) or "(?!)", 0  # (?!): nowhere
+        for match in re.finditer(names, text):
+            name = name_of[match[0]]
+            if special and name in self._beyond:
+                raise ValueError(f"{self.source} has the id {self.special[name]} for {name!r}, and the model has "
+                                 f"{self._beyond[name]} tokens: leave it out of the text")
+            if special or name in self.plain:
+                yield text[start:match.start()], start, name
+                start = match.end()
+        yield text[start:], start, None
+
+    def _normal(self, text):
+        if not self._nfc or text.isascii():
+            return text
+        parts = YOUNG.split(text)  # the odd ones are young
+        return "".join(part if i % 2 else unicodedata.normalize("NFC", part) for i, part in enumerate(parts))
+
+    def _encode_plain(self, text, at, part, start):
+        """Ids of `text`, which stands at `at` in the normal form of `part`, which stands at `start` of the user's."""
         space = " " if self.prefix_space and text and text[0] != " " else ""
         ids = [self._ids[rank] for rank in self._ranks(space + text)]
         if None in ids:
             before = b"".join(self._bytes[i] for i in ids[:ids.index(None)]).decode(errors="ignore")
-            at = len(before) - len(space)
-            raise ValueError(f"{self.source} has no token for {text[at]!r}, character {start + at} of {text[:60]!r}: "
+            i = len(before) - len(space)
+            # in the user's text it is where the normal form of what has been read grows beyond it
+            place = bisect_right(range(len(part)), at + i, key=lambda end: len(self._normal(part[:end + 1])))
+            raise ValueError(f"{self.source} has no token for {text[i]!r}, character {start + place} of {part[:60]!r}: "
                              "use another tokenizer, or other text")
         return ids
 
@@ -100,18 +142,23 @@ class Tokenizer:
 
     @cached_property
     def _pieces(self):
-        """The pattern for `regex`, whose stack has no limit; both know the same blanks, letters and numbers."""
+        """The pattern for `regex`, whose stack has no limit; it knows the same blanks, and the newest letters too."""
         return regex.compile(self._pattern)
 
     def check_belongs(self, vocab_size):
         """Raise ValueError if the model's vocab_size is below that of the tokenizer, or far above it.
 
-        A little above is fine: models pad their vocabulary.
+        A little above is fine: models pad their vocabulary. Special tokens may lie beyond the model, such as a [PAD]
+        that was added to the tokenizer alone, but for bos and eos: no text becomes them, and encode refuses to.
         """
+        beyond = {name: vocab_size for name, i in self.special.items()
+                  if i >= vocab_size and i not in (self.bos_id, self.eos_id, *self._ids)}
+        needed = 1 + max(self._bytes.keys() - {self.special[name] for name in beyond})
         fits = self.source == "bytes" or self.vocab_size >= 0.9 * vocab_size
-        if self.vocab_size > vocab_size or not fits:
+        if needed > vocab_size or not fits:
             raise ValueError(f"{self.source} has {self.vocab_size} tokens and the model {vocab_size}: they do not "
                              "belong together; give the model's own tokenizer.")
+        self._beyond = beyond
 
     def decode(self, ids) -> str:
         """Text of `ids`, special tokens by name, invalid UTF-8 as U+FFFD. Raises ValueError for an id of no token."""
@@ -142,30 +189,32 @@ def load_tokenizer(folder) -> Tokenizer:
     try:
         first, fields = kinds[file.name](file)
         _check_ids(file, fields)
-        return Tokenizer(file, **fields, **_ends(folder / "tokenizer_config.json", file, fields["special"], first))
+        return Tokenizer(file, **fields, **_ends(folder / "tokenizer_config.json", file, fields, first))
     except UnicodeEncodeError as error:
         raise ValueError(f"{file} has a token with half of a surrogate pair, {error.object[:60]!a}: fetch it "
                          "again") from None
 
 
-def _ends(path, file, special, first):
-    """bos, eos and adds_bos of tokenizer_config.json at `path`, or else of the tokenizer's file.
+def _ends(path, file, fields, first):
+    """bos_id, eos_id and adds_bos of tokenizer_config.json at `path`, or else of the tokenizer's file.
 
-    first: the token that this file puts before a text; True: bos; None: no token.
+    first: the token that this file puts before a text; True: bos; None: no token. A token may be an ordinary one.
     """
-    config, found = read_json(path, kind=dict) if path.is_file() else {}, {}
+    config, found, added = read_json(path, kind=dict) if path.is_file() else {}, {}, fields.get("plain", {})
+    id_of = lambda name: (fields["special"] | added).get(name, fields["ids"].get(name.encode()))
     for key, usual in [("bos", ["<|begin_of_text|>", "<s>"]), ("eos", ["<|end_of_text|>", "</s>", "<|endoftext|>"])]:
-        token = config.get(key + "_token", next((name for name in usual if name in special), None))
-        found[key] = token.get("content", token) if isinstance(token, dict) else token
-        if found[key] not in [None, *special]:
-            raise ValueError(f"{path} has {key}_token {found[key]!r:.60}, which {file} has no special token for")
+        token = config.get(key + "_token", next((name for name in usual if name in fields["special"]), None))
+        token = token.get("content", token) if isinstance(token, dict) else token
+        found[key + "_id"] = id_of(token) if isinstance(token, str) else None
+        if token is not None and found[key + "_id"] is None:
+            raise ValueError(f"{path} has {key}_token {token!r:.60}, which {file} has no token for")
     said = config.get("add_bos_token")
     if said not in (None, True, False):
         raise ValueError(f"{path} has add_bos_token {said!r:.60}: expected true or false")
     if said is None and isinstance(first, str):
-        if first not in special:
+        found["bos_id"] = id_of(first)
+        if found["bos_id"] is None:
             raise ValueError(f"{file} puts {first!r:.60} first, which is no special token of it: fetch it again")
-        found["bos"] = first
     return found | dict(adds_bos=bool(first if said is None else said))
 
 
@@ -184,11 +233,11 @@ def _check_ids(file, fields):
 
 @contextmanager
 def _no_panic(what):
-    """Turn a panic of tiktoken's Rust code, which is no Exception, into a ValueError with a sentence."""
+    """Turn a ValueError or panic of tiktoken's Rust code, which is no Exception, into a ValueError with a sentence."""
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error).__name__ != "PanicException" and not isinstance(error, ValueError):
             raise
         said = " ".join(str(error).split())
         raise ValueError(f"{what} (tiktoken: {said:.200}): use shorter text, or another tokenizer") from None
@@ -225,8 +274,8 @@ def _word_list(path):
 
 def _hugging_face(path):
     def refuse(found):
-        raise ValueError(f"{path} has {found:.400}: supported is byte-level BPE as Llama-3, SmolLM2 and GPT-2 have it, "
-                         "without a normalizer")
+        raise ValueError(f"{path} has {found:.400}: supported is byte-level BPE as Llama-3, Qwen and GPT-2 have it, "
+                         "with NFC or no normalizer")
 
     def need(kind, found, what):
         return found if isinstance(found, kind) else refuse(f"{what} {found!r:.60}")
@@ -241,7 +290,9 @@ def _hugging_face(path):
     for option in "byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix":
         if model.get(option):
             refuse(f"{option} {model[option]!r}")
-    if normalizer and normalizer != {"type": "Sequence", "normalizers": []}:
+    if isinstance(normalizer, dict) and normalizer.get("type") == "Sequence":
+        normalizer = normalizer.get("normalizers")
+    if normalizer and normalizer not in ({"type": "NFC"}, [{"type": "NFC"}]):
         refuse(f"normalizer {normalizer.get('type') if isinstance(normalizer, dict) else normalizer!r}")
     pattern, prefix_space = _pieces(need(dict, file.get("pre_tokenizer") or {}, "pre-tokenizer"), refuse)
     added = {}
@@ -254,6 +305,7 @@ def _hugging_face(path):
         added[name] = token
     special = {name: token["id"] for name, token in added.items() if token.get("special")}
     plain = {name: token["id"] for name, token in added.items() if name not in special}
+    late = {name for name, token in added.items() if token.get("normalized", name in plain)}
 
     def as_bytes(token):
         if not token or not BYTE_OF.keys() >= set(token):
@@ -272,7 +324,7 @@ def _hugging_face(path):
     # merge makes must never be found, so it gets no rank. (In a trained vocabulary, merging makes every token.)
     if model.get("ignore_merges"):
         merges |= dict.fromkeys(ids)
-    fields = dict(merges=list(merges), ids=ids, special=special, plain=plain)
+    fields = dict(merges=list(merges), ids=ids, special=special, plain=plain, late=late, nfc=bool(normalizer))
     return _first(file.get("post_processor")), fields | dict(pattern=pattern, prefix_space=prefix_space)
 
 
@@ -293,9 +345,10 @@ def _pieces(pre_tokenizer, refuse):
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         refuse(f"pre-tokenizer {json.dumps(pre_tokenizer)[:300]}")
     match [{"use_regex": True, **step} for step in steps]:  # old files lack use_regex
-        case [{"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
-              {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}] if regex == LLAMA3:
-            return LLAMA3, False
+        case [{"type": "Split", "pattern": {"Regex": str(split)}, "behavior": "Isolated", "invert": False},
+              {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+              ] if PORTABLE.fullmatch(split) and not regex.match(split, ""):
+            return rf"{split}|(?:(?!{split})[\s\S])+", False  # what lies between the matches is a piece too
         case [{"type": "Digits", "individual_digits": True},
               {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
             return SMOLLM, False

@@ -26,12 +26,16 @@ from nanoct.weights import load_model
 package = pytest.importorskip("gguf", reason="the package gguf is not installed")
 quants = pytest.importorskip("gguf.quants")
 Type, Value = package.GGMLQuantizationType, package.GGUFValueType
-LAYOUTS = {"smollm": "smollm2", "gpt-2": "gpt2", "llama-bpe": "llama3"}  # pre-tokenizer -> the layout of test_tokenizer
+# pre-tokenizer -> the layout of test_tokenizer
+LAYOUTS = {"smollm": "smollm2", "gpt-2": "gpt2", "llama-bpe": "llama3", "smaug-bpe": "smaug", "qwen2": "qwen",
+           "tekken": "tekken"}
+PUTS_BOS = "llama-bpe", "tekken"  # if the file does not say
 VOCAB = 904
 LLAMA3 = dict(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
 NAMES = dict(re.findall(r"(\S+) (\S+)", """model.embed_tokens token_embd model.norm output_norm lm_head output
     input_layernorm attn_norm self_attn.q_proj attn_q self_attn.k_proj attn_k self_attn.v_proj attn_v
-    self_attn.o_proj attn_output post_attention_layernorm ffn_norm mlp.gate_proj ffn_gate mlp.up_proj ffn_up
+    self_attn.q_norm attn_q_norm self_attn.k_norm attn_k_norm self_attn.o_proj attn_output
+    post_attention_layernorm ffn_norm mlp.gate_proj ffn_gate mlp.up_proj ffn_up
     mlp.down_proj ffn_down"""))
 
 
@@ -41,13 +45,17 @@ def references():
 
 
 def llama_cpp_name(name):
-    prefix, rest = re.fullmatch(r"(?:model\.layers\.(\d+)\.)?(.+)\.weight", name).groups()
-    return f"blk.{prefix}.{NAMES[rest]}.weight" if prefix else f"{NAMES[rest]}.weight"
+    prefix, rest, kind = re.fullmatch(r"(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)", name).groups()
+    return f"blk.{prefix}.{NAMES[rest]}.{kind}" if prefix else f"{NAMES[rest]}.{kind}"
 
 
 def permuted(w, n_head):
     """The rows in the order of llama.cpp, as its convert_hf_to_gguf.py writes it."""
     return w.reshape(n_head, 2, w.shape[0] // n_head // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+
+
+def arch_of(config):
+    return "qwen2" if config.attention_bias else "qwen3" if config.qk_norm else "llama"
 
 
 def tensors_of(model, kind="F32"):
@@ -56,7 +64,7 @@ def tensors_of(model, kind="F32"):
     for name, p in model.named_parameters():
         w = p.float().numpy()
         n_head = {"q_proj.weight": c.n_head, "k_proj.weight": c.n_kv_head}.get(name.split("self_attn.")[-1])
-        w = permuted(w, n_head) if n_head else w
+        w = permuted(w, n_head) if n_head and arch_of(c) == "llama" else w
         tensors[llama_cpp_name(name)] = (quants.quantize(w, kind), kind) if w.ndim == 2 else (w, Type.F32)
     return tensors
 
@@ -69,7 +77,7 @@ def metadata_of(config, pre, reference):
     tokens = sorted(vocab, key=vocab.get)
     tokens += [f"[PAD{i}]" for i in range(len(tokens), c.vocab_size)]
     types = [3 if token in special else 1 if token in vocab else 5 for token in tokens]
-    return {
+    meta = {
         "llama.block_count": c.n_layer, "llama.context_length": c.n_position, "llama.embedding_length": c.n_embd,
         "llama.feed_forward_length": c.n_ffn, "llama.attention.head_count": c.n_head,
         "llama.attention.head_count_kv": c.n_kv_head, "llama.attention.key_length": c.head_dim,
@@ -80,6 +88,7 @@ def metadata_of(config, pre, reference):
         "tokenizer.ggml.token_type": types, "tokenizer.ggml.add_space_prefix": False,
         "tokenizer.ggml.merges": [" ".join(pair) for pair in file["model"]["merges"]],
         "tokenizer.ggml.bos_token_id": vocab["<s>"], "tokenizer.ggml.eos_token_id": vocab["<|endoftext|>"]}
+    return {key.replace("llama.", f"{arch_of(c)}.", 1): value for key, value in meta.items()}
 
 
 def write(file, meta, tensors, arch="llama", **options):
@@ -223,6 +232,69 @@ def test_logits_equal_those_of_transformers(tmp_path, references, tied, scaling)
         assert (wrong.logits(wrong(ids)[0]) - expected).abs().max() > 0.1  # the order of rows shows
 
 
+@pytest.fixture
+def qwen_parts(references):
+    """arch -> (metadata, tensors, model) of a tiny Qwen2 or Qwen3."""
+    def make(arch, **changes):
+        more = dict(attention_bias=True) if arch == "qwen2" else dict(qk_norm="head")
+        sizes = dict(vocab_size=VOCAB, n_embd=32, n_ffn=48, head_dim=8, norm_eps=1e-6, rope_theta=1e6)
+        model = tiny_llama(**sizes | more | changes)
+        return metadata_of(model.config, "qwen2", references["qwen2"]), tensors_of(model), model
+    return make
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3"])
+def test_logits_of_qwen_equal_those_of_transformers(tmp_path, qwen_parts, arch, tied):
+    """llama.cpp leaves the rows of W_Q and W_K of Qwen as they are."""
+    import transformers
+
+    meta, tensors, model = qwen_parts(arch, tied=tied, head_dim=dict(qwen2=8, qwen3=12)[arch])
+    if arch == "qwen2":  # the public files do not say what follows
+        for name in ("attention.key_length", "attention.value_length", "rope.dimension_count", "vocab_size"):
+            meta[f"qwen2.{name}"] = None
+    c, name = model.config, arch.capitalize()
+    theirs = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(
+        vocab_size=VOCAB, hidden_size=c.n_embd, intermediate_size=c.n_ffn, num_hidden_layers=c.n_layer,
+        num_attention_heads=c.n_head, num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
+        max_position_embeddings=c.n_position, rope_parameters=dict(rope_type="default", rope_theta=c.rope_theta),
+        tie_word_embeddings=tied)).eval()
+    missing, unexpected = theirs.load_state_dict(model.state_dict(), strict=False)
+    assert not unexpected and set(missing) == ({"lm_head.weight"} if tied else set())
+    folder = convert(write(tmp_path / "a.gguf", meta, tensors, arch=arch), tmp_path / "out")
+    found, again = load_model(folder, "cpu", torch.float32), AutoModelForCausalLM.from_pretrained(folder)
+    assert found.config == c and same(found, model) and type(again) is type(theirs)
+    ids = torch.randint(VOCAB, (1, 90), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        assert torch.equal(again(ids).logits, expected) and expected.std() > 0.1
+        torch.testing.assert_close(found.logits(found(ids)[0]), expected, rtol=1e-5, atol=1e-4)
+    assert load_tokenizer(folder).encode("e\u0301 12") == load_tokenizer(folder).encode("\u00e9 12")
+
+
+@pytest.mark.parametrize("arch, change, found", [
+    ("qwen2", {"blk.1.attn_k.bias": None}, "blk.1.attn_k.bias is missing"),
+    ("qwen2", {"blk.1.attn_v.bias": (np.ones(8, np.float32), Type.F32)}, r"attn_v.bias is \(8,\), expected \(16,\)"),
+    ("qwen2", {"blk.0.attn_output.bias": (np.ones(32, np.float32), Type.F32)}, "attn_output.bias is unknown"),
+    ("qwen2", {"blk.0.attn_q_norm.weight": (np.ones(8, np.float32), Type.F32)}, "attn_q_norm.weight is unknown"),
+    ("qwen3", {"blk.0.attn_k_norm.weight": None}, "blk.0.attn_k_norm.weight is missing"),
+    ("qwen3", {"blk.0.attn_q_norm.weight": (np.ones(32, np.float32), Type.F32)}, r"is \(32,\), expected \(8,\)"),
+    ("qwen3", {"blk.0.attn_q.bias": (np.ones(32, np.float32), Type.F32)}, "attn_q.bias is unknown"),
+    ("qwen2", {"qwen2.rope.scaling.type": "yarn"}, "qwen2.rope.scaling.type is 'yarn'"),
+    ("qwen2", {"qwen2.expert_count": 8}, "qwen2.expert_count is 8"),
+    ("qwen3", {"qwen3.pooling_type": 3}, "qwen3.pooling_type is 3"),
+    ("qwen3", {"qwen3.block_count": None}, "qwen3.block_count is missing"),
+    ("qwen3", {"qwen3.attention.value_length": 4}, "qwen3.attention.value_length is 4; nanoct computes 8"),
+    ("qwen2", {"llama.block_count": 2, "qwen2.block_count": None}, "qwen2.block_count is missing")])
+def test_what_does_not_fit_a_qwen_is_refused(tmp_path, qwen_parts, arch, change, found):
+    meta, tensors, _ = qwen_parts(arch)
+    meta |= {key: value for key, value in change.items() if not key.endswith(("weight", "bias"))}
+    tensors |= {key: value for key, value in change.items() if key not in meta}
+    with pytest.raises(ValueError, match=found) as error:
+        convert(write(tmp_path / "a.gguf", meta, tensors, arch=arch), tmp_path / "out")
+    assert one_line(error) and not list(tmp_path.glob("out/*"))
+
+
 def test_one_dimension_of_heads_is_assumed_as_llama_cpp_does(tmp_path, references):
     model = tiny_llama(vocab_size=VOCAB, n_kv_head=4, head_dim=4)  # as many KV heads as heads, of n_embd / n_head
     meta = metadata_of(model.config, "smollm", references["smollm"])
@@ -249,7 +321,7 @@ def test_tokenizers_equal_the_reference_and_transformers(tmp_path, references, p
     for text in TEXTS:
         ids = reference.encode(text, add_special_tokens=False).ids
         assert ids == theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text, special=True), text
-        assert theirs(text)["input_ids"] == ours.encode(text, bos=pre == "llama-bpe", special=True)
+        assert theirs(text)["input_ids"] == ours.encode(text, bos=pre in PUTS_BOS, special=True)
         assert theirs.decode(ids) == ours.decode(ids)
     assert theirs.apply_chat_template([dict(role="user", content="hi")], tokenize=False) == "hi!"
 
@@ -266,7 +338,7 @@ def test_bos_and_eos_are_added_as_the_file_says(tmp_path, parts, references, bos
     assert theirs("the", "and")["input_ids"] == first + plain("the") + last + first + plain("and") + last
 
 
-@pytest.mark.parametrize("pre", ["smollm", "llama-bpe"])
+@pytest.mark.parametrize("pre", LAYOUTS)
 def test_a_token_that_no_merge_makes(tmp_path, references, pre):
     """Found as a whole piece by Llama-3's tokenizer, never by the others."""
     model = tiny_llama(vocab_size=VOCAB + 1)
@@ -275,7 +347,19 @@ def test_a_token_that_no_merge_makes(tmp_path, references, pre):
     folder = convert(write(tmp_path / "a.gguf", meta, tensors_of(model)), tmp_path / "out")
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     assert ours.encode("qqqq") == theirs("qqqq", add_special_tokens=False)["input_ids"]
-    assert (ours.encode("qqqq") == [VOCAB]) == (pre == "llama-bpe")
+    assert (ours.encode("qqqq") == [VOCAB]) == (pre in PUTS_BOS)
+
+
+def test_a_user_defined_bos(tmp_path, parts):
+    meta, tensors = parts
+    i = meta["tokenizer.ggml.bos_token_id"]
+    meta["tokenizer.ggml.token_type"][i] = 4
+    meta |= {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.eos_token_id": 70}  # an ordinary token as eos
+    folder = convert(write(tmp_path / "a.gguf", meta, tensors), tmp_path / "out")
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    assert (ours.bos_id, ours.eos_id, ours.adds_bos) == (i, 70, True)
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (i, 70)
+    assert ours.encode("x", bos=True) == theirs("x")["input_ids"]
 
 
 def test_user_defined_tokens_are_found_in_any_text(tmp_path, parts):
@@ -332,7 +416,7 @@ CHANGES = [  # (change of the metadata, of the tensors, what the sentence names)
     ({}, {"rope_freqs.weight": (np.array([1, 1.5, 8], np.float32), Type.F32)}, "rope_freqs.weight is not"),
     ({}, {"rope_freqs.weight": (np.ones(4, np.float32), Type.F32)}, "rope_freqs.weight is not"),
     ({KEY + "model": "llama"}, {}, "'llama' with"),
-    ({KEY + "pre": "qwen2"}, {}, "'qwen2'"),
+    ({KEY + "pre": "deepseek-llm"}, {}, "'deepseek-llm'"),
     ({KEY + "pre": None}, {}, "pre-tokenizer None"),
     ({KEY + "pre": ["smollm"]}, {}, r"\['smollm'\]"),
     ({KEY + "add_space_prefix": True}, {}, "add_space_prefix is True"),
@@ -360,9 +444,11 @@ def test_what_nanoct_does_not_compute_is_refused(tmp_path, parts, meta, tensors,
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_other_architectures_are_refused(tmp_path, parts):
-    with pytest.raises(ValueError, match="architecture is 'gemma'"):
-        convert(write(tmp_path / "a.gguf", *parts, arch="gemma"), tmp_path / "out")
+@pytest.mark.parametrize("arch", ["gemma", "qwen2moe", "qwen3moe", "qwen2vl", "qwen"])
+def test_other_architectures_are_refused(tmp_path, parts, arch):
+    with pytest.raises(ValueError, match=f"architecture is '{arch}'; nanoct takes llama, qwen2, qwen3") as error:
+        convert(write(tmp_path / "a.gguf", *parts, arch=arch), tmp_path / "out")
+    assert one_line(error)
 
 
 def test_big_endian_files_are_refused(tmp_path, parts):
@@ -371,8 +457,10 @@ def test_big_endian_files_are_refused(tmp_path, parts):
         convert(file, tmp_path / "out")
 
 
-def test_truncated_files_are_refused(tmp_path, parts):
-    whole = write(tmp_path / "a.gguf", *parts).read_bytes()
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_truncated_files_are_refused(tmp_path, parts, qwen_parts, arch):
+    parts = parts if arch == "llama" else qwen_parts(arch)[:2]
+    whole = write(tmp_path / "a.gguf", *parts, arch=arch).read_bytes()
     header, short = whole.index(b"token_embd.weight"), tmp_path / "short.gguf"
     for n in [*range(0, 200, 7), *range(200, header, header // 40), *range(header, header + 200, 11),
               *range(header + 200, len(whole) - 32, len(whole) // 40)]:

@@ -3,14 +3,18 @@ import base64
 import json
 import re
 import time
+import unicodedata
 from copy import deepcopy
+from functools import cache
+from itertools import chain
 from types import SimpleNamespace
 
 import pytest
+import regex
 from conftest import DATA
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Reference
 
 from nanoct import tokenizer
@@ -20,6 +24,12 @@ from nanoct.tokenizer import LLAMA3_SPECIAL, load_tokenizer
 LLAMA3_FOLDER = DATA / "llama3_tokenizer"
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
           r"|\s*[\r\n]+|\s+(?!\S)|\s+")  # spelled out once more: the published file must be accepted as it is
+QWEN = LLAMA3.replace("{1,3}", "")
+TEKKEN = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?"
+          r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+"
+          r"|\s+(?!\S)|\s+")
+QWEN_FOLDER = DATA.parents[1] / "models" / "qwen2.5-coder-1.5b"  # `python -m nanoct.gguf` makes it of the public file
+needs_qwen = pytest.mark.skipif(not QWEN_FOLDER.is_dir(), reason=f"no Qwen2.5 in {QWEN_FOLDER}")
 needs_llama3 = pytest.mark.skipif(not LLAMA3_FOLDER.is_dir(), reason=f"no Llama-3 tokenizer in {LLAMA3_FOLDER}")
 
 WORDS = ["the", "and", "they", "we", "there", "then", "can", "zebra", "Sure", "naïve", "größer", "мир", "日本語",
@@ -32,27 +42,34 @@ CORPUS = [a + space + b for a in WORDS for b in WORDS for space in (" ", "  ", "
 CORPUS += ["'s", "'ll", "sX", "llX", " !", "! !", " #", "# #", " 7", "7 7"] * 100
 TEXTS = [*(word + space + word for word in WORDS for space in SPACES), "".join(SPACES), " ".join(WORDS), "".join(WORDS),
          "", " ", "a", "\n", "12345 6  7 \n8", "a  5", "a \n 5\n", "  <|a|>  <s>x<|a|><|ab|>", "<|a|",
-         "it'sX I'llX IT'SX 'tX", "a ! # b !! ##7 7  #", "x" * 3000, " " * 3000, "ab12" * 500]
+         "it'sX I'llX IT'SX 'tX", "WE'LL ARE'D",
+         "e\u0301a\u0301\u0323 \u212b \u1100\u1161\u11a8 \u0958", "camelCase HTTPServer", "a/b//c\n/",
+         "a\u1ac5\u0323\u0301 \U00011935\U00011930 \u0898\u0301\u0323",
+         "a ! # b !! ##7 7  #", "x" * 3000, " " * 3000, "ab12" * 500]
 fragments = st.sampled_from(WORDS + SPACES + ["<|ab|>", "'", "s", "7"])
 repeatable = settings(deadline=None, derandomize=True, database=None)
 texts = st.lists(fragments | st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=3)).map("".join)
 
 
 def train(layout, **options):
-    """A small byte-level BPE of the `tokenizers` library in one of four layouts.
+    """A small byte-level BPE of the `tokenizers` library in one of seven layouts.
 
     It is trained on uncut text, so there are merges across every border that the layout's pre-tokenizer must keep.
     """
-    tokenizer = Reference(models.BPE(ignore_merges=layout == "llama3"))
+    tokenizer = Reference(models.BPE(ignore_merges=layout in ("llama3", "tekken")))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     special = ["<|a|>", "<s>", "<|ab|>", "<|endoftext|>"]
     first = special if layout == "smollm2" else []  # low ids for special tokens
     options = {"vocab_size": 900, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), **options}
     tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(special_tokens=first, show_progress=False, **options))
     tokenizer.add_special_tokens(special)
+    if layout == "qwen":
+        tokenizer.normalizer = normalizers.NFC()
+    split = lambda pattern: pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(pattern), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.pre_tokenizer = {
-        "llama3": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
-                                           pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]),
+        "llama3": split(LLAMA3), "smaug": split(LLAMA3), "qwen": split(QWEN), "tekken": split(TEKKEN),
         "smollm2": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
                                             pre_tokenizers.ByteLevel(add_prefix_space=False)]),
         "gpt2": pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -86,7 +103,7 @@ def check(ours, reference, text):
 def trained(tmp_path_factory):
     """layout -> (the reference, ours loaded from the file it writes)."""
     pairs = {}
-    for layout in ("llama3", "smollm2", "gpt2", "prefix_space"):
+    for layout in ("llama3", "qwen", "tekken", "smollm2", "gpt2", "prefix_space"):
         reference = train(layout)
         pairs[layout] = reference, load_tokenizer(write(tmp_path_factory.mktemp(layout), layout_of(reference)))
     return pairs
@@ -161,7 +178,7 @@ def test_a_sentencepiece_model_is_refused(tmp_path):
 
 # ---- tokenizer.json against the library that writes it
 
-LAYOUTS = pytest.mark.parametrize("layout", ["llama3", "smollm2", "gpt2", "prefix_space"])
+LAYOUTS = pytest.mark.parametrize("layout", ["llama3", "qwen", "tekken", "smollm2", "gpt2", "prefix_space"])
 
 
 @LAYOUTS
@@ -278,6 +295,135 @@ def test_invalid_utf8_is_replaced_and_unknown_ids_are_refused(trained):
             with pytest.raises(ValueError, match=f"no token has id {i}: .* ids 0 to {ours.vocab_size - 1}") as error:
                 ours.decode([*euro, i])
             one_line(error)
+
+
+# ---- NFC, other regexes, and tokens that are no special ones
+
+@needs_qwen
+@settings(repeatable, max_examples=1000)
+@given(text=texts)
+def test_the_real_qwen_equals_the_reference(text):
+    check(*real_qwen(), text)
+
+
+@cache
+def real_qwen():
+    return load_tokenizer(QWEN_FOLDER), Reference.from_file(str(QWEN_FOLDER / "tokenizer.json"))
+
+
+def test_nfc_is_that_of_the_reference_for_every_mark_and_composition(trained):
+    """Python's is of a later Unicode."""
+    ours, nfc = trained["qwen"][1], normalizers.NFC()
+    known = regex.compile(r"\P{ccc=0}|\p{dt=canonical}")  # of a Unicode that is newer still
+    changed = 0
+    for character in filter(known.match, map(chr, chain(range(0xD800), range(0xE000, 0x110000)))):
+        parts = unicodedata.normalize("NFD", character)
+        for text in (f"a{character}\u0334", f"a\u0345{character}", f"a\u0301{character}\u0323\u0301", parts):
+            assert ours._normal(text) == nfc.normalize_str(text), ascii(text)
+            changed += ours._normal(text) != text
+    assert changed > 10000
+    parts = "\U00011935\U00011930"  # which Unicode 13 joins
+    assert ours._normal(parts) == nfc.normalize_str(parts)
+
+
+characters = st.sampled_from([*r"\p{L} \p{N} \p{Lu} \p{Ll} \p{M} \p{P} \s \S \r \n ' s t 7 a-z ! / _".split(), " "])
+one_of = characters.filter(lambda c: "-" not in c) | st.builds(
+    lambda no, them: f"[{no}{''.join(them)}]", st.sampled_from(["", "^"]), st.lists(characters, min_size=1, max_size=3))
+times = st.sampled_from(["", "", "?", "*", "+", "{2}", "{1,3}", "{2,}"])
+repeated = st.builds(str.__add__, one_of | st.just("(?i:'s|'t|'re|'ve|'m|'ll|'d)"), times)
+parts_of_regex = repeated | repeated | one_of.map("(?!{})".format) | st.just("|")
+flat = st.lists(parts_of_regex, min_size=1, max_size=5).map("".join)
+regexes = st.lists(flat | st.builds("(?:{}){}".format, flat, times), min_size=1, max_size=4).map("".join)
+
+
+@settings(repeatable, max_examples=100)
+@given(split=regexes, text=texts)
+def test_regexes_of_the_known_parts_cut_as_the_reference(trained, tmp_path_factory, split, text):
+    file = layout_of(trained["llama3"][0])
+    file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = split
+    folder = write(tmp_path_factory.mktemp("split"), file)
+    if regex.match(split, ""):
+        return refused(folder, "pre-tokenizer")
+    try:
+        reference = Reference.from_str(json.dumps(file))
+    except Exception as error:  # no file has such a regex
+        assert "target of repeat operator" in str(error)
+        return
+    try:
+        ours = load_tokenizer(folder)
+        for one in [text, *TEXTS[::80], *(one for one in TEXTS[-30:] if len(one) < 200)]:
+            check(ours, reference, one)
+    except ValueError as error:  # tiktoken stops at (?:(?!a))?, and where it must go back too often
+        assert "tokenizer.json cannot be used" in str(error) or "cannot be cut into pieces" in str(error)
+        event("refused")
+
+
+@pytest.mark.parametrize("split", [
+    r"\w+", r"\b", "a$", "^a", "a++", "a{1,3}+", "a*?", "(?i:ss)", "(?i)a", "(a)", "a*", "a|", "(?:a?)*",
+    r"(?!\S)", "(?=a)", "(?<=a)b", "[a&&b]", "[[a]]", "[z-a]", "a{3,1}", "a{2}{2}", "(?:a", "a)", ".", r"\x41",
+    r"\p{Greek}", "", "(?:(?:a))", "(?!(?:a))", "[]", "ß"])
+def test_a_regex_of_other_parts_is_refused(trained, tmp_path, split):
+    file = layout_of(trained["llama3"][0])
+    file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = split
+    refused(write(tmp_path, file), "tokenizer.json", "pre-tokenizer")
+
+
+def test_added_tokens_before_and_behind_nfc(trained, tmp_path):
+    """Those of "normalized": false are cut out of the text, the others of the normal form of what is left."""
+    reference = Reference.from_str(trained["qwen"][0].to_str())
+    reference.add_tokens([AddedToken("|ab|", normalized=False), AddedToken("we the", normalized=True),
+                          AddedToken("the e\u0301", normalized=False), AddedToken("qe\u0301", normalized=True)])
+    ours = load_tokenizer(write(tmp_path, layout_of(reference)))
+    for text in ["we the e\u0301", "we the \u00e9", "qe\u0301", "q\u00e9 we the", "x<|ab|>|ab|", "e<s>\u0301",
+                 "qe<s>\u0301", "qwe the"]:
+        for special in (False, True):
+            reference.encode_special_tokens = not special
+            assert ours.encode(text, special=special) == reference.encode(text).ids, (text, special)
+    i = ours.plain["|ab|"]
+    assert i not in ours.encode("<|ab|>") and ours.encode("|ab|") == [i]  # a special token hides what stands in it
+
+
+@pytest.mark.parametrize("text, found", [
+    ("e\u0301 Ж", "'Ж', character 3 of 'e\u0301 Ж'"), ("xe\u0327", "'\u0229', character 1 of"),
+    ("<s>o\u0308 e\u0301Ж", "'Ж', character 8 of"), ("the zebra\u1ac5\u0323", "'\u1ac5', character 9 of")])
+def test_a_character_without_a_token_is_named_in_the_users_text(tmp_path, text, found):
+    normalizer = {"type": "Sequence", "normalizers": [{"type": "NFC"}]}
+    file = layout_of(train("smollm2", initial_alphabet=[])) | {"normalizer": normalizer}
+    ours = load_tokenizer(write(tmp_path, file))
+    with pytest.raises(ValueError, match=f"no token for {found}"):
+        ours.encode(text, special=True)
+
+
+def test_a_bos_or_eos_that_is_an_ordinary_or_a_plain_token(trained, tmp_path):
+    file = with_processor(trained["llama3"][0], TEMPLATE, "<s>")
+    for token in file["added_tokens"]:
+        token["special"] = token["content"] != "<s>"
+    eos = min((i, token) for token, i in file["model"]["vocab"].items() if token.isalpha() and len(token) > 2)
+    ours = load_tokenizer(write(tmp_path, file, tokenizer_config={"eos_token": eos[1]}))
+    assert (ours.bos_id, ours.eos_id, ours.adds_bos) == (ours.plain["<s>"], eos[0], True)
+    assert ours.encode("a", bos=True) == ids_of(Reference.from_str(json.dumps(file)), "a")
+
+
+def test_special_tokens_beyond_the_model(trained, tmp_path):
+    """A [PAD] that was added to the tokenizer alone is fine as long as it stays out of the text."""
+    reference = Reference.from_str(trained["gpt2"][0].to_str())
+    size = reference.get_vocab_size()
+    reference.add_special_tokens(["[PAD]"])
+    file = layout_of(reference)
+    ours = load_tokenizer(write(tmp_path, file))
+    assert ours.encode("[PAD]", special=True) == [size]
+    ours.check_belongs(size)
+    assert max(ours.encode("a[PAD]")) < size and ours.encode("<s>[PA", special=True)
+    with pytest.raises(ValueError, match=rf"has the id {size} for '\[PAD\]', and the model has {size} tokens") as error:
+        ours.encode("a[PAD]", special=True)
+    one_line(error)
+    with pytest.raises(ValueError, match="do not belong together"):
+        ours.check_belongs(size - 1)  # <|endoftext|>, the eos
+    ends = load_tokenizer(write(tmp_path, file, tokenizer_config={"eos_token": "[PAD]"}))
+    file["added_tokens"][-1]["special"] = False
+    for wrong in (ends, load_tokenizer(write(tmp_path / "plain", file))):
+        with pytest.raises(ValueError, match="do not belong together"):
+            wrong.check_belongs(size)
 
 
 # ---- a token of the beginning: has one, and puts one
@@ -485,12 +631,12 @@ def steps(*pre_tokenizers):
     ({"model.merges": [], "model.vocab": {"a\u4e2d": 0}}, "token 'a\u4e2d'"),
     ({"model.merges": ["t h e"]}, "merge 't h e'"),
     ({"model.merges": [["q", "qqqqq"]]}, "merge ['q', 'qqqqq']"),
-    ({"normalizer": {"type": "NFC"}}, "normalizer 'NFC'"),
+    ({"normalizer": {"type": "NFKC"}}, "normalizer 'NFKC'"),
     ({"pre_tokenizer": None}, "pre-tokenizer {}"),
     ({"pre_tokenizer": {"type": "Metaspace", "replacement": "_"}}, "Metaspace"),
     ({"pre_tokenizer": BYTE_LEVEL}, '"use_regex": false'),
     ({"pre_tokenizer": steps({**SPLIT, "behavior": "Removed"}, BYTE_LEVEL)}, "Removed"),
-    ({"pre_tokenizer": steps({**SPLIT, "pattern": {"Regex": "a+"}}, BYTE_LEVEL)}, "a+"),
+    ({"pre_tokenizer": steps({**SPLIT, "pattern": {"Regex": "\\w+"}}, BYTE_LEVEL)}, "w+"),
     ({"pre_tokenizer": steps(SPLIT, {**BYTE_LEVEL, "add_prefix_space": True})}, "Split"),
     ({"pre_tokenizer": steps({"type": "Digits", "individual_digits": False}, {**BYTE_LEVEL, "use_regex": True})},
      "Digits"),
