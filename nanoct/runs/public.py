@@ -51,11 +51,10 @@ def report(lines, args, constants, timed=()):
         of = lambda name, by: by(line[name] for line in s.lines) if known(name) else None
         peak = of("peak_bytes", max)
         rows.append([f"{method} {words_of(varied(s, methods[method]))}".strip(), f"{len({at[0] for at in s.scores()})}",
-                     s.cell, f"{published.get(method, '–')}",
-                     "" if icl in (None, s) else difference(s, icl), f"{s.seconds:.1f}",
+                     s.cell, f"{published.get(method, '–')}", "" if icl in (None, s) else difference(s, icl),
+                     *[shown(of("valid", lambda shares: 100 * mean(shares)), ".0f")] * has_valid, f"{s.seconds:.1f}",
                      shown(of("seconds_score", median), ".1f"), "" if peak is None else f"{peak / 1e9:.2f}",
-                     shown(s.mean("n_trained"), ",.0f"),
-                     *[shown(of("valid", lambda shares: 100 * mean(shares)), ".0f")] * has_valid])
+                     shown(s.mean("n_trained"), ",.0f")])
     if tied := [line["tied"] for line in lines if line.get("tied")]:
         notes.append(f"Options tie for the lowest loss in {sum(tied)} queries of {len(tied)} of the {len(lines)} runs.")
     if few := [line for line in first.lines if line.get("n_query", FEW) < FEW]:
@@ -66,8 +65,8 @@ def report(lines, args, constants, timed=()):
             f"{args.k or 'all'}, {many(first.lines, 'seed')}, {first.lines[0]['dtype']} on "
             f"{first.lines[0].get('device', 'an unknown device')}; score %, the mean over tasks within a seed, then "
             "over seeds, ± s.e. over tasks, seconds a task, peak memory of adapting and scoring")
-    header = ["method", "tasks", "score", "paper", "minus ICL, 95%", "s to adapt", "s to score", "peak GB", "trained"]
-    header += ["valid %"] * has_valid
+    header = ["method", "tasks", "score", "paper", "minus ICL, 95%", *["valid %"] * has_valid, "s to adapt",
+              "s to score", "peak GB", "trained"]
     parts = [head, *notes, table(rows, header)]
     main = {method: chosen(among, SETTINGS[args.benchmark].get(method, {})) for method, among in methods.items()}
     if pairs := [[f"{a} - {b}", difference(main[a], main[b])] for a, b in PAIRS if {a, b} <= main.keys()]:

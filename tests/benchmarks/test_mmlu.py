@@ -95,6 +95,16 @@ def test_bad_files_are_named_in_a_sentence(tmp_path, rows, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_question_that_repeats_a_demo_is_asked_and_counted(tmp_path, capsys):
+    """Its options may be others; only the question counts."""
+    write(tmp_path, [["same", *options, "A"] for options in ("abcd", "efgh", "ijkl")] + [["other", *"abcd", "B"]])
+    task, counts = make(tmp_path, k=1, seed=next(s for s in range(9) if make(tmp_path, 1, s)[1].repeats))
+    assert bytes(task.demos[0].x) == b"same\n" and counts == common.Counts(demos=1, queries=3, repeats=2)
+    assert str(counts + counts) == "2 demos, 6 queries, 0 too long, 0 inputs cut, 4 that repeat a demo's input"
+    seeds = [seed for seed in range(9) if bytes(make(tmp_path, 1, seed)[0].demos[0].x) == b"other\n"]
+    assert seeds and all(make(tmp_path, 1, seed)[1].repeats == 0 for seed in seeds)
+
+
 def test_a_folder_of_another_layout(tmp_path):
     with pytest.raises(FileNotFoundError, match="--data takes the folder of MMLU"):
         mmlu.tasks(tmp_path)

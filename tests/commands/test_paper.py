@@ -8,22 +8,25 @@ import sys
 import time
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import DATA
+from conftest import DATA, random_task, tiny_llama
 
 from nanoct import cli, paper
 from nanoct.benchmarks import words
 from nanoct.benchmarks.common import Counts
 from nanoct.benchmarks.presets import PUBLISHED, SETTINGS, SWEEPS
 from nanoct.costs import memory
+from nanoct.fewshot import Adapted, Query
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
-from nanoct.runs import stats
+from nanoct.runs import public, report, stats
 from nanoct.runs.results import key, read
+from nanoct.score import evaluate
 from nanoct.studies import ablations
 from nanoct.tokenizer import load_tokenizer
 from nanoct.weights import save_model
@@ -75,12 +78,41 @@ def test_all_methods_in_a_table_beside_the_papers(model, data, tmp_path, monkeyp
     for line in lines:
         assert line["demos"] == 2 and line["queries"] == line["n_query"] == 4 and line["peak_bytes"] > 0
         assert line["seconds"] >= 0 and line["seconds_score"] > 0 and line["dtype"] == "float32"
-        assert line["device"] and line["torch"]
+        assert line["device"] and line["torch"] and 0 <= line["valid"] <= 1
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
     for method in METHODS:
-        (row,) = [row for row in table.splitlines() if row.startswith(f"| {method} ") and row.count("|") == 10]
+        (row,) = [row for row in table.splitlines() if row.startswith(f"| {method} ") and row.count("|") == 11]
+        valid = [line["valid"] for line in lines if line["method"] == method]
+        assert row.split("|")[-6].strip() == f"{100 * sum(valid) / 2:.0f}"
         assert f"| {PUBLISHED['bbh'][method]} |" in row.replace("  ", " ").replace("  ", " ")
+
+
+def test_ties_are_said_and_valid_is_shown_where_lines_have_it(tmp_path, capsys):
+    """Lines of an older version have neither: a blank cell, or no column at all."""
+    args = SimpleNamespace(tasks=["a"], seeds=[1, 2], benchmark="bbh", model="m", pool="test", k=2, out=tmp_path)
+    line = dict(world="bbh", task="a", config={}, score=0.5, seconds=1.0, dtype="float32", n_query=20, n_trained=0)
+    of = lambda method, **more: [dict(line, method=method, seed=seed, **more) for seed in (1, 2)]
+    alike = {("a", seed): (0.5, 0.25) for seed in (1, 2)}
+    public.report([*of("icl"), *of("ct_kv", valid=0.345, tied=3), *of("lora", valid=0.0)], args, alike)
+    said = capsys.readouterr().out
+    valid = {row.split("|")[1].strip(): row.split("|")[-6].strip() for row in said.splitlines() if row.count("|") == 11}
+    assert "Options tie for the lowest loss in 6 queries of 2 of the 6 runs." in said
+    assert valid["method"] == "valid %" and valid["ct_kv"] == "34" and valid["icl"] == "" and valid["lora"] == "0"
+    assert valid[public.CONSTANT[0]] == valid[public.CONSTANT[1]] == ""
+    public.report([*of("icl"), *of("ct_kv")], args, alike)
+    assert "valid" not in (said := capsys.readouterr().out) and "tie" not in said
+
+
+def test_tokens_that_are_counted_are_those_that_are_scored():
+    """Those of a question once, and those of all its options."""
+    task, model, sizes = random_task(options=3, metric="accuracy", separator=[1, 2]), tiny_llama(), []
+    model.register_forward_pre_hook(lambda module, args: sizes.append(args[0].numel()))
+    for metric in "accuracy", "ids":
+        task.queries = [Query(q.x, q.y, q.options if metric == "accuracy" else None) for q in task.queries]
+        sizes.clear()
+        evaluate(Adapted(model), replace(task, metric=metric))
+        assert paper.lengths_of(replace(task, metric=metric)).scored == sum(sizes)
 
 
 def test_a_second_start_goes_on(model, data, tmp_path, monkeypatch, capsys):

@@ -117,6 +117,23 @@ def test_options_as_nanoct_scores_them(here, monkeypatch, capsys):
             assert list(row["losses"]) == options and min(row["losses"].values()) == row["losses"][row["prediction"]]
 
 
+@pytest.mark.parametrize("metric", [None, "accuracy", "macro_f1"])
+def test_options_that_differ_in_spaces_are_the_same_answer_in_every_metric(metric):
+    lines = [tune.Line("a", "x", output, ["yes", " yes", "no"]) for output in ("yes", " yes", "no")]
+    losses = lambda best: {option: float(option != best) for option in lines[0].options}
+    said = [" yes", "yes", "no"]
+    assert tune.score(lines, [(best, losses(best)) for best in said], metric) == 1
+    wrong = 1 / 4 if metric == "macro_f1" else 1 / 3
+    assert tune.score(lines, [("no", losses("no"))] * 3, metric) == pytest.approx(wrong)
+
+
+def test_options_that_tie_count_their_share():
+    line = tune.Line("a", "x", "yes", ["yes", "no", "maybe", " yes"])
+    of = lambda *losses: tune.score([line, line], [("yes", dict(zip(line.options, losses))), ("yes", {})], "accuracy")
+    assert of(1.0, 1.0, 1.0, 2.0) == (1 / 3 + 1) / 2 and of(1.0, 1.0, 1.0, 1.0) == (1 / 2 + 1) / 2
+    assert of(1.0, 2.0, 2.0, 2.0) == 1 and of(2.0, 1.0, 1.0, 2.0) == 1 / 2
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_can_be_tuned_and_asked(here, small, monkeypatch, capsys, method):
     few = [f"--set={name}=1" for name in ("n_step", "ttt_n_step", "n_prefix") if name in vars(METHODS[method].Config)]
