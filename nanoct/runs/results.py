@@ -52,8 +52,8 @@ def completed(line):
         return line
     Config = VARIANTS.get(method) or METHODS[method].Config
     own = {f.name: config.get(f.name, f.default) for f in fields(Config) if f.default is not MISSING}
-    return line | dict(config=own | {name: value for name, value in config.items()
-                                     if name in own or (name, value) not in RETIRED.items()})
+    others = {name: value for name, value in config.items() if (name, value) not in RETIRED.items()}
+    return line | dict(config=own | others)
 
 
 def data_id(task):

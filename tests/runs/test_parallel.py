@@ -53,6 +53,22 @@ def test_a_run_that_is_left_out_has_no_line(tmp_path):
     assert [l["task"] for l in lines] == ["a", "c"] and read(tmp_path / "lines.jsonl") == lines
 
 
+def short(run, progress=None):
+    if run["task"] in "bc":
+        raise parallel.NoRoom(f"{run['task']} needs 9 GB.")
+    return line(run)
+
+
+@pytest.mark.parametrize("n_worker", [0, 1])
+def test_runs_without_room_are_said_counted_and_tried_again(n_worker, tmp_path, capsys):
+    lines = execute(runs("a", "b", "c", "d"), Results(tmp_path / "lines.jsonl"), short, n_worker)
+    said = capsys.readouterr()
+    assert [l["task"] for l in lines] == ["a", "d"] and "2 of 4 runs were left out for want of memory.\n" in said.out
+    assert "left out: b needs 9 GB." in said.out + said.err
+    lines = execute(runs("a", "b", "c", "d"), Results(tmp_path / "lines.jsonl"), line, n_worker)
+    assert [l["task"] for l in lines] == list("abcd") and "want of memory" not in capsys.readouterr().out
+
+
 def test_the_bar_shows_step_and_loss_within_a_run(tmp_path, capsys):
     def work(run, progress):
         for step in range(3):
