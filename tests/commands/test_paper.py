@@ -24,7 +24,7 @@ from nanoct.costs import memory
 from nanoct.fewshot import Adapted, Query
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
-from nanoct.runs import public, report, stats
+from nanoct.runs import public, stats
 from nanoct.runs.results import key, read
 from nanoct.score import evaluate
 from nanoct.studies import ablations
