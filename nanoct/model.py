@@ -119,7 +119,7 @@ def alike(x, n_head):
     """Keys or values (B, K, S, D) with every KV head repeated for the H / K query heads that read it: (B, H, S, D).
 
     For masked calls on CUDA: a kernel that takes a mask and fewer KV heads stores all B·H·T·S scores there, but for
-    those of has_fused_groups (costs/attention.py measures it).
+    those of has_fused_groups (weights/nano/README.md has the numbers).
     """
     return x.repeat_interleave(n_head // x.shape[1], dim=1)
 
