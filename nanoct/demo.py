@@ -15,11 +15,11 @@ from itertools import zip_longest
 from nanoct import cli
 from nanoct.benchmarks import nano, words
 from nanoct.benchmarks.presets import SETTINGS
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import fetch, load_model, quiet_threads
 from nanoct.methods import ct_kv, icl
 from nanoct.runs.measure import clock
 from nanoct.score import decode, evaluate
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import fetch, load_model, quiet_threads
 
 WORLD, N_QUERY = "strings", 50
 WORDS = "opposite_gender", "past_tense", "animal_foo_plant_bar"  # the default: meaning, grammar, new labels
@@ -79,7 +79,7 @@ def show(task, model, tokenizer, config):
 
 
 def main():
-    p = cli.Parser(prog="nanoct.demo", description=__doc__)
+    p = cli.Parser(prog="nanoct demo", description=__doc__)
     p.add_argument("--model", help="folder or hub name of a public model, for real words; default: the embedded one")
     p.add_argument("--tasks", nargs="+", help="names of tasks; default: three")
     p.add_argument("--device", help="cuda, mps or cpu; default: the first there is, cpu for the embedded model")

@@ -28,7 +28,10 @@ from nanoct.benchmarks import arc, bbh, mmlu, nlp_lr, words
 from nanoct.benchmarks.common import Counts, check_names
 from nanoct.benchmarks.presets import SETTINGS, SWEEPS
 from nanoct.costs import memory
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import fetch, fingerprint, load_model, pick_device, read_config, resolve_dtype
 from nanoct.methods import METHODS
+from nanoct.runs import ablations
 from nanoct.runs.measure import measure
 from nanoct.runs.parallel import NoRoom, execute, join
 from nanoct.runs.public import report, report_ablations, report_sweep
@@ -36,9 +39,6 @@ from nanoct.runs.report import table
 from nanoct.runs.results import data_id, distinct, n_core
 from nanoct.runs.results import read as read_lines
 from nanoct.score import BATCH, ROOM, constants
-from nanoct.studies import ablations
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import fetch, fingerprint, load_model, pick_device, read_config, resolve_dtype
 
 RATES = 0.05, 50, 400  # TFLOP/s, in the order of two CPU cores, a consumer's GPU, and a data centre's
 BENCHMARKS = {"nlp_lr": nlp_lr, "mmlu": mmlu, "bbh": bbh, "arc": arc, "words": words}
@@ -46,10 +46,10 @@ HELPS = "use --checkpoint, --dtype bfloat16, or a lower --k or --length."  # whe
 
 
 def parse():
-    p = cli.Parser(prog="nanoct.paper", description=__doc__)
+    p = cli.Parser(prog="nanoct paper", description=__doc__)
     p.add_argument("--benchmark", choices=list(BENCHMARKS), required=True)
     p.add_argument("--model", required=True, help="folder or hub name of a Llama or GPT-2")
-    p.add_argument("--data", help="folder of its files; `python -m nanoct.benchmarks.fetch` gets them; default for "
+    p.add_argument("--data", help="folder of its files; `nanoct benchmarks.fetch` gets them; default for "
                    "words: the lists of the package")
     p.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: all")
     p.add_argument("--tasks", nargs="+", help="names; default: all of the pool")
@@ -66,7 +66,7 @@ def parse():
     p.add_argument("--sweep", action="store_true", help="each method at all settings of SWEEPS (benchmarks/presets.py) "
                    "on the validation pool, or on the --tasks of a benchmark without one; writes sweep.jsonl, sweep.md")
     p.add_argument("--ablations", action="store_true", help="CT-KV without its parts and from other starts, as in "
-                   "studies/ablations.py; writes ablations.jsonl, ablations.md")
+                   "runs/ablations.py; writes ablations.jsonl, ablations.md")
     p.add_argument("--seconds", metavar="FILE", help="lines of a run on a quiet machine, for the seconds and memory "
                    "of the table")
     p.add_argument("--no-form", action="store_true", help="bbh without the sentence on how to answer")

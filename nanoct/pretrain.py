@@ -45,12 +45,12 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.benchmarks import arc, nano
 from nanoct.benchmarks.common import bos
-from nanoct.files import lock, read_json_lines, replace_file
+from nanoct.io.files import lock, read_json_lines, replace_file
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.training import load_state, read_state, save_state
+from nanoct.io.weights import fetch, fingerprint, load_model, pick_device, read_config, save_model
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs import plots
-from nanoct.runs.training import load_state, read_state, save_state
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import fetch, fingerprint, load_model, pick_device, read_config, save_model
 
 ARCHITECTURE = dict(n_layer=6, n_head=4, n_kv_head=2, n_embd=128, head_dim=32, n_ffn=256, n_position=512)
 FREE = "n_step", "every"  # settings that may change when a run goes on
@@ -320,7 +320,7 @@ def need_finite(step, out, *tensors):
 
 
 def main():
-    parser = cli.Parser(prog="nanoct.pretrain", description=__doc__)
+    parser = cli.Parser(prog="nanoct pretrain", description=__doc__)
     for f in fields(Config):
         parser.add_argument("--" + f.name.replace("_", "-"), type=f.type, default=f.default)
     parser.add_argument("--world", choices=[*nano.WORLDS, "arc"], default="strings")

@@ -4,9 +4,9 @@
     python -m nanoct.reproduce --quick                  # 1 task of each
     python -m nanoct.reproduce --full                   # every held-out task, 3 seeds of demos
     python -m nanoct.reproduce --world lexicon facts    # two of the worlds
-    python -m nanoct.reproduce --sweep                  # choose the settings, on validation tasks (studies/sweep.py)
+    python -m nanoct.reproduce --sweep                  # choose the settings, on validation tasks (runs/sweep.py)
     python -m nanoct.reproduce --ablations              # CT-KV without its parts, and with wrong labels
-    python -m nanoct.reproduce --scaling                # accuracy and seconds against k (studies/scaling.py)
+    python -m nanoct.reproduce --scaling                # accuracy and seconds against k (runs/scaling.py)
     python -m nanoct.reproduce --pool validation --set ct_kv.lr=3e-3,1e-2 ct_kv.n_step=32          # compare your own
     python -m nanoct.reproduce --report weights/nano/results/full.jsonl                               # run nothing
 
@@ -31,15 +31,15 @@ import torch
 
 from nanoct import cli
 from nanoct.benchmarks.nano import FOLDER, WORLDS, bayes, encode, make_task, read_settings
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import fingerprint, load_model, pick_device, read_config
 from nanoct.methods import METHODS
+from nanoct.runs import ablations, scaling, sweep
 from nanoct.runs.measure import check_finite, finite, measure
 from nanoct.runs.parallel import execute
 from nanoct.runs.report import CEILINGS, comparison, report, settings
 from nanoct.runs.results import Results, about, compare, completed, distinct, key, n_core, read
 from nanoct.score import evaluate
-from nanoct.studies import ablations, scaling, sweep
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import fingerprint, load_model, pick_device, read_config
 
 N_STEP = {"ct_kv": (4, 16, 64), "ttt": (2, 8, 32)}  # the curves; TTT takes about twice the seconds
 N_TASK = 2  # tasks of the held-out pool of each world
@@ -187,7 +187,7 @@ class Moved(argparse.Action):
 
 def parse():
     rows = [*METHODS, *CEILINGS]
-    p = cli.Parser(prog="nanoct.reproduce", description=__doc__)
+    p = cli.Parser(prog="nanoct reproduce", description=__doc__)
     p.add_argument("--methods", nargs="+", choices=rows, default=rows, help="default: all, and the ceilings")
     p.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS), help="default: all")
     p.add_argument("--pool", choices=("held_out", "validation", "train"), default="held_out")
@@ -199,7 +199,7 @@ def parse():
     p.add_argument("--quick", action="store_true", help="1 task of each world")
     p.add_argument("--full", action="store_true", help="every task of the pool, seeds 0 1 2")
     p.add_argument("--sweep", action="store_true", help=f"choose settings on {sweep.N_TASK} validation tasks of "
-                   "each world (studies/sweep.py); writes sweep.jsonl, sweep.md and settings.json")
+                   "each world (runs/sweep.py); writes sweep.jsonl, sweep.md and settings.json")
     p.add_argument("--ablations", action="store_true", help="CT-KV without its parts, from other starts, with wrong "
                    "labels; writes ablations.jsonl")
     p.add_argument("--scaling", action="store_true", help="accuracy and seconds against k; writes scaling.jsonl")

@@ -27,12 +27,12 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.benchmarks.nano import BOS, END, EQUALS, FOLDER
 from nanoct.fewshot import Demo, Task, check_fits
-from nanoct.files import read_json_lines, replace_file
+from nanoct.io.files import read_json_lines, replace_file
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import fetch, load_model, quiet_threads
 from nanoct.methods import METHODS
 from nanoct.runs.contexts import check_savable, load_adapted, read_about, save_adapted
 from nanoct.score import decode, macro_f1, score_questions
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import fetch, load_model, quiet_threads
 
 EMBEDDED, PLAIN = f"{{input}}{EQUALS}{{output}}{END}", "{input}\n{output}\n\n"  # templates
 METRICS = None, "accuracy", "macro_f1", "text"  # None: depends on whether a line has options
@@ -283,7 +283,7 @@ def written(row):
 
 
 def parse():
-    p = cli.Parser(prog="nanoct.tune", description=__doc__)
+    p = cli.Parser(prog="nanoct tune", description=__doc__)
     p.add_argument("--data", required=True, metavar="FILE.jsonl", help='lines {"input", "output", "options"?}: the '
                    "demos; with --predict the questions, whose output may be missing")
     p.add_argument("--out", metavar="FILE", help="the context; with --predict the answers, default: stdout")

@@ -12,9 +12,9 @@ from test_fewshot import UNEVEN, relative_error
 
 from nanoct.adapters import TARGETS, DoRA, LoRA, attach, leaves, trained
 from nanoct.fewshot import Demo
+from nanoct.io.weights import load_model
 from nanoct.methods import METHODS, icl, ttt
 from nanoct.score import evaluate, score_pairs
-from nanoct.weights import load_model
 
 # --- against peft ---
 

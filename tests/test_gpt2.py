@@ -15,10 +15,10 @@ from nanoct.adapters import DoRA, LoRA, attach
 from nanoct.adapters import leaves as leaves_of
 from nanoct.fewshot import Adapted, encode_context
 from nanoct.gpt2 import GPT2, GPT2Config
+from nanoct.io.weights import fingerprint, load_model, read_config, save_model
 from nanoct.methods import METHODS
 from nanoct.packing import answer_logits, pack, visible
 from nanoct.score import evaluate, generate
-from nanoct.weights import fingerprint, load_model, read_config, save_model
 
 SHORT = dict(n_step=3, ttt_n_step=2)
 

@@ -10,8 +10,8 @@ import transformers
 from conftest import tiny_llama
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from nanoct.io.weights import load_model, save_model
 from nanoct.model import Llama, LlamaConfig, RMSNorm, alike, has_fused_groups, rope_frequencies
-from nanoct.weights import load_model, save_model
 
 BASE = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=512, rms_norm_eps=1e-5, tie_word_embeddings=True)

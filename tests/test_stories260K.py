@@ -7,8 +7,8 @@ import torch
 from conftest import DATA
 
 from nanoct.fewshot import Adapted
+from nanoct.io.weights import load_model
 from nanoct.score import generate
-from nanoct.weights import load_model
 
 FOLDER = DATA / "stories260K"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"needs the public stories260K checkpoint in {FOLDER}")

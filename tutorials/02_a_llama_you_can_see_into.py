@@ -30,8 +30,8 @@ import torch
 from lesson import breaks, colour, plt
 
 from nanoct.benchmarks import nano
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import load_model
 
 folder = nano.FOLDER / "strings"
 model, tokenizer = load_model(folder, "cpu").double(), load_tokenizer(folder)

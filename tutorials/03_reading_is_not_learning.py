@@ -30,8 +30,8 @@
 from lesson import breaks, claim, colour, few, label, plt
 
 from nanoct.benchmarks import nano
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import load_model
 
 folder = nano.FOLDER / "strings"
 model, tokenizer = load_model(folder, "cpu"), load_tokenizer(folder)

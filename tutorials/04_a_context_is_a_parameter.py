@@ -32,8 +32,8 @@ import torch
 from lesson import breaks, claim, colour, few, plt
 
 from nanoct.benchmarks import nano
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import load_model
 
 WORLDS = "strings", "facts"
 models = {world: load_model(nano.FOLDER / world, "cpu") for world in WORLDS}
@@ -90,7 +90,7 @@ for line in list(difflib.unified_diff(body(prefix_tuning), body(ct_kv), lineterm
 # method on other tasks.
 
 # %%
-from nanoct.studies import ablations
+from nanoct.runs import ablations
 
 settings = nano.read_settings()
 STARTS = {"its own examples": "demos", "another task's examples": "others", "noise": "noise", "32 tokens": None}

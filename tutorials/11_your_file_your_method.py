@@ -25,14 +25,14 @@ from lesson import breaks, claim, colour, few, label, plt
 from nanoct import tune
 from nanoct.benchmarks import nano
 from nanoct.fewshot import Adapted, Demo, Task, encode_context
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import load_model
 from nanoct.methods import ct_kv, icl
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, can_leave_one_out, pack_demos, visible
 from nanoct.runs.contexts import load_adapted, save_adapted
 from nanoct.runs.measure import measure
 from nanoct.runs.report import Setting, difference, table
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model
 
 # %% [markdown]
 # ## Your file

@@ -1,6 +1,6 @@
 """ARC-AGI-1: learn from pairs of coloured grids to predict the output of a new one, every cell right.
 
-    python -m nanoct.benchmarks.arc --data F --show 1
+    nanoct benchmarks.arc --data F --show 1
 
 A grid is written as text: its shape, such as "3 4", then its rows of digits, one a line. It is encoded cell by cell, so
 that every cell is a token of its own in any tokenizer that has the digits. (The text as a whole would merge digits, up
@@ -17,7 +17,7 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.benchmarks import common
 from nanoct.fewshot import Demo, Query, Task
-from nanoct.files import read_json
+from nanoct.io.files import read_json
 
 K, LENGTH = None, 8192  # all demos
 SEEDS = (0,)  # nothing is drawn; the seed is the method's

@@ -1,6 +1,6 @@
 """BBH: 27 BIG-Bench-Hard tasks; the answer is decoded greedily and compared as text.
 
-    python -m nanoct.benchmarks.bbh --data F --show 2
+    nanoct benchmarks.bbh --data F --show 2
 
 A context is the instruction, then "\\n\\nQ: …\\nA: …" for every demo (solved example). The instruction is the line
 after the dashes in cot-prompts/<task>.txt, then a sentence on the form of the answer, such as "Answer with Yes or No
@@ -22,7 +22,7 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.benchmarks import common
 from nanoct.fewshot import Demo, Query, Task
-from nanoct.files import read_json
+from nanoct.io.files import read_json
 
 K, LENGTH = 10, 2048
 SEEDS = (42, 43, 44, 45, 46)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from nanoct import cli
-from nanoct.files import as_text, read_bytes
-from nanoct.tokenizer import load_tokenizer
+from nanoct.io.files import as_text, read_bytes
+from nanoct.io.tokenizer import load_tokenizer
 
 
 @dataclass
@@ -126,7 +126,7 @@ def main(benchmark):
     args = p.parse_args()
     cli.at_least_one(args, "k", "length", "show")
     if args.model:
-        from nanoct.weights import fetch  # only here
+        from nanoct.io.weights import fetch  # only here
 
         args.model = fetch(args.model, weights=False)
     there = benchmark.tasks(args.data)

@@ -1,6 +1,6 @@
 """Download the public files of a benchmark into a folder that its reader takes.
 
-    python -m nanoct.benchmarks.fetch bbh mmlu arc nlp_lr --out data
+    nanoct benchmarks.fetch bbh mmlu arc nlp_lr --out data
 
 An interrupted download goes on where it stopped. SHA256SUMS holds the sums of half of the files, those that nanoct's
 own counts were made on; a file with another sum is refused. For the other files, archives must be complete, and every
@@ -23,7 +23,7 @@ from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
 from nanoct import cli
-from nanoct.files import read_bytes, replace_file
+from nanoct.io.files import read_bytes, replace_file
 
 LARGEST, LARGEST_IN_ALL = 2**26, 2**30  # bytes of one file in an archive, and of all; public ones have less than 10%
 SUMS = Path(__file__).with_name("SHA256SUMS")
@@ -202,7 +202,7 @@ def from_hub(source, folder):
 
 
 def main():
-    p = cli.Parser(prog="nanoct.benchmarks.fetch", description=__doc__)
+    p = cli.Parser(prog="nanoct benchmarks.fetch", description=__doc__)
     p.add_argument("names", nargs="+", choices=list(SOURCES), metavar="NAME", help=", ".join(SOURCES))
     p.add_argument("--out", default="data", help="each benchmark gets a folder in this one; default: data")
     args = p.parse_args()

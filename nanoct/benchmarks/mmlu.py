@@ -1,6 +1,6 @@
 """MMLU: 57 subjects; choose which of four answers follows a question. The model is not shown the options.
 
-    python -m nanoct.benchmarks.mmlu --data F --show 2
+    nanoct benchmarks.mmlu --data F --show 2
 
 A context is x₁ \\n y₁ \\n x₂ \\n y₂ …: x is a question, y the text of its right answer. A row, one question with one
 option, begins with the line break too. So the loss is over the text of the option alone, and the option with the lowest

@@ -1,6 +1,6 @@
 """NLP-LR: the 26 low-resource tasks of MetaICL's hr→lr split, in the format of the authors' code.
 
-    python -m nanoct.benchmarks.nlp_lr --data F --show 2
+    nanoct benchmarks.nlp_lr --data F --show 2
 
 A context is x₁ ␣ y₁ ␣ x₂ ␣ y₂ …: inputs and outputs are tokenised apart, with one space token between all parts. Every
 row that is trained or asked begins with the space too. There is no beginning-of-sequence token and no terminator. An
@@ -21,7 +21,7 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.benchmarks import common
 from nanoct.fewshot import Demo, Query, Task
-from nanoct.files import read_json_lines
+from nanoct.io.files import read_json_lines
 
 K, LENGTH, LONGEST, PATIENCE = 16, 1024, 256, 100
 SEEDS = (13, 21, 42, 87, 100)

@@ -1,8 +1,8 @@
 """The bridge between the two papers: the question of the coin-flip study, asked of Context Tuning's methods on a Llama.
 
-    python -m nanoct.coins.bridge               # the table and the figure, minutes on two cores
-    python -m nanoct.coins.bridge --pretrain    # meta-train the Llama again (weights/coins/llama)
-    python -m nanoct.coins.bridge --sweep       # choose the settings again, on other coins and seeds
+    nanoct coins.bridge               # the table and the figure, minutes on two cores
+    nanoct coins.bridge --pretrain    # meta-train the Llama again (weights/coins/llama)
+    nanoct coins.bridge --sweep       # choose the settings again, on other coins and seeds
 
 A tiny Llama (2 layers, width 64; three tokens: 0, 1 and a start) is meta-trained on Beta(1, 1) coins. A row has flips
 of one coin, in sessions of 4 to 64, each behind a start token. A task has k demos (solved examples): sessions of 25
@@ -34,16 +34,16 @@ from nanoct import cli
 from nanoct.coins.coins import Beta, Coins, after, ones_before, regret
 from nanoct.coins.predictors import FOLDER
 from nanoct.fewshot import Demo, Task
-from nanoct.files import read_json, replace_file
+from nanoct.io.files import read_json, replace_file
+from nanoct.io.weights import load_model, save_model
 from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
 from nanoct.packing import answer_logits, pack
+from nanoct.runs import ablations
 from nanoct.runs.parallel import execute
 from nanoct.runs.report import table
 from nanoct.runs.results import Results, about, n_core
 from nanoct.runs.stats import standard_error
-from nanoct.studies import ablations
-from nanoct.weights import load_model, save_model
 
 START = 2  # the third token
 CONFIG = LlamaConfig(vocab_size=3, n_layer=2, n_head=4, n_kv_head=4, n_embd=64, head_dim=16, n_ffn=128, n_position=512)
@@ -171,7 +171,7 @@ def key(line):
 def model():
     folder = FOLDER / "llama"
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no {folder}: `python -m nanoct.coins.bridge --pretrain --out {FOLDER}` "
+        raise FileNotFoundError(f"there is no {folder}: `nanoct coins.bridge --pretrain --out {FOLDER}` "
                                 "makes it.")
     return load_model(folder, "cpu", torch.float32)
 
@@ -233,7 +233,7 @@ def report(lines, seeds, out):
 
 
 def main():
-    p = cli.Parser(prog="nanoct.coins.bridge", description=__doc__)
+    p = cli.Parser(prog="nanoct coins.bridge", description=__doc__)
     p.add_argument("--pretrain", action="store_true", help="meta-train the Llama")
     p.add_argument("--sweep", action="store_true", help="choose settings on other coins; writes bridge.json")
     p.add_argument("--seeds", type=int, default=6, help="draws of demos and queries")

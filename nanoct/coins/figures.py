@@ -16,7 +16,7 @@ from nanoct.coins.coins import Beta
 from nanoct.coins.experiment import BASE
 from nanoct.coins.predictors import KINDS, Config, shipped
 from nanoct.coins.tuning import METHODS, PREFIX, WEIGHTS
-from nanoct.files import replacing
+from nanoct.io.files import replacing
 from nanoct.runs import plots
 from nanoct.runs.stats import standard_error
 

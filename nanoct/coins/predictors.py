@@ -1,8 +1,8 @@
 """An LSTM and a Transformer that predict the next flip, and their meta-training (arXiv 2505.17010).
 
-    python -m nanoct.coins.predictors                                     # both kinds, meta-trained, into weights/coins
-    python -m nanoct.coins.predictors --n-embd 4                          # a narrow embedding
-    python -m nanoct.coins.predictors --width 256 --n-layer 2 --batch 64  # larger
+    nanoct coins.predictors                                     # both kinds, meta-trained, into weights/coins
+    nanoct coins.predictors --n-embd 4                          # a narrow embedding
+    nanoct coins.predictors --width 256 --n-layer 2 --batch 64  # larger
 
 A flip is one-hot and embedded by a dense layer. A token of zeros stands at the beginning; its embedding is the layer's
 bias. Then come the rows of a prefix, if there is one, then the flips. Sizes are width x layers, as in the public code:
@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from nanoct import cli
 from nanoct.coins.coins import Beta, regret
-from nanoct.files import read_json, replace_file
+from nanoct.io.files import read_json, replace_file
 from nanoct.runs.results import machine
 from nanoct.runs.stats import standard_error
 
@@ -182,7 +182,7 @@ def save(predictor, file, **about):
 def load(file):
     """Load a predictor that `save` wrote. Raises FileNotFoundError, or ValueError if it is broken."""
     if not Path(file).is_file():
-        raise FileNotFoundError(f"there is no predictor {file}: `python -m nanoct.coins.predictors` makes it.")
+        raise FileNotFoundError(f"there is no predictor {file}: `nanoct coins.predictors` makes it.")
     try:
         with safe_open(file, "pt") as opened:
             predictor = Predictor(Config(**read_json(opened.metadata()["config"].encode(), file, dict)))
@@ -198,7 +198,7 @@ def shipped(config):
 
 
 def main():
-    p = cli.Parser(prog="nanoct.coins.predictors", description=__doc__)
+    p = cli.Parser(prog="nanoct coins.predictors", description=__doc__)
     p.add_argument("--kind", nargs="+", choices=KINDS, default=KINDS)
     numbers = {"width": 128, "n-layer": 1, "n-embd": 128, "n-step": 1000, "batch": 256, "seed": 0}
     for name, default in numbers.items():

@@ -13,7 +13,7 @@ from nanoct.coins import experiment, figures
 from nanoct.coins.experiment import BASE, BAYES, BEHIND, LENGTH
 from nanoct.coins.predictors import KINDS
 from nanoct.coins.tuning import METHODS, best
-from nanoct.files import replace_file
+from nanoct.io.files import replace_file
 from nanoct.runs.report import table
 from nanoct.runs.stats import standard_error
 

@@ -1,9 +1,9 @@
 """The coin-flip study: which ways of tuning bring a meta-trained predictor to Bayes on a source (arXiv 2505.17010).
 
-    python -m nanoct.coins.study --quick        # one repetition of short runs, minutes on two cores
-    python -m nanoct.coins.study --cpu          # the reduced preset, an hour on two cores
-    python -m nanoct.coins.study --full         # the paper's preset, for a GPU or the patient; it says its cost first
-    python -m nanoct.coins.study --cpu --report # tables and figures anew, from the lines in --out
+    nanoct coins.study --quick        # one repetition of short runs, minutes on two cores
+    nanoct coins.study --cpu          # the reduced preset, an hour on two cores
+    nanoct coins.study --full         # the paper's preset, for a GPU or the patient; it says its cost first
+    nanoct coins.study --cpu --report # tables and figures anew, from the lines in --out
 
 A run (experiment.py) is a JSON line in --out, appended when the run ends. A second start goes on from there. report.py
 makes the tables, figures.py the figures.
@@ -15,13 +15,13 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.coins import report
 from nanoct.coins.experiment import PRESETS, flops, key, plan, prepare, work
+from nanoct.io.weights import pick_device
 from nanoct.runs.parallel import execute
 from nanoct.runs.results import Results, n_core
-from nanoct.weights import pick_device
 
 
 def main():
-    p = cli.Parser(prog="nanoct.coins.study", description=__doc__)
+    p = cli.Parser(prog="nanoct coins.study", description=__doc__)
     group = p.add_mutually_exclusive_group()
     for name, preset in PRESETS.items():
         size = "{0.n_step} steps of {0.batch} sequences, {0.n_repetition} repetitions, {1} runs"

@@ -1,6 +1,6 @@
 """Estimate the bytes and FLOPs of a method before it runs, and measure the peak of a run.
 
-    python -m nanoct.memory                 # estimated against measured, a random model on the CPU, minutes
+    nanoct memory                 # estimated against measured, a random model on the CPU, minutes
 
 A method's `footprint` says what it stores and which passes it makes (nanoct/footprint.py); this file adds that up.
 There are b bytes a number (4 or 2), L layers, H heads, K KV heads, D head_dim, C n_embd, F n_ffn, V vocab, P prefix
@@ -44,11 +44,11 @@ from nanoct.adapters import TARGETS
 from nanoct.costs.task import random_task
 from nanoct.footprint import Lengths, entry
 from nanoct.gpt2 import GPT2, GPT2Config
+from nanoct.io.weights import pick_device, resolve_dtype
 from nanoct.methods import METHODS
 from nanoct.model import HEAD, Llama, LlamaConfig
 from nanoct.runs.measure import peak
 from nanoct.runs.report import table
-from nanoct.weights import pick_device, resolve_dtype
 
 SMALL = LlamaConfig(  # the model of the command
     vocab_size=8000, n_layer=4, n_head=8, n_kv_head=4, n_embd=256, head_dim=32, n_ffn=704, n_position=0)
@@ -199,7 +199,7 @@ def measure(method, model, k=16, context=700, n_step=2, **settings):
 
 def main():
     known = [name for name in METHODS if name != "zero_shot"]  # which has nothing to measure
-    p = cli.Parser(prog="nanoct.memory", description=__doc__)
+    p = cli.Parser(prog="nanoct memory", description=__doc__)
     p.add_argument("--methods", nargs="+", choices=known, default=known)
     p.add_argument("--context", type=int, default=700, help="tokens of 16 demos")
     p.add_argument("--device")
@@ -215,3 +215,7 @@ def main():
             rows.append([method, "yes" if model.checkpoint else "", f"{guess / 1e6:.1f}", f"{measured / 1e6:.1f}",
                          f"{guess / measured:.2f}"])
     print(table(rows, ["method", "checkpoint", "estimated MB", "measured MB", "ratio"]))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -19,9 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nanoct import adapters
 from nanoct.fewshot import encode_context, first_tokens
+from nanoct.io.weights import config_json
 from nanoct.methods import ct_kv, ttt
 from nanoct.packing import visible
-from nanoct.weights import config_json
 
 DROPOUT = ct_kv.Config.token_dropout
 

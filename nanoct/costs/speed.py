@@ -1,9 +1,9 @@
 """Time a CT-KV step and the same in transformers (one_step.py), then every method and its peer in another library.
 
-    python -m nanoct.speed                        # a random Llama, 24M + vocabularies of 32,000 and 128,000
-    python -m nanoct.speed --model llama-3.2-1b --device cuda         # true size, random weights, bfloat16
-    python -m nanoct.speed --model llama-3-8b --device cuda --checkpoint --k 10 --context 1900
-    python -m nanoct.speed --model meta-llama/Llama-3.2-1B --context 1400
+    nanoct speed                        # a random Llama, 24M + vocabularies of 32,000 and 128,000
+    nanoct speed --model llama-3.2-1b --device cuda         # true size, random weights, bfloat16
+    nanoct speed --model llama-3-8b --device cuda --checkpoint --k 10 --context 1900
+    nanoct speed --model meta-llama/Llama-3.2-1B --context 1400
 
 Time does not depend on the values of the weights. peers.py holds what nanoct is compared with.
 
@@ -28,11 +28,11 @@ from nanoct.benchmarks.presets import SETTINGS
 from nanoct.costs import memory, one_step, peers
 from nanoct.costs.one_step import adapting, seconds
 from nanoct.costs.task import SPREAD, random_task
+from nanoct.io.weights import fetch, load_model, pick_device, read_config, resolve_dtype
 from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs.report import table
 from nanoct.runs.results import machine
-from nanoct.weights import fetch, load_model, pick_device, read_config, resolve_dtype
 
 SIZES = {  # named after the weights of the body: all but the embedding, which is also the head
     "24m": dict(n_layer=8, n_head=8, n_kv_head=4, n_embd=512, head_dim=64, n_ffn=1440),
@@ -174,7 +174,7 @@ def load(name, vocab_size, context, device, dtype, alone=False):
 
 
 def main():
-    p = cli.Parser(prog="nanoct.speed", description=__doc__)
+    p = cli.Parser(prog="nanoct speed", description=__doc__)
     p.add_argument("--model", default="24m", help=f"random: {', '.join(SIZES)}; or a folder or hub name; default: 24m")
     p.add_argument("--vocab", nargs="+", type=int, help="vocabularies of the random Llama; default: 32000 128000")
     p.add_argument("--k", type=int, default=16, help="demos")
@@ -216,3 +216,7 @@ def main():
         if args.methods and vocab_size == vocabularies[0]:
             about |= dict(k=args.k, context=args.context)
             compare(model, theirs, args.methods, task, args.repeat, about, out.with_name("costs.jsonl"))
+
+
+if __name__ == "__main__":
+    cli.run(main)

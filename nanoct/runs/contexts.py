@@ -28,9 +28,9 @@ from safetensors.torch import save
 
 from nanoct import adapters
 from nanoct.fewshot import Adapted, Prefix
-from nanoct.files import read_json, replace_file
+from nanoct.io.files import read_json, replace_file
+from nanoct.io.weights import FLOATS, fingerprint
 from nanoct.methods import METHODS
-from nanoct.weights import FLOATS, fingerprint
 
 VERSION = 1
 ENTRY = "nanoct_context"  # the only entry of the metadata, as safetensors does not keep the order of several

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from nanoct.files import lock
+from nanoct.io.files import lock
 from nanoct.runs.results import Results
 from nanoct.score import NotFinite
 

@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator
 
 from nanoct.benchmarks.nano.grids import PALETTE
-from nanoct.files import replacing
+from nanoct.io.files import replacing
 from nanoct.methods import METHODS
 
 CEILINGS = {"bayes_training": ("Bayes, training prior", "#c9a227"),

@@ -6,7 +6,7 @@ All rows of a table are about the same tasks and seeds. Averages, errors and dif
 from statistics import mean, median
 
 from nanoct.benchmarks.presets import PUBLISHED, SETTINGS
-from nanoct.files import publish
+from nanoct.io.files import publish
 from nanoct.runs.report import (
     PAIRS,
     Setting,

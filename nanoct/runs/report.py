@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from nanoct.benchmarks.nano import WORLDS
-from nanoct.files import publish
+from nanoct.io.files import publish
 from nanoct.methods import METHODS
 from nanoct.runs.stats import average, plus_minus, student
 

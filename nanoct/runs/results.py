@@ -19,7 +19,7 @@ from warnings import warn
 
 import torch
 
-from nanoct.files import fcntl, read_bytes, read_json, read_json_lines
+from nanoct.io.files import fcntl, read_bytes, read_json, read_json_lines
 from nanoct.methods import METHODS
 
 KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed")  # lines that agree in these are one run

@@ -10,11 +10,11 @@ from conftest import DATA, tiny_llama
 
 from nanoct.benchmarks import arc, common
 from nanoct.fewshot import concatenate
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import load_model, save_model
 from nanoct.methods import icl
 from nanoct.pretrain import Config, Rows, train
 from nanoct.score import asked, evaluate
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model, save_model
 
 BYTES = load_tokenizer("bytes")
 PAIR = dict(input=[[0, 1, 2]], output=[[3], [4]])

@@ -9,9 +9,9 @@ from conftest import DATA, tiny_llama
 from nanoct import cli
 from nanoct.benchmarks import bbh, common
 from nanoct.fewshot import Adapted, concatenate
+from nanoct.io.tokenizer import load_tokenizer
 from nanoct.methods import METHODS, lora
 from nanoct.score import asked, evaluate
-from nanoct.tokenizer import load_tokenizer
 
 DATA = DATA / "bbh"
 BYTES = load_tokenizer("bytes")

@@ -8,8 +8,8 @@ from conftest import DATA, tiny_llama
 
 from nanoct.benchmarks import common, mmlu
 from nanoct.fewshot import concatenate
+from nanoct.io.tokenizer import load_tokenizer
 from nanoct.score import asked
-from nanoct.tokenizer import load_tokenizer
 
 DATA = DATA / "mmlu"
 BYTES = load_tokenizer("bytes")

@@ -16,9 +16,9 @@ from nanoct.benchmarks import nano
 from nanoct.benchmarks.nano import __main__ as look
 from nanoct.benchmarks.nano import facts, grids, lexicon, strings
 from nanoct.benchmarks.nano.functions import agreement
+from nanoct.io.tokenizer import load_tokenizer
 from nanoct.model import Llama, LlamaConfig
 from nanoct.pretrain import ARCHITECTURE
-from nanoct.tokenizer import load_tokenizer
 
 POOLS = ("train", "validation", "held_out")
 UNSEEN = POOLS[1:]
@@ -519,7 +519,7 @@ def test_a_task_is_its_examples_as_ids(world, tokenizer):
     assert len(small.demos) == 2 and len(small.queries) == 3
 
 
-# --- looking at tasks: python -m nanoct.benchmarks.nano ---
+# --- looking at tasks: nanoct benchmarks.nano ---
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from conftest import DATA, tiny_llama
 
 from nanoct.benchmarks import common, nlp_lr
 from nanoct.fewshot import Adapted, Demo, Query, Task, concatenate
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import load_model
 from nanoct.methods import ct_kv, icl
 from nanoct.score import asked, evaluate
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model
 
 BYTES = load_tokenizer("bytes")
 

@@ -13,7 +13,7 @@ from conftest import tiny_llama
 
 from nanoct.benchmarks import words
 from nanoct.fewshot import concatenate
-from nanoct.tokenizer import load_tokenizer
+from nanoct.io.tokenizer import load_tokenizer
 
 BYTES = load_tokenizer("bytes")
 NAMES = words.tasks()

@@ -12,7 +12,7 @@ from nanoct.coins import experiment, figures, report, study
 from nanoct.coins.coins import Beta, Coins, after, log_loss, regret
 from nanoct.coins.predictors import Config, shipped
 from nanoct.coins.tuning import METHODS, tune
-from nanoct.files import lock
+from nanoct.io.files import lock
 from nanoct.runs.parallel import execute
 
 TINY = experiment.Preset(

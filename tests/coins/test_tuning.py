@@ -133,7 +133,7 @@ def test_meta_training_lowers_the_loss_and_files_hold_it(predictor, tmp_path):
     (tmp_path / "p.safetensors").write_bytes((tmp_path / "p.safetensors").read_bytes()[:-9])
     with pytest.raises(ValueError, match="no predictor that nanoct.coins wrote, or broken"):
         load(tmp_path / "p.safetensors")
-    with pytest.raises(FileNotFoundError, match="python -m nanoct.coins.predictors"):
+    with pytest.raises(FileNotFoundError, match="nanoct coins.predictors"):
         load(tmp_path / "none")
     with pytest.raises(ValueError, match="transformer, lstm, not 'rnn'"):
         Predictor(Config("rnn"))

@@ -13,10 +13,10 @@ from nanoct import adapters, cli, conformance, packing
 from nanoct.conformance import ALPHA, BATCH, DROPOUT, LENGTHS, LR, N_PREFIX, N_STEP, PAGE, RANK
 from nanoct.conformance import METHODS as NAMES
 from nanoct.fewshot import Demo, Query, Task, encode_context
+from nanoct.io.weights import load_model
 from nanoct.methods import METHODS, ct_kv, ct_prompt, ttt
 from nanoct.packing import answer_logits, pack, visible
 from nanoct.score import score_pairs
-from nanoct.weights import load_model
 
 
 @pytest.fixture(scope="session")

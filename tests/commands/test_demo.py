@@ -7,10 +7,10 @@ import pytest
 
 from nanoct import cli, demo
 from nanoct.benchmarks import nano
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import load_model
 from nanoct.methods import ct_kv, icl
 from nanoct.score import evaluate
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model
 
 
 def call(monkeypatch, *arguments):

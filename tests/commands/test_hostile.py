@@ -13,13 +13,13 @@ from conftest import tiny_llama
 
 from nanoct import cli
 from nanoct.benchmarks import common, nano
-from nanoct.weights import save_model
+from nanoct.io.weights import save_model
 
 DEEP = "[" * 10**5
 OBJECTS = '{"a":' * 10**5 + "1" + "}" * 10**5
 HUGE = str(10**30)
 READERS = "bbh", "mmlu", "nlp_lr", "arc"
-COMMANDS = dict(tune="tune", reproduce="reproduce", paper="paper", pretrain="pretrain", leak="studies.leak",
+COMMANDS = dict(tune="tune", reproduce="reproduce", paper="paper", pretrain="pretrain", leak="runs.leak",
                 fetch="benchmarks.fetch", nano="benchmarks.nano.__main__", memory="costs.memory", speed="costs.speed",
                 study="coins.study", predictors="coins.predictors", conformance="conformance",
                 **{name: f"benchmarks.{name}" for name in READERS})

@@ -22,14 +22,13 @@ from nanoct.benchmarks.common import Counts
 from nanoct.benchmarks.presets import PUBLISHED, SETTINGS, SWEEPS
 from nanoct.costs import memory
 from nanoct.fewshot import Adapted, Query
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import save_model
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
-from nanoct.runs import public, stats
+from nanoct.runs import ablations, public, stats
 from nanoct.runs.results import key, read
 from nanoct.score import evaluate
-from nanoct.studies import ablations
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import save_model
 
 SHORT = [word for name, method in METHODS.items() for field in ("n_step", "ttt_n_step", "batch", "rank")
          if hasattr(method.Config, field) for word in ("--set", f"{name}.{field}=1")]

@@ -11,9 +11,12 @@ from conftest import tiny_llama
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from nanoct import cli, files, pretrain
+from nanoct import cli, pretrain
 from nanoct.benchmarks import nano
 from nanoct.benchmarks.nano import facts, grids, lexicon, strings
+from nanoct.io import files
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import load_model, save_model
 from nanoct.model import Llama, LlamaConfig
 from nanoct.pretrain import (
     Config,
@@ -25,8 +28,6 @@ from nanoct.pretrain import (
     train,
 )
 from nanoct.runs import training
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model, save_model
 
 TINY = dict(n_layer=2, n_head=2, n_kv_head=1, n_embd=32, head_dim=16, n_ffn=48, n_position=512)
 GRIDS = replace(grids.WORLD, primitives=dict(list(grids.PRIMITIVES.items())[::3]))  # a ninth of the functions: fast

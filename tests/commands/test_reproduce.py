@@ -17,11 +17,11 @@ import torch
 from nanoct import cli
 from nanoct import reproduce as command
 from nanoct.benchmarks import nano
+from nanoct.io.weights import fingerprint, load_model, save_model
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
 from nanoct.reproduce import brief, configs, main, parse, plan, variants
 from nanoct.runs import plots, report, results, stats
-from nanoct.weights import fingerprint, load_model, save_model
 
 
 def line(method="icl", task="a", seed=0, score=0.5, seconds=1.0, config=None, world="strings", kl=0.1, k=10, wrong=0.0):

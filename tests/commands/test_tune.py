@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 from nanoct import cli, score, tune
 from nanoct.benchmarks import nano
 from nanoct.fewshot import Adapted, Query, Task
+from nanoct.io.tokenizer import ALPHABET, load_tokenizer
+from nanoct.io.weights import load_model, save_model
 from nanoct.methods import METHODS, ct_kv, icl
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs.contexts import load_adapted, read_about, save_adapted
 from nanoct.score import evaluate
-from nanoct.tokenizer import ALPHABET, load_tokenizer
 from nanoct.tune import Line, answer, configure, encode, read_lines, split, unescape
-from nanoct.weights import load_model, save_model
 
 DEMOS = [dict(input=x, output=x[::-1]) for x in ("abc", "fade", "nb", "hijk", "pale", "cab", "dim", "no", "lap", "peg")]
 STRINGS = nano.FOLDER / "strings"

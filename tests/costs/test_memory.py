@@ -14,8 +14,8 @@ from nanoct.benchmarks.presets import SETTINGS
 from nanoct.costs import memory
 from nanoct.costs.memory import Lengths, estimate, measure
 from nanoct.costs.task import random_task
-from nanoct.files import read_json_lines
 from nanoct.gpt2 import GPT2, GPT2Config
+from nanoct.io.files import read_json_lines
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
 from nanoct.paper import lengths_of

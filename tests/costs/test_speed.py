@@ -14,10 +14,10 @@ from nanoct.costs import one_step, peers, speed
 from nanoct.costs.task import random_task
 from nanoct.fewshot import encode_context
 from nanoct.gpt2 import GPT2, GPT2Config
+from nanoct.io.weights import save_model
 from nanoct.methods import ct_kv
 from nanoct.model import Llama
 from nanoct.packing import pack_demos
-from nanoct.weights import save_model
 
 K, CONTEXT, V = 5, 60, 97
 

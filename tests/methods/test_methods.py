@@ -21,9 +21,9 @@ from test_fewshot import (
 
 from nanoct.adapters import LoRA, attach
 from nanoct.fewshot import Demo, Query, Task, encode_context
+from nanoct.io.weights import load_model
 from nanoct.methods import METHODS, ct_kv, ct_prompt, icl, ttt, ttt_ct_kv, zero_shot
 from nanoct.score import evaluate, score_pairs, text_answers
-from nanoct.weights import load_model
 
 DRAWING = {"lora", "dora", "ttt", "ct_prompt", "ct_kv", "ttt_ct_kv"}  # methods that draw random numbers
 SHORT = dict(n_step=3, ttt_n_step=2)  # of any Config that has them

@@ -10,11 +10,11 @@ import torch
 
 from nanoct import paper, reproduce, tune
 from nanoct.benchmarks.nano import FOLDER, make_task
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import load_model, save_model
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs.contexts import load_adapted
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model, save_model
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from test_fewshot import UNEVEN, drawn, message, pairs_of, relative_error
 
 from nanoct.fewshot import Prefix
 from nanoct.methods import ct_prompt, icl, prefix_tuning, prompt_tuning
+from nanoct.runs.leak import HIDDEN, retrieved
 from nanoct.score import evaluate, score_pairs
-from nanoct.studies.leak import HIDDEN, retrieved
 
 BOTH = pytest.mark.parametrize("method", [prompt_tuning, prefix_tuning], ids=["prompt", "prefix"])
 

@@ -11,14 +11,14 @@ from conftest import random_task, tiny_llama
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from nanoct import files
 from nanoct.adapters import DoRA
 from nanoct.fewshot import Adapted, Prefix
-from nanoct.files import replace_file
+from nanoct.io import files
+from nanoct.io.files import replace_file
+from nanoct.io.weights import fingerprint
 from nanoct.methods import METHODS, zero_shot
 from nanoct.runs.contexts import ENTRY, load_adapted, read_about, save_adapted
 from nanoct.score import score_pairs
-from nanoct.weights import fingerprint
 
 
 def adapt(name, model, task=None, **changes):

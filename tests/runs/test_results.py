@@ -15,11 +15,10 @@ from types import SimpleNamespace
 import pytest
 
 from nanoct.fewshot import Demo, Query, Task
-from nanoct.files import lock
-from nanoct.runs import results
+from nanoct.io.files import lock
+from nanoct.runs import ablations, results
 from nanoct.runs.parallel import execute
 from nanoct.runs.results import Results, read
-from nanoct.studies import ablations
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from nanoct.benchmarks.nano import facts, grids, lexicon, strings
 from nanoct.fewshot import Demo, Query, Task
-from nanoct.files import read_json
+from nanoct.io.files import read_json
 
 BOS, EQUALS, END = "<s>", "=", ";"
 WORLDS = {"strings": strings.WORLD, "grids": grids.WORLD, "lexicon": lexicon.WORLD, "facts": facts.WORLD}

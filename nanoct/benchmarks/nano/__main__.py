@@ -1,8 +1,8 @@
 """Look at tasks of an embedded world.
 
-    python -m nanoct.benchmarks.nano --world facts --pool train           # names of the tasks of a pool
-    python -m nanoct.benchmarks.nano --world grids --show 2               # two tasks, in colour if this is a terminal
-    python -m nanoct.benchmarks.nano --world grids --show 2 --picture grids.png
+    nanoct benchmarks.nano --world facts --pool train           # names of the tasks of a pool
+    nanoct benchmarks.nano --world grids --show 2               # two tasks, in colour if this is a terminal
+    nanoct benchmarks.nano --world grids --show 2 --picture grids.png
 
 Demos (solved examples) come first. A "?" marks a query, with its answer and its options. NO_COLOR=1 prints digits.
 """
@@ -49,7 +49,7 @@ def show(world, name, demos, queries, colour):
 
 
 def main():
-    p = cli.Parser(prog="nanoct.benchmarks.nano", description=__doc__)
+    p = cli.Parser(prog="nanoct benchmarks.nano", description=__doc__)
     p.add_argument("--world", choices=list(WORLDS), default="strings")
     p.add_argument("--pool", choices=("held_out", "validation", "train"), default="held_out")
     p.add_argument("--show", type=int, metavar="N", help="print N tasks instead of all names")

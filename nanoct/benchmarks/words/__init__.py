@@ -1,6 +1,6 @@
 """Words: 35 tasks of real words, understood at a glance, such as hot -> cold. The lists come with the package.
 
-    python -m nanoct.benchmarks.words --show 2
+    nanoct benchmarks.words --show 2
 
 A context is "x₁ -> y₁\\nx₂ -> y₂\\n…". An answer ends with the line break, which is tokenised apart so that all answers
 end alike. It is right if all its tokens are. There is no instruction and no beginning-of-sequence token. 10 demos
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nanoct.benchmarks import common
 from nanoct.fewshot import Demo, Query, Task
-from nanoct.files import BOM, as_text, read_bytes
+from nanoct.io.files import BOM, as_text, read_bytes
 
 K, LENGTH = 10, 2048
 SEEDS = (42, 43, 44)

@@ -1,4 +1,4 @@
-"""Look at tasks of real words: `python -m nanoct.benchmarks.words --show 2`."""
+"""Look at tasks of real words: `nanoct benchmarks.words --show 2`."""
 
 from nanoct import cli
 from nanoct.benchmarks import common, words

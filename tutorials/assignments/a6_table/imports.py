@@ -4,8 +4,8 @@ import math
 from statistics import mean
 
 from nanoct import score
+from nanoct.runs import sweep
 from nanoct.runs.report import Setting
-from nanoct.studies import sweep
 
 
 def macro_f1(predicted, gold):

@@ -10,7 +10,7 @@ from test_fewshot import UNEVEN, leaves, message, padded_loss, pairs_of, relativ
 
 from nanoct.fewshot import encode_context
 from nanoct.methods import ct_kv, icl
-from nanoct.studies import ablations
+from nanoct.runs import ablations
 
 OTHERS = random_task(((4, 1), (2, 2), (3, 3)), seed=8).demos
 

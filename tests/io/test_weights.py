@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from test_model import LAYOUTS, LLAMA3, assert_logits, ids, read, write
 
-from nanoct import tune, weights
+from nanoct import tune
 from nanoct.benchmarks.nano import FOLDER
 from nanoct.gpt2 import GPT2, GPT2Config
-from nanoct.runs.results import read as read_lines
-from nanoct.weights import (
+from nanoct.io import weights
+from nanoct.io.weights import (
     fetch,
     fingerprint,
     load_model,
@@ -27,6 +27,7 @@ from nanoct.weights import (
     read_config,
     save_model,
 )
+from nanoct.runs.results import read as read_lines
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -565,11 +566,11 @@ def test_a_gguf_file_by_mistake(folder):
     """Alone, or in a folder that is no model's."""
     file = folder / "x.GGUF"
     file.write_bytes(b"GGUF")
-    assert f"`python -m nanoct.gguf {file} --out FOLDER`" in sentence(ValueError, fetch, file)
+    assert f"`nanoct gguf {file} --out FOLDER`" in sentence(ValueError, fetch, file)
     assert fetch(folder) == folder
     file.rename(file := folder / "x.gguf")
     (folder / "config.json").unlink()
-    assert f"`python -m nanoct.gguf {file} --out FOLDER`" in sentence(ValueError, load_model, folder)
+    assert f"`nanoct gguf {file} --out FOLDER`" in sentence(ValueError, load_model, folder)
     assert "no folder" in sentence(FileNotFoundError, fetch, folder / "other.gguf")
 
 

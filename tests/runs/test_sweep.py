@@ -11,9 +11,8 @@ from test_reproduce import line, model_folder  # noqa: F401, a fixture
 from nanoct.benchmarks import nano
 from nanoct.methods import METHODS
 from nanoct.reproduce import main, read_settings
-from nanoct.runs import results, stats
-from nanoct.studies import sweep
-from nanoct.studies.sweep import beyond, choose, grid, neighbours, search
+from nanoct.runs import results, stats, sweep
+from nanoct.runs.sweep import beyond, choose, grid, neighbours, search
 
 TASKS = "abcdef"
 

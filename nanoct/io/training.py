@@ -6,7 +6,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from nanoct.files import read_json, replacing
+from nanoct.io.files import read_json, replacing
 
 MOMENTS = "exp_avg", "exp_avg_sq", "step"
 ENTRY = "nanoct_training"  # the only entry of a state's metadata, as safetensors does not keep an order

@@ -1,6 +1,6 @@
 """Measure the leak in CT-Prompt's cheap variant: a hidden demo's answer passes through the prompt's later tokens.
 
-    python -m nanoct.leak            # the embedded models, minutes on one core
+    nanoct leak            # the embedded models, minutes on one core
 
 A prompt has k demos (solved examples). Training pair i is to give y_i, the answer of demo i. Every demo's answer is
 replaced by another demo's, so that only demo i says what y_i is. Pair i trains the embeddings of demo i alone: those of
@@ -25,14 +25,14 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.benchmarks.nano import FOLDER, WORLDS, make_task
 from nanoct.fewshot import concatenate
-from nanoct.files import publish, replace_file
+from nanoct.io.files import publish, replace_file
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import load_model
 from nanoct.methods import ct_prompt
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos
 from nanoct.runs.report import table
 from nanoct.runs.stats import standard_error
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model
 
 HIDDEN = {"visible": (False, False), "one pass": (False, True), "k passes": (True, True)}  # from the prompt, the pair
 CONFIG = ct_prompt.Config(n_step=32, lr=3e-2, token_dropout=0.0)
@@ -64,7 +64,7 @@ def retrieved(model, task, in_prompt, from_pair, config=CONFIG):
 
 
 def main():
-    p = cli.Parser(prog="nanoct.leak", description=__doc__)
+    p = cli.Parser(prog="nanoct leak", description=__doc__)
     p.add_argument("--tasks", type=int, default=4, help="number of held-out tasks of each world")
     p.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     p.add_argument("--out", default="results", help="folder of leak.jsonl and leak.md")
@@ -94,3 +94,7 @@ def main():
             for variant in HIDDEN for when in ("before", "after")]
     written = f"Demos retrieved, % ± s.e. over {args.tasks} held-out tasks\n\n" + table(rows, ["", *args.world]) + "\n"
     publish(written, folder / "leak.md")
+
+
+if __name__ == "__main__":
+    cli.run(main)

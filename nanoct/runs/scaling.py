@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from nanoct.fewshot import Demo, Task
-from nanoct.files import publish, replace_file
+from nanoct.io.files import publish, replace_file
 from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs.report import settings, table

@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from nanoct import cli
-from nanoct.files import publish, replace_file
+from nanoct.io.files import publish, replace_file
 from nanoct.methods import METHODS
 from nanoct.runs.report import complete, difference, highest, many, settings, table, varied, words
 from nanoct.runs.results import distinct

@@ -14,8 +14,7 @@ from nanoct.benchmarks.nano import WORLDS, mislabel
 from nanoct.methods import METHODS
 from nanoct.model import LlamaConfig
 from nanoct.reproduce import main
-from nanoct.runs import results
-from nanoct.studies import ablations, leak, scaling
+from nanoct.runs import ablations, leak, results, scaling
 
 base = lambda method: asdict(METHODS[method].Config())
 

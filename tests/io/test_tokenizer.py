@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Reference
 
-from nanoct import tokenizer
 from nanoct.benchmarks import common
-from nanoct.tokenizer import LLAMA3_SPECIAL, load_tokenizer
+from nanoct.io import tokenizer
+from nanoct.io.tokenizer import LLAMA3_SPECIAL, load_tokenizer
 
 LLAMA3_FOLDER = DATA / "llama3_tokenizer"
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -28,7 +28,7 @@ QWEN = LLAMA3.replace("{1,3}", "")
 TEKKEN = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?"
           r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+"
           r"|\s+(?!\S)|\s+")
-QWEN_FOLDER = DATA.parents[1] / "models" / "qwen2.5-coder-1.5b"  # `python -m nanoct.gguf` makes it of the public file
+QWEN_FOLDER = DATA.parents[1] / "models" / "qwen2.5-coder-1.5b"  # `nanoct gguf` makes it of the public file
 needs_qwen = pytest.mark.skipif(not QWEN_FOLDER.is_dir(), reason=f"no Qwen2.5 in {QWEN_FOLDER}")
 needs_llama3 = pytest.mark.skipif(not LLAMA3_FOLDER.is_dir(), reason=f"no Llama-3 tokenizer in {LLAMA3_FOLDER}")
 

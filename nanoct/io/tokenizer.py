@@ -20,7 +20,7 @@ from pathlib import Path
 import regex
 import tiktoken
 
-from nanoct.files import read_bytes, read_json
+from nanoct.io.files import read_bytes, read_json
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 LLAMA3 = (CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"

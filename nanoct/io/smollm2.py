@@ -17,9 +17,10 @@ import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from nanoct import cli, gguf
-from nanoct.files import read_json
-from nanoct.weights import fetch
+from nanoct import cli
+from nanoct.io import gguf
+from nanoct.io.files import read_json
+from nanoct.io.weights import fetch
 
 FOLDER = Path("weights/smollm2")
 FILES = "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
@@ -79,7 +80,7 @@ def _check(file, expected):
 
 
 def main(folder=FOLDER):
-    cli.Parser(prog="nanoct.smollm2", description=__doc__).parse_args()
+    cli.Parser(prog="nanoct smollm2", description=__doc__).parse_args()
     if not (came_from := source(folder)):
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".new-", dir=folder) as new:

@@ -18,10 +18,10 @@ from conftest import tiny_llama
 from test_tokenizer import TEXTS, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nanoct import smollm2
-from nanoct.gguf import convert, main
-from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import load_model
+from nanoct.io import smollm2
+from nanoct.io.gguf import convert, main
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import load_model
 
 package = pytest.importorskip("gguf", reason="the package gguf is not installed")
 quants = pytest.importorskip("gguf.quants")
@@ -568,7 +568,7 @@ def test_files_are_replaced_whole(tmp_path, parts, monkeypatch):
     meta, tensors = parts
     file, folder = write(tmp_path / "a.gguf", meta, tensors), tmp_path / "out"
     before = {path.name: path.read_bytes() for path in convert(file, folder).iterdir()}
-    monkeypatch.setattr("nanoct.gguf.save_model", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+    monkeypatch.setattr("nanoct.io.gguf.save_model", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
     with pytest.raises(OSError, match="the disk is full"):
         convert(write(tmp_path / "b.gguf", meta | {"llama.context_length": 7}, tensors), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -581,7 +581,7 @@ def test_command(tmp_path, parts, monkeypatch, capsys):
     assert str(folder) in capsys.readouterr().out and load_model(folder, "cpu").config.n_layer == 2
     assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
     file.write_bytes(b"nothing")
-    done = subprocess.run([sys.executable, "-m", "nanoct.gguf", file, "--out", folder], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "nanoct.io.gguf", file, "--out", folder], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and "no GGUF file" in done.stderr
 
 

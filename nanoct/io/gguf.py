@@ -1,6 +1,6 @@
 """Convert a llama.cpp file (GGUF) of a Llama, Qwen2 or Qwen3 to a folder that nanoct and transformers load.
 
-    python -m nanoct.gguf FILE.gguf --out FOLDER    # config.json model.safetensors tokenizer.json tokenizer_config.json
+    nanoct gguf FILE.gguf --out FOLDER    # config.json model.safetensors tokenizer.json tokenizer_config.json
 
 Tensors may be F32, F16, BF16, or of any quantised type that the package `gguf` knows (pip install gguf). The weights
 are written as bfloat16 or float16 where that holds every value of the file, and otherwise as float32, so that what was
@@ -26,9 +26,9 @@ import numpy as np
 import torch
 
 from nanoct import cli
+from nanoct.io.tokenizer import LLAMA3, load_tokenizer
+from nanoct.io.weights import resolve_dtype, save_model
 from nanoct.model import Llama, LlamaConfig, rope_frequencies
-from nanoct.tokenizer import LLAMA3, load_tokenizer
-from nanoct.weights import resolve_dtype, save_model
 
 SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # GGUF's types of values, as struct's letters
 STRING, ARRAY = 8, 9
@@ -344,7 +344,7 @@ def _short(value):
 
 
 def main():
-    parser = cli.Parser(prog="nanoct.gguf", description=__doc__)
+    parser = cli.Parser(prog="nanoct gguf", description=__doc__)
     parser.add_argument("file", help="a GGUF file")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the four files go")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],

@@ -8,8 +8,8 @@ import sys
 import pytest
 from safetensors import SafetensorError
 
-from nanoct import files
-from nanoct.files import lock, read_bytes, read_json, read_json_lines, replace_file, replacing
+from nanoct.io import files
+from nanoct.io.files import lock, read_bytes, read_json, read_json_lines, replace_file, replacing
 
 DEEP = 100_000
 BROKEN = {
@@ -112,7 +112,7 @@ def test_a_folder_is_locked_until_its_process_ends(tmp_path):
         assert str(tmp_path) in sentence(ValueError, lock(tmp_path).__enter__)
     with lock(tmp_path), pytest.raises(BlockingIOError), lock(tmp_path / os.curdir / ".."):
         raise BlockingIOError  # an error of the block is not one of the lock
-    code = "import sys, time; from nanoct.files import lock\nwith lock(sys.argv[1]): print(flush=True); time.sleep(60)"
+    code = "import sys, time; from nanoct.io.files import lock\nwith lock(sys.argv[1]): print(flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         sentence(ValueError, lock(tmp_path).__enter__)

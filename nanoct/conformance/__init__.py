@@ -1,6 +1,6 @@
 """Conformance vectors: small files that say what every method computes, for implementations in any framework.
 
-    python -m nanoct.conformance --out vectors/     # seconds
+    nanoct conformance --out vectors/     # seconds
 
 The numbers come from this file alone: a float64 Llama of its own, one pair, one layer and one head at a time, with
 nothing packed and nothing padded. LoRA and DoRA are weights that are written out, AdamW is written out, and what is
@@ -19,11 +19,11 @@ from safetensors.torch import save
 from torch.nn.functional import log_softmax, silu
 
 from nanoct import cli
-from nanoct.files import replace_file
+from nanoct.io.files import replace_file
+from nanoct.io.weights import save_model
 from nanoct.model import Llama, LlamaConfig
-from nanoct.weights import save_model
 
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).with_name("conformance.md")
 CONFIG = LlamaConfig(vocab_size=53, n_layer=3, n_head=6, n_kv_head=2, n_embd=24, head_dim=10, n_ffn=29, n_position=89,
                      rope_theta=1000.0, norm_eps=1e-5, tied=False)  # groups of 3 heads; D is not C/H
 LENGTHS = (3, 2), (5, 1), (2, 3), (7, 1), (1, 4)  # of the demos' x and y
@@ -348,7 +348,7 @@ def write(folder, seed=0):
 
 
 def main():
-    p = cli.Parser(prog="nanoct.conformance", description=__doc__)
+    p = cli.Parser(prog="nanoct conformance", description=__doc__)
     p.add_argument("--out", required=True, help="a folder that is new or empty")
     p.add_argument("--seed", type=int, default=0, help="of all that is random")
     args = p.parse_args()
@@ -356,7 +356,3 @@ def main():
     n_file = len(list(page.parent.glob("*.safetensors")))
     size = sum(file.stat().st_size for file in page.parent.rglob("*") if file.is_file())
     print(f"{page.parent}: {n_file} files of vectors and a model, {size / 1e6:.1f} MB; read {page} first")
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -20,8 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from nanoct.files import read_json, replacing
 from nanoct.gpt2 import GPT2, GPT2Config
+from nanoct.io.files import read_json, replacing
 from nanoct.model import Llama, LlamaConfig
 
 SIZES = dict(vocab_size="vocab_size", n_layer="num_hidden_layers", n_head="num_attention_heads",
@@ -48,7 +48,7 @@ FIRST = {*SIZES, "n_kv_head", "head_dim", "rope_theta", "rope_scaling", "norm_ep
 SMALL = """config.json adapter_config.json tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json
     vocab.json""".split()  # files of a model that are no weights
 INDEX = "model.safetensors.index.json"
-EMBEDDED = Path(__file__).parents[1] / "weights"  # in the repository, not in an installed package
+EMBEDDED = Path(__file__).parents[2] / "weights"  # in the repository, not in an installed package
 
 
 def load_model(folder_or_name, device=None, dtype=None) -> Llama | GPT2:
@@ -174,7 +174,7 @@ def fetch(folder_or_name, weights=True) -> Path:
     if path.is_dir():
         gguf = [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
     if gguf and gguf[0].exists():
-        raise ValueError(f"{name!r} is a GGUF file, or holds one: `python -m nanoct.gguf {gguf[0]} --out FOLDER` makes "
+        raise ValueError(f"{name!r} is a GGUF file, or holds one: `nanoct gguf {gguf[0]} --out FOLDER` makes "
                          "of it the folder that can be given here.")
     if path.is_dir():
         return path

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from nanoct.fewshot import encode_context, noise_like
-from nanoct.files import publish
+from nanoct.io.files import publish
 from nanoct.methods import ct_kv
 from nanoct.runs.report import Setting, difference, table
 from nanoct.runs.results import VARIANTS
