@@ -84,6 +84,11 @@ class Tokenizer:
         self._bytes |= {i: name.encode() for name, i in added.items()}
         self.vocab_size = max(self._bytes) + 1
 
+    @property
+    def ends(self) -> set[int]:
+        """Ids that end an answer: of all special tokens, and eos_id, which may be an ordinary token."""
+        return {*self.special.values(), self.eos_id} - {None}
+
     def encode(self, text: str, bos: bool = False, special: bool = False) -> list[int]:
         """Ids of `text`, bos_id first if `bos`; the names of special tokens are plain text unless `special`.
 
