@@ -12,7 +12,7 @@ reproduce: .venv/installed
 	$(PY) -m nanoct.reproduce $(ARGS)
 
 smollm2: .venv/installed-gguf
-	$(PY) -m nanoct.io.smollm2
+	$(PY) -m nanoct smollm2
 
 tutorials: .venv/installed-tutorials
 	$(PY) tutorials/build.py $(ARGS)

@@ -32,7 +32,7 @@ SMOLLM = r"'s|'t|'re|'ve|'m|'ll|'d|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\
 # not: \w has other characters there, $ is another place, x{1,3}+ has another meaning, and (?i:ss) finds an ß.
 CHARACTER = r"(?:\\p\{(?:[LMNPS]|L[ultmo]|Nd)\}|\\[sSrn]|a-z|A-Z|0-9|[A-Za-z0-9 '/!,;=<>_@])"
 ONE_OF = rf"(?:{CHARACTER}|\[\^?{CHARACTER}+\])"
-TIMES = r"(?:[?*+]|\{[12](?:,[3-9]?)?\})?(?![?*+{])"
+TIMES = r"(?:[?*+]|\{[12](?:,[3-9]?)?\})?"
 PARTS = rf"(?:(?:{ONE_OF}|{re.escape(CONTRACTIONS)}){TIMES}|\(\?!{ONE_OF}\)|\|)"
 PORTABLE = re.compile(rf"(?:{PARTS}|\(\?:{PARTS}+\){TIMES})+")
 # The NFC of `tokenizers` is that of Unicode 9: it neither moves nor joins these characters, which came later
@@ -83,6 +83,11 @@ class Tokenizer:
         self._bytes = {i: token for token, i in ids.items()}
         self._bytes |= {i: name.encode() for name, i in added.items()}
         self.vocab_size = max(self._bytes) + 1
+
+    @property
+    def ends(self) -> set[int]:
+        """Ids that end an answer: of all special tokens, and eos_id, which may be an ordinary token."""
+        return {*self.special.values(), self.eos_id} - {None}
 
     def encode(self, text: str, bos: bool = False, special: bool = False) -> list[int]:
         """Ids of `text`, bos_id first if `bos`; the names of special tokens are plain text unless `special`.

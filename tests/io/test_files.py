@@ -112,7 +112,8 @@ def test_a_folder_is_locked_until_its_process_ends(tmp_path):
         assert str(tmp_path) in sentence(ValueError, lock(tmp_path).__enter__)
     with lock(tmp_path), pytest.raises(BlockingIOError), lock(tmp_path / os.curdir / ".."):
         raise BlockingIOError  # an error of the block is not one of the lock
-    code = "import sys, time; from nanoct.io.files import lock\nwith lock(sys.argv[1]): print(flush=True); time.sleep(60)"
+    code = "from nanoct.io.files import lock\nimport sys, time\n"
+    code += "with lock(sys.argv[1]): print(flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         sentence(ValueError, lock(tmp_path).__enter__)

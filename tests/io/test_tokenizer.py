@@ -368,6 +368,12 @@ def test_a_regex_of_other_parts_is_refused(trained, tmp_path, split):
     refused(write(tmp_path, file), "tokenizer.json", "pre-tokenizer")
 
 
+def test_a_regex_that_tiktoken_cannot_read_is_refused(trained, tmp_path):
+    file = layout_of(trained["llama3"][0])
+    file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "a(?:(?!b))?"
+    refused(write(tmp_path, file), "tokenizer.json cannot be used", "repeat operator")
+
+
 def test_added_tokens_before_and_behind_nfc(trained, tmp_path):
     """Those of "normalized": false are cut out of the text, the others of the normal form of what is left."""
     reference = Reference.from_str(trained["qwen"][0].to_str())
@@ -401,6 +407,7 @@ def test_a_bos_or_eos_that_is_an_ordinary_or_a_plain_token(trained, tmp_path):
     eos = min((i, token) for token, i in file["model"]["vocab"].items() if token.isalpha() and len(token) > 2)
     ours = load_tokenizer(write(tmp_path, file, tokenizer_config={"eos_token": eos[1]}))
     assert (ours.bos_id, ours.eos_id, ours.adds_bos) == (ours.plain["<s>"], eos[0], True)
+    assert ours.ends == {eos[0], *ours.special.values()}
     assert ours.encode("a", bos=True) == ids_of(Reference.from_str(json.dumps(file)), "a")
 
 
