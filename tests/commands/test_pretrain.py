@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from nanoct import cli, pretrain
 from nanoct.benchmarks import nano
 from nanoct.benchmarks.nano import facts, grids, lexicon, strings
-from nanoct.io import files
+from nanoct.io import files, training
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import load_model, save_model
 from nanoct.model import Llama, LlamaConfig
@@ -27,7 +27,6 @@ from nanoct.pretrain import (
     start_from,
     train,
 )
-from nanoct.runs import training
 
 TINY = dict(n_layer=2, n_head=2, n_kv_head=1, n_embd=32, head_dim=16, n_ffn=48, n_position=512)
 GRIDS = replace(grids.WORLD, primitives=dict(list(grids.PRIMITIVES.items())[::3]))  # a ninth of the functions: fast
