@@ -50,7 +50,7 @@ from nanoct.model import Llama, LlamaConfig
 from nanoct.runs import plots
 from nanoct.runs.training import load_state, read_state, save_state
 from nanoct.tokenizer import load_tokenizer
-from nanoct.weights import fetch, fingerprint, load_model, pick_device, read_config, save_model
+from nanoct.weights import fetch, fingerprint, lasting, load_model, pick_device, read_config, save_model
 
 ARCHITECTURE = dict(n_layer=6, n_head=4, n_kv_head=2, n_embd=128, head_dim=32, n_ffn=256, n_position=512)
 FREE = "n_step", "every"  # settings that may change when a run goes on
@@ -234,7 +234,7 @@ def _train(config, out, world_name, init, device, data):
                                                or file.suffix == ".safetensors"), None)):
         raise ValueError(f"{out} holds {theirs} and no state to go on from: give another --out.")
     model, world, mark, files = begin(config, out, world_name, init, data, device)
-    settings = dict(world=world_name, init=mark, **asdict(model.config),
+    settings = dict(world=world_name, init=mark, **lasting(model.config),
                     **{name: value for name, value in asdict(config).items() if name not in FREE})
     first = read_state(state, model, settings, config.n_step) if state.exists() else 0
     for name in (state.name, log.name, "model.safetensors", "config.json"):
