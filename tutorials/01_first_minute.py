@@ -159,7 +159,7 @@ print(f"CT-KV is ahead on {ahead} of {len(six)}; you said {my_guess}")
 # Four times as many tasks halve it, or nearly.
 
 # %%
-from nanoct.runs.stats import interval
+from nanoct.runs.report import interval
 
 gains = [of["ct_kv"] - of["icl"] for of in share.values()]
 for some in (gains[:6], gains):

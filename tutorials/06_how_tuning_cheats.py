@@ -22,7 +22,7 @@ from nanoct.fewshot import Adapted, concatenate, encode_context
 from nanoct.methods import ct_kv, ct_prompt
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos, visible
-from nanoct.runs.stats import interval
+from nanoct.runs.report import interval
 from nanoct.score import evaluate
 from nanoct.studies import leak
 from nanoct.tokenizer import load_tokenizer

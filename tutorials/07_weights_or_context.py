@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nanoct.benchmarks import nano
 from nanoct.costs.memory import Lengths, estimate, measure
 from nanoct.methods import METHODS
-from nanoct.runs.stats import interval
+from nanoct.runs.report import interval
 from nanoct.score import evaluate
 from nanoct.studies.scaling import fit, pass_seconds
 from nanoct.tokenizer import load_tokenizer

@@ -16,7 +16,7 @@ from statistics import mean, median
 from nanoct.benchmarks.nano import WORLDS
 from nanoct.files import publish
 from nanoct.methods import METHODS
-from nanoct.runs.stats import average, plus_minus, student
+from nanoct.runs.stats import average, interval, plus_minus, student  # noqa: F401  lessons find interval here
 
 PAIRS = [("ct_kv", "ttt"), ("ct_kv", "prefix_tuning"), ("ct_prompt", "prompt_tuning"), ("dora", "lora"),
          ("ttt", "lora"), ("ttt_ct_kv", "ttt"), ("ttt_ct_kv", "ct_kv")]  # shown as paired differences
