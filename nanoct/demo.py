@@ -49,7 +49,7 @@ def answers(adapted, queries, tokenizer):
     end = tokenizer.decode(queries[0].y[-1:])
     longest = max(len(q.y) for q in queries)
     return [text.strip() for text in decode(adapted, [q.x for q in queries], longest + 4, tokenizer.decode, end,
-                                            tokenizer.ends)]
+                                            set(tokenizer.special.values()))]
 
 
 def show(task, model, tokenizer, config):

@@ -48,7 +48,7 @@ from nanoct.benchmarks.common import bos
 from nanoct.io.files import lock, read_json_lines, replace_file
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.training import load_state, read_state, save_state
-from nanoct.io.weights import fetch, fingerprint, load_model, pick_device, read_config, save_model
+from nanoct.io.weights import fetch, fingerprint, lasting, load_model, pick_device, read_config, save_model
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs import plots
 
@@ -234,7 +234,7 @@ def _train(config, out, world_name, init, device, data):
                                                or file.suffix == ".safetensors"), None)):
         raise ValueError(f"{out} holds {theirs} and no state to go on from: give another --out.")
     model, world, mark, files = begin(config, out, world_name, init, data, device)
-    settings = dict(world=world_name, init=mark, **asdict(model.config),
+    settings = dict(world=world_name, init=mark, **lasting(model.config),
                     **{name: value for name, value in asdict(config).items() if name not in FREE})
     first = read_state(state, model, settings, config.n_step) if state.exists() else 0
     for name in (state.name, log.name, "model.safetensors", "config.json"):

@@ -134,7 +134,7 @@ def answer(adapted, tokenizer, lines, template, metric, max_new_tokens):
             of_options = {option: next(losses) for option in ys}
             answers[i] = min(of_options, key=of_options.get), of_options
     free = [i for i, d in enumerate(is_free) if d]
-    ends = tokenizer.ends
+    ends = set(tokenizer.special.values())
     prompts = [encoded[i][0] for i in free]
     for i, text in zip(free, decode(adapted, prompts, max_new_tokens, tokenizer.decode, split(template)[2], ends)):
         answers[i] = text.strip(), {}

@@ -59,7 +59,7 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
     head = common.bos(tokenizer) + tokenizer.encode(instruction) + end
     normalise = lambda text: text.strip().lower()
     task = Task(name, [Demo(x(i), y(t)) for i, t in given], [], head, "text", tokenizer.decode,
-                normalise, terminator=END, ends=tokenizer.ends,
+                normalise, terminator=END, ends=set(tokenizer.special.values()),
                 answers={normalise(target) for _, target in examples})
     return common.fill(task, (Query(x(i), y(t)) for i, t in asked), common.Counts(), length, limit_queries)
 

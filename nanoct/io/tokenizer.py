@@ -84,11 +84,6 @@ class Tokenizer:
         self._bytes |= {i: name.encode() for name, i in added.items()}
         self.vocab_size = max(self._bytes) + 1
 
-    @property
-    def ends(self) -> set[int]:
-        """Ids that end an answer: of all special tokens, and eos_id, which may be an ordinary token."""
-        return {*self.special.values(), self.eos_id} - {None}
-
     def encode(self, text: str, bos: bool = False, special: bool = False) -> list[int]:
         """Ids of `text`, bos_id first if `bos`; the names of special tokens are plain text unless `special`.
 
@@ -213,6 +208,8 @@ def _ends(path, file, fields, first):
         found[key + "_id"] = id_of(token) if isinstance(token, str) else None
         if token is not None and found[key + "_id"] is None:
             raise ValueError(f"{path} has {key}_token {token!r:.60}, which {file} has no token for")
+        if key == "eos" and token is not None:  # it ends an answer, as special tokens do, whatever the file calls it
+            fields["special"].setdefault(token, found["eos_id"])
     said = config.get("add_bos_token")
     if said not in (None, True, False):
         raise ValueError(f"{path} has add_bos_token {said!r:.60}: expected true or false")

@@ -147,18 +147,25 @@ def fingerprint(model) -> str:
     """12 hex digits that say which base model a result or a tuned context belongs to.
 
     A sha256 over the config and the weights rounded to bfloat16: the same on every device, and for one file
-    loaded in float32 or bfloat16. A field that the config got after FIRST enters where it is not at its default, so
-    that older models keep their digits. Tensors below two million values are hashed whole. Of larger ones about a
+    loaded in float32 or bfloat16. Tensors below two million values are hashed whole. Of larger ones about a
     million evenly spaced values are hashed: half a gigabyte and a few seconds for an 8B model.
     """
-    defaults = {f.name: f.default for f in fields(model.config) if f.name not in FIRST}
-    config = {name: x for name, x in asdict(model.config).items() if name not in defaults or x != defaults[name]}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(lasting(model.config), sort_keys=True).encode())
     for name, p in sorted(model.named_parameters()):
         stride = p.numel() // 2**20 | 1  # odd, so that it walks through all columns
         values = p.detach().flatten()[::stride].to(torch.bfloat16).cpu()
         digest.update(f"{name} {tuple(p.shape)}".encode() + values.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def lasting(config) -> dict:
+    """The fields of a config, but those that came after FIRST only where they are not at their default.
+
+    So what is made of them stays what it is when a field is added.
+    """
+    defaults = {f.name: f.default for f in fields(config) if f.name not in FIRST}
+    values = {name: x for name, x in asdict(config).items() if name not in defaults or x != defaults[name]}
+    return json.loads(json.dumps(values))  # with lists for tuples, as a file gives them back
 
 
 def fetch(folder_or_name, weights=True) -> Path:

@@ -37,7 +37,7 @@ def test_a_task_reads_as_documented(tmp_path):
     assert bytes(tokens[0].tolist()) == b"input 1 3\n012\noutput 2 1\n3\n4\n\ninput 1 1\n9\noutput 1 2\n87\n\n"
     assert [bytes(asked(task, q)) for q in task.queries] == [b"input 1 1\n9\n", b"input 1 3\n012\n"]
     assert [bytes(q.y) for q in task.queries] == [b"output 1 2\n87\n\n", b"output 2 1\n3\n4\n\n"]
-    assert counts == common.Counts(demos=2, queries=2) and task.metric == "ids"
+    assert counts == common.Counts(demos=2, queries=2, repeats=2) and task.metric == "ids"
 
 
 @pytest.mark.parametrize("tokenizer", [BYTES, pytest.param("llama3", marks=pytest.mark.skipif(
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_dropped(tmp_path):
     context = sum(len(d.x) + len(d.y) for d in make(write(tmp_path))[0].demos)
     small, large = (len("input 1 1\n9\noutput 1 2\n87\n\n"), len("input 1 3\n012\noutput 2 1\n3\n4\n\n"))
     assert make(tmp_path, length=context + large)[1].dropped == 0
-    assert make(tmp_path, length=context + small)[1] == common.Counts(demos=2, queries=1, dropped=1)
+    assert make(tmp_path, length=context + small)[1] == common.Counts(demos=2, queries=1, dropped=1, repeats=1)
     assert make(tmp_path, length=context)[1].queries == 0
     assert make(tmp_path, k=1, limit_queries=1)[1] == common.Counts(demos=1, queries=1)
 

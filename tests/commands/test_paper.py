@@ -421,7 +421,7 @@ def test_seconds_and_memory_of_a_quiet_run_stand_in_the_table(model, data, tmp_p
     run(monkeypatch, *arguments, "--seconds", str(quiet))
     table = (tmp_path / "out" / "table.md").read_text()
     rows = cells_of(table)
-    assert rows["prefix_tuning"][4:7] == ["13.0", "3.0", "9.00"] and rows["icl"][4] == "0.0"
+    assert rows["prefix_tuning"][5:8] == ["13.0", "3.0", "9.00"] and rows["icl"][5] == "0.0"
     assert "The timed lines lack icl: seconds and memory are those of the lines themselves." in table
 
 

@@ -407,7 +407,7 @@ def test_a_bos_or_eos_that_is_an_ordinary_or_a_plain_token(trained, tmp_path):
     eos = min((i, token) for token, i in file["model"]["vocab"].items() if token.isalpha() and len(token) > 2)
     ours = load_tokenizer(write(tmp_path, file, tokenizer_config={"eos_token": eos[1]}))
     assert (ours.bos_id, ours.eos_id, ours.adds_bos) == (ours.plain["<s>"], eos[0], True)
-    assert ours.ends == {eos[0], *ours.special.values()}
+    assert eos[0] in ours.special.values()  # and so it ends an answer
     assert ours.encode("a", bos=True) == ids_of(Reference.from_str(json.dumps(file)), "a")
 
 

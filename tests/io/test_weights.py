@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+import transformers
 from conftest import tiny_llama
 from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
@@ -184,6 +185,16 @@ def test_defaults_are_those_of_transformers(folder):
     edit_config(folder, drop=("head_dim", "num_key_value_heads", "tie_word_embeddings", "hidden_act", "attention_bias"))
     c = read_config(folder)
     assert (c.head_dim, c.n_kv_head, c.tied) == (8, 4, False)
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "olmo2", "smollm3"])
+def test_what_a_family_leaves_out_is_as_in_transformers(folder, family):
+    lost = "head_dim", "tie_word_embeddings", "attention_bias", "rope_parameters", "rope_theta", "use_sliding_window"
+    edit_config(folder, drop=lost, model_type=family, pad_token_id=0, sliding_window=4096)
+    theirs, c = transformers.AutoConfig.from_pretrained(folder), read_config(folder)
+    assert c.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
+    assert (c.tied, c.rope_theta) == (theirs.tie_word_embeddings, theirs.rope_parameters["rope_theta"])
+    assert c.attention_bias == (family == "qwen2" or getattr(theirs, "attention_bias", False))
 
 
 # --- the fingerprint ---
