@@ -114,7 +114,7 @@ def replace_file(path, content) -> Path:
 
 
 def append_lines(path, lines):
-    """Add values to a file of JSON lines; missing folders are made. Raises OSError with a sentence if that cannot be."""
+    """Add values to a file of JSON lines; missing folders are made. Raises OSError with a sentence if it fails."""
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a") as file:

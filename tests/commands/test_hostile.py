@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import tiny_llama
+from helpers import tiny_llama
 
 from nanoct import cli
 from nanoct.benchmarks import common, nano

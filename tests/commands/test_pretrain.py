@@ -7,7 +7,7 @@ from itertools import chain, islice, permutations
 
 import pytest
 import torch
-from conftest import tiny_llama
+from helpers import tiny_llama
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
