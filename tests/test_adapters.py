@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import V, config_of, random_task, same_bits
-from test_fewshot import UNEVEN, relative_error
+from helpers import UNEVEN, V, config_of, random_task, relative_error, same_bits
 
 from nanoct.adapters import TARGETS, DoRA, LoRA, attach, leaves, trained
 from nanoct.fewshot import Demo

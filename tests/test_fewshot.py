@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import V, random_ids, random_task
+from helpers import V, message, random_ids, random_task, relative_error
 
 from nanoct.adapters import LoRA, attach
 from nanoct.fewshot import (
@@ -19,59 +18,6 @@ from nanoct.fewshot import (
     read_on,
 )
 from nanoct.packing import pack
-
-UNEVEN = ((1, 1), (19, 2), (3, 11), (2, 1), (7, 5))  # lengths of x and y
-
-# --- what several tests share ---
-
-
-def pairs_of(task):
-    return [(demo.x, demo.y) for demo in task.demos]
-
-
-def leaves(prefix):
-    """Trainable copies of the keys and values, per layer, and the prefix made of them."""
-    leaf = lambda part: part.clone(memory_format=torch.contiguous_format).requires_grad_()
-    kv = [tuple(map(leaf, layer)) for layer in prefix.kv]
-    return [part for layer in kv for part in layer], Prefix(kv, prefix.owner, prefix.next_position)
-
-
-def padded_loss(model, prefix, pairs, seen, adapter=None):
-    """The slow version, as the released code does it: k right-padded rows, k copies of the prefix, a mask per row.
-
-    Loss: the mean over the answer tokens of all rows, the others have the label -100.
-    """
-    k, P = seen.shape
-    T = max(len(x) + len(y) for x, y in pairs)
-    tokens, labels = torch.zeros(k, T, dtype=torch.int64), torch.full((k, T), -100)
-    real = torch.zeros(k, T, dtype=torch.bool)
-    for i, (x, y) in enumerate(pairs):
-        n = len(x) + len(y)
-        tokens[i, :n], real[i, :n] = torch.tensor([*x, *y]), True
-        labels[i, len(x) : n] = torch.tensor(y)
-    causal = torch.ones(T, T, dtype=torch.bool).tril()
-    mask = torch.cat([seen[:, None].expand(k, T, P), causal & real[:, None]], dim=2)
-    copies = Prefix([tuple(part.expand(k, -1, -1, -1) for part in layer) for layer in prefix.kv], None, P)
-    positions = torch.arange(P, P + T).expand(k, T)
-    logits = model.logits(model(tokens, positions=positions, mask=mask, prefix=copies, adapter=adapter)[0])
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-
-
-def drawn(generator, k, owner, dropout, leave_one_out):
-    """What each of k pairs sees of the entries, (k, P), with the draws that a method makes."""
-    seen = torch.rand(k, len(owner), generator=generator) >= dropout if dropout else torch.ones(k, len(owner)).bool()
-    return seen & (torch.arange(k)[:, None] != owner) if leave_one_out else seen
-
-
-def relative_error(a, b):
-    return ((a - b).abs().max() / b.abs().max()).item()
-
-
-def message(error):
-    text = str(error.value)
-    assert "\n" not in text
-    return text
-
 
 # --- contexts ---
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import V, config_of, random_task, same_bits, tiny_llama
+from helpers import V, config_of, leaves, padded_loss, pairs_of, random_task, relative_error, same_bits, tiny_llama
 from safetensors.torch import load_file, save_file
-from test_fewshot import leaves, padded_loss, pairs_of, relative_error
 
 from nanoct.adapters import DoRA, LoRA, attach
 from nanoct.adapters import leaves as leaves_of

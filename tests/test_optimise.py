@@ -6,9 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import config_of, random_task, tiny_llama
-from test_fewshot import message
-from test_methods import TUNED
+from helpers import TUNED, config_of, message, random_task, tiny_llama
 
 from nanoct.methods import METHODS, ct_kv
 from nanoct.optimise import optimise

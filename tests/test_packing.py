@@ -5,20 +5,24 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import V, random_task, tiny_llama
-from test_fewshot import UNEVEN, leaves, message, padded_loss, pairs_of, relative_error
+from helpers import (
+    UNEVEN,
+    V,
+    float64_llama,
+    leaves,
+    message,
+    padded_loss,
+    pairs_of,
+    random_task,
+    relative_error,
+    tiny_llama,
+)
 
 from nanoct import packing
 from nanoct.fewshot import Demo, Task, encode_context
 from nanoct.packing import answer_logits, can_leave_one_out, pack, pack_demos, pack_questions, visible
 
 # --- one packed row is k padded rows ---
-
-
-def float64_llama(**changes):
-    model = tiny_llama(torch.float64, **changes)
-    model.logits = lambda hidden: F.linear(hidden, model.model.embed_tokens.weight)  # the model's own are float32
-    return model
 
 
 def packed_case(model, dropout, instruction, lengths=UNEVEN):

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import V, random_ids, random_task, tiny_llama
-from test_packing import float64_llama
+from helpers import V, float64_llama, random_ids, random_task, tiny_llama
 
 from nanoct.adapters import LoRA, attach
 from nanoct.fewshot import Adapted, Query, Task, encode_context

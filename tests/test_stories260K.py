@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import DATA
+from helpers import DATA
 
 from nanoct.fewshot import Adapted
 from nanoct.io.weights import load_model

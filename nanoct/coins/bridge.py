@@ -34,7 +34,7 @@ from nanoct import cli
 from nanoct.coins.coins import Beta, Coins, after, ones_before, regret
 from nanoct.coins.predictors import FOLDER
 from nanoct.fewshot import Demo, Task
-from nanoct.io.files import read_json, replace_file
+from nanoct.io.files import publish, read_json, replace_file
 from nanoct.io.weights import load_model, save_model
 from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
@@ -203,33 +203,33 @@ def choose(lines):
 
 def report(lines, seeds, out):
     """Print the table of regret after 50 flips, write it to bridge.md, and draw bridge.png."""
-    ks = (*SEVERAL, MANY)
-    columns = list(product(TARGETS, ks))
-    bayes = {(target, k): [exact(TARGETS[target], k, seed) for seed in range(seeds)] for target, k in columns}
+    columns = list(product(TARGETS, (*SEVERAL, MANY)))
+    bayes = {column: [exact(TARGETS[column[0]], column[1], seed) for seed in range(seeds)] for column in columns}
+    names = list(bayes[columns[0]][0])
 
     def curves(name, target, k):
         """Regret of an exact predictor or a method, draw by draw; the same for all k if it is zero-shot."""
-        if name in bayes[target, k][0]:
-            return [found[name] for found in bayes[target, k]]
-        wanted = target, name, k * (name != "zero_shot")
+        if name in names:
+            return [regrets[name] for regrets in bayes[target, k]]
+        wanted = target, name, k if name != "zero_shot" else 0
         return [line["regret"] for line in lines if (line["target"], line["method"], line["k"]) == wanted]
 
-    def cell(name, target, k):
-        ends = [curve[-1] for curve in curves(name, target, k)]
-        return f"{mean(ends):.2f} ± {standard_error(ends):.2f}" if ends else ""
-
-    names = list(bayes[columns[0]][0])
-    rows = [[name, *(cell(name, target, k) for target, k in columns)] for name in (*names, *SHOWN)]
-    written = (f"Cumulative regret after {T_QUERY} flips of a query, nats, mean ± s.e. over {seeds} draws of demos and "
-               f"queries; columns: demos of {T_DEMO} flips\n\n"
-               + table(rows, ["", *(f"{target}, {k}" for target, k in columns)]) + "\n")
-    print(f"\n{written}")
-    replace_file(out / "bridge.md", written.encode())
+    rows = []
+    for name in (*names, *SHOWN):
+        row = [name]
+        for target, k in columns:
+            ends = [curve[-1] for curve in curves(name, target, k)]
+            row.append(f"{mean(ends):.2f} ± {standard_error(ends):.2f}" if ends else "")
+        rows.append(row)
+    title = (f"Cumulative regret after {T_QUERY} flips of a query, nats, mean ± s.e. over {seeds} draws of demos and "
+             f"queries; columns: demos of {T_DEMO} flips")
+    header = ["", *(f"{target}, {k}" for target, k in columns)]
+    publish(f"{title}\n\n{table(rows, header)}\n", out / "bridge.md")
     from nanoct.coins import figures  # matplotlib is slow to import
 
-    average = lambda name, target: torch.tensor(curves(name, target, max(SEVERAL))).mean(0)
-    of = lambda group: {target: {name: average(name, target) for name in group} for target in TARGETS}
-    figures.bridge(of(SHOWN), of(names), max(SEVERAL), out / "bridge.png")
+    means = {target: {name: torch.tensor(curves(name, target, max(SEVERAL))).mean(0) for name in (*names, *SHOWN)}
+             for target in TARGETS}
+    figures.bridge(means, SHOWN, names, max(SEVERAL), out / "bridge.png")
 
 
 def main():

@@ -23,6 +23,7 @@ from nanoct.runs.results import about
 
 PRETRAINING = "beta"
 TARGETS = {PRETRAINING: Beta(), "single": Coins([0.2]), "mixture": Coins([0.2, 0.8]), "markov": Markov(0.9)}
+VARIED = "single", "mixture"  # targets of the runs with other lengths and sizes
 BASELINES = "NoTuning", "RandomPrefix"
 BAYES = "PreBayes", "PreBayesPT", "TargetBayes"
 BEHIND = *PREFIX, "RandomPrefix", "PreBayesPT"  # methods that have a prefix
@@ -40,7 +41,6 @@ class Preset:
     n_repetition: int
     n_eval: int = 2048
     n_search: int = 2048  # sequences of HardPT's search
-    n_network: int = 1  # networks of the size BASE; repetitions take them in turn
     methods: tuple = METHODS
     untrained: tuple = ("HardPT", "SoftPT", "FullWT", "LoRAWT")
     lengths: tuple = (1, 2, 4, 12, 25)  # of a prefix, beside 6
@@ -59,38 +59,35 @@ PRESETS = {
 
 def plan(preset):
     """All runs of a preset, repetition by repetition, as dicts with the fields KEY."""
-    amounts = preset.n_step, preset.batch, preset.n_eval, preset.n_search
+    runs, amounts = [], (preset.n_step, preset.batch, preset.n_eval, preset.n_search)
 
-    def cell(seed, target, kind, methods, trained=True, length=LENGTH, size=BASE):
-        network = seed % preset.n_network if size == BASE and kind in KINDS else 0
-        network = network if trained else 1000 + seed
-        length_of = lambda method: length if method in BEHIND else 0
-        return [dict(zip(KEY, (target, kind, *size, network, trained, method, length_of(method), seed, *amounts)))
-                for method in methods]
+    def add(seed, target, kind, methods, trained=True, length=LENGTH, size=BASE):
+        network = 0 if trained else 1000 + seed
+        for method in methods:
+            rows = length if method in BEHIND else 0
+            runs.append(dict(zip(KEY, (target, kind, *size, network, trained, method, rows, seed, *amounts))))
 
-    def at_size(seed, kind, size):
-        methods = "NoTuning", "SoftPT", "RealPT" if size[2] == 4 else "FullWT"
-        runs = cell(seed, PRETRAINING, kind, ("NoTuning",), size=size)
-        for target in ("single", "mixture"):
-            runs += cell(seed, target, kind, methods, size=size)
-        return runs
+    def add_size(seed, kind, size):
+        add(seed, PRETRAINING, kind, ("NoTuning",), size=size)
+        for target in VARIED:
+            add(seed, target, kind, ("NoTuning", "SoftPT", "RealPT" if size[2] == 4 else "FullWT"), size=size)
 
-    runs, wide = [], [size for size in preset.sizes if size[0] > BASE[0]]
     for seed in range(preset.n_repetition):
         for target in TARGETS:
-            runs += cell(seed, target, "exact", BAYES if target != PRETRAINING else ("PreBayes",))
+            add(seed, target, "exact", BAYES if target != PRETRAINING else ("PreBayes",))
         for kind in KINDS:
-            runs += cell(seed, PRETRAINING, kind, ("NoTuning",))
+            add(seed, PRETRAINING, kind, ("NoTuning",))
             for target in preset.targets:
-                runs += cell(seed, target, kind, (*BASELINES, *preset.methods))
-                runs += cell(seed, target, kind, ("NoTuning", *preset.untrained), trained=False)
-            for target, length in product(("single", "mixture"), preset.lengths):
-                methods = ("HardPT", "SoftPT") if length <= 8 else ("SoftPT",)
-                runs += cell(seed, target, kind, methods, length=length)
+                add(seed, target, kind, (*BASELINES, *preset.methods))
+                add(seed, target, kind, ("NoTuning", *preset.untrained), trained=False)
+            for target, length in product(VARIED, preset.lengths):
+                add(seed, target, kind, ("HardPT", "SoftPT") if length <= 8 else ("SoftPT",), length=length)
             for size in preset.sizes:
-                runs += at_size(seed, kind, size) if size not in wide else []
-    for seed, kind, size in product(range(min(preset.n_repetition, preset.n_wide)), KINDS, wide):  # the longest go last
-        runs += at_size(seed, kind, size)
+                if size[0] <= BASE[0]:
+                    add_size(seed, kind, size)
+    for seed, kind, size in product(range(min(preset.n_repetition, preset.n_wide)), KINDS, preset.sizes):
+        if size[0] > BASE[0]:  # the longest go last
+            add_size(seed, kind, size)
     return runs
 
 

@@ -3,8 +3,6 @@
 All figures are drawn from the lines of the runs. For the PCA the shipped predictors run once more, for their states.
 """
 
-from itertools import product
-
 import matplotlib
 
 matplotlib.use("Agg")  # files, no window
@@ -13,7 +11,7 @@ import torch
 
 from nanoct.coins import experiment
 from nanoct.coins.coins import Beta
-from nanoct.coins.experiment import BASE
+from nanoct.coins.experiment import BASELINES, PRETRAINING, VARIED
 from nanoct.coins.predictors import KINDS, Config, shipped
 from nanoct.coins.tuning import METHODS, PREFIX, WEIGHTS
 from nanoct.io.files import replacing
@@ -38,7 +36,7 @@ def draw(lines, out):
     bars(lines, out / "bars.png")
     if lines.preset.lengths:
         lengths(lines, out / "lengths.png")
-    ranking(lines.ranked(), out / "ranking.png")
+    ranking(lines, out / "ranking.png")
     pca(lines, out / "pca.png")
 
 
@@ -50,6 +48,20 @@ def grid(n_row, n_column, height, **options):
     return figure, panels
 
 
+def panel_of_each(targets, panels):
+    """(target, kind, its titled panel): a row for each target, a column for each kind."""
+    for target, row in zip(targets, panels):
+        for kind, axes in zip(KINDS, row):
+            axes.set_title(f"{target}, {kind}", fontsize=9)
+            yield target, kind, axes
+
+
+def band(axes, position, curves, colour, **style):
+    """The mean of curves (repetitions, T), and a band from the lowest to the highest."""
+    axes.plot(position, curves.mean(0), color=colour, **style)
+    axes.fill_between(position, curves.amin(0), curves.amax(0), color=colour, alpha=0.2, linewidth=0)
+
+
 def save(figure, path, bottom=0.0):
     figure.tight_layout(rect=(0, bottom, 1, 1))
     with replacing(path) as new:
@@ -58,8 +70,10 @@ def save(figure, path, bottom=0.0):
 
 
 def legend(figure, panels):
-    found = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(found.values(), found.keys(), fontsize=7, ncols=7, loc="lower center", frameon=False)
+    handles = {}
+    for axes in panels.flat:
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), fontsize=7, ncols=7, loc="lower center", frameon=False)
 
 
 def spread(values):
@@ -76,58 +90,58 @@ def curves(lines, trained, what, path):
     """
     targets = lines.preset.targets
     figure, panels = grid(len(targets), 2, 0.8 + 2.4 * len(targets), sharex=True)
-    at, shown = (FLIPS, lambda of: of) if what == "regret" else (binned(FLIPS[None].float())[0], added)
-    for target, row in zip(targets, panels):
-        exact = {name: shown(of).mean(0) for name, of in lines.exact(target).items()}
-        of = exact["PreBayes"]
-        top = max(4.5, 1.25 * of[-1].item()) if what == "regret" else 1.6 * of.max().item()
-        for kind, axes in zip(KINDS, row):
-            for method in (*experiment.BASELINES, *METHODS):
-                if len(found := shown(lines.of(target, kind, method, trained))):
-                    style = dict(color=COLOURS[method], linestyle=(0, (4, 1)) if method in WEIGHTS else "-")
-                    axes.plot(at, found.mean(0), linewidth=1.3, label=method, **style)
-                    axes.fill_between(at, found.amin(0), found.amax(0), color=COLOURS[method], alpha=0.2, linewidth=0)
-            for name, of in exact.items():
-                axes.plot(at, of, linewidth=1.2, label=name, **BAYES[name])
-            axes.axvline(TUNED, color="#cccccc", linewidth=0.8, zorder=0)
-            axes.set_title(f"{target}, {kind}{'' if trained else ', untrained'}", fontsize=9)
-            axes.set_ylim(-0.05 * top, top)
-            if what == "loss":
-                axes.set_xscale("log")
-                axes.set_xticks([1, 2, 5, 10, 20, 50, 100, 200], [1, 2, 5, 10, 20, 50, 100, 200])
-                axes.minorticks_off()
-    said = "cumulative regret, nats" if what == "regret" else "log loss of a flip above the truth's, nats"
-    figure.supylabel(said, fontsize=9)
+    position = FLIPS if what == "regret" else binned(FLIPS[None].float())[0]
+    for target, kind, axes in panel_of_each(targets, panels):
+        for method in (*BASELINES, *METHODS):
+            found = lines.regret(target, kind, method, trained)
+            if len(found):
+                style = (0, (4, 1)) if method in WEIGHTS else "-"
+                found = found if what == "regret" else added(found)
+                band(axes, position, found, COLOURS[method], linestyle=style, linewidth=1.3, label=method)
+        for name, found in lines.exact(target).items():
+            mean = (found if what == "regret" else added(found)).mean(0)
+            axes.plot(position, mean, linewidth=1.2, label=name, **BAYES[name])
+            if name == "PreBayes":
+                top = max(4.5, 1.25 * mean[-1].item()) if what == "regret" else 1.6 * mean.max().item()
+        axes.axvline(TUNED, color="#cccccc", linewidth=0.8, zorder=0)
+        axes.set_ylim(-0.05 * top, top)
+        if not trained:
+            axes.set_title(f"{target}, {kind}, untrained", fontsize=9)
+        if what == "loss":
+            axes.set_xscale("log")
+            axes.set_xticks([1, 2, 5, 10, 20, 50, 100, 200], [1, 2, 5, 10, 20, 50, 100, 200])
+            axes.minorticks_off()
+    label = "cumulative regret, nats" if what == "regret" else "log loss of a flip above the truth's, nats"
+    figure.supylabel(label, fontsize=9)
     for axes in panels[-1]:
         axes.set_xlabel("flips; tuning saw those to the grey line", fontsize=8)
     legend(figure, panels)
     save(figure, path, 0.5 / figure.get_figheight())
 
 
-def added(of):
+def added(regret):
     """What a flip adds to regret (n, 200), as the mean of each bin (n, bins)."""
-    return binned(of.diff(prepend=torch.zeros(len(of), 1)))
+    return binned(regret.diff(prepend=torch.zeros(len(regret), 1)))
 
 
-def binned(of):
+def binned(values):
     """Mean over bins (n, bins) of values (n, T). The first bins have one position, later ones 1/7 of all before."""
     ends = [1]
-    while ends[-1] < of.shape[1]:
-        ends.append(min(of.shape[1], ends[-1] + max(1, ends[-1] // 7)))
-    return torch.stack([of[:, a:b].mean(1) for a, b in zip([0, *ends], ends)], 1)
+    while ends[-1] < values.shape[1]:
+        ends.append(min(values.shape[1], ends[-1] + max(1, ends[-1] // 7)))
+    return torch.stack([values[:, start:end].mean(1) for start, end in zip([0, *ends], ends)], 1)
 
 
 def near_bayes(lines, path):
     """Regret of the meta-trained predictors above PreBayes on the pretraining source, against the position."""
     figure, panels = grid(1, 2, 3.2, sharey=True)
-    exact = lines.exact(experiment.PRETRAINING)["PreBayes"]
+    exact = lines.exact(PRETRAINING)["PreBayes"]
     for kind, axes in zip(KINDS, panels.flat):
-        for size, style in zip((BASE, *lines.preset.sizes), ("-", "--", ":")):
-            found = lines.of(experiment.PRETRAINING, kind, "NoTuning", size=size)
-            if len(above := found - exact[: len(found)]):
+        for size, style in zip(lines.sizes, ("-", "--", ":")):
+            found = lines.regret(PRETRAINING, kind, "NoTuning", size=size)
+            if len(found):
                 label = "{}x{}, embedding {}".format(*size)
-                axes.plot(FLIPS, above.mean(0), style, color="#1f4e9c", linewidth=1.5, label=label)
-                axes.fill_between(FLIPS, above.amin(0), above.amax(0), color="#1f4e9c", alpha=0.2, linewidth=0)
+                band(axes, FLIPS, found - exact[: len(found)], "#1f4e9c", linestyle=style, linewidth=1.5, label=label)
         axes.axvline(100, color="#cccccc", linewidth=0.8, zorder=0)
         axes.set_ylim(-0.05, 1)
         axes.set_title(kind, fontsize=9)
@@ -139,51 +153,51 @@ def near_bayes(lines, path):
 
 def bars(lines, path):
     """Regret after 200 flips, mean ± s.e. over repetitions. Untrained is pale. A bar that is cut ends in its number."""
-    targets = lines.preset.targets
+    targets, ran = lines.preset.targets, {*BASELINES, *lines.preset.methods, *lines.preset.untrained}
+    names = [method for method in (*BASELINES, *METHODS) if method in ran][::-1]
     figure, panels = grid(len(targets), 2, 0.5 + 2.8 * len(targets))
-    for target, row in zip(targets, panels):
-        exact = {name: of[:, -1].mean().item() for name, of in lines.exact(target).items()}
-        runs_of = lambda method: (lines.of(target, *which) for which in product(KINDS, [method], (True, False)))
-        names = [method for method in (*experiment.BASELINES, *METHODS) if any(map(len, runs_of(method)))][::-1]
+    for target, kind, axes in panel_of_each(targets, panels):
+        exact = {name: found[:, -1].mean().item() for name, found in lines.exact(target).items()}
         right = max(5, 1.25 * exact["PreBayes"])
-        for kind, axes in zip(KINDS, row):
-            for (i, method), trained in product(enumerate(names), (True, False)):
-                if not len(values := lines.of(target, kind, method, trained)[:, -1]):
-                    continue
-                at, alpha, mean, error = i + 0.2 * (2 * trained - 1), 1 if trained else 0.35, values.mean().item(), None
-                if mean + spread(values) < right:
-                    error = spread(values)
-                else:
-                    said = f"{mean:.1f}" + (f" ± {spread(values):.1f}" if len(values) > 1 else "")
-                    axes.text(right, at, f"{said} →", fontsize=6, ha="right", va="center",
-                              bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
-                axes.barh(at, min(mean, right), height=0.38, color=COLOURS[method], alpha=alpha, xerr=error,
-                          error_kw=dict(linewidth=0.8))
-            for name, style in BAYES.items():
-                axes.axvline(exact[name], linewidth=1, **style)
-            axes.set_yticks(range(len(names)), names)
-            axes.set_xlim(-0.02 * right, right)
-            axes.set_title(f"{target}, {kind}", fontsize=9)
+        for i, method in enumerate(names):
+            for trained in (True, False):
+                values = lines.regret(target, kind, method, trained)[:, -1]
+                if len(values):
+                    place, alpha = (i + 0.2, 1) if trained else (i - 0.2, 0.35)
+                    bar(axes, place, values, right, color=COLOURS[method], alpha=alpha)
+        for name, style in BAYES.items():
+            axes.axvline(exact[name], linewidth=1, **style)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlim(-0.02 * right, right)
     figure.supxlabel("regret after 200 flips, nats; pale: untrained; dashed PreBayes, dash-dotted PreBayesPT, "
                      "dotted TargetBayes", fontsize=8)
     save(figure, path)
 
 
+def bar(axes, place, values, right, **style):
+    """A bar with its error; cut at the right edge, with its number, where it would pass that."""
+    mean, error = values.mean().item(), spread(values)
+    if mean + error >= right:
+        number = f"{mean:.1f}" + (f" ± {error:.1f}" if len(values) > 1 else "")
+        axes.text(right, place, f"{number} →", fontsize=6, ha="right", va="center",
+                  bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
+        error = None
+    axes.barh(place, min(mean, right), height=0.38, xerr=error, error_kw=dict(linewidth=0.8), **style)
+
+
 def lengths(lines, path):
     """Regret after 50 flips against the length of the prefix, hard and soft, with the exact predictors."""
     figure, panels = grid(2, 2, 4.6, sharex=True, sharey=True)
-    for target, row in zip(("single", "mixture"), panels):
-        for kind, axes in zip(KINDS, row):
-            for method in ("HardPT", "SoftPT"):
-                found = {n: lines.of(target, kind, method, length=n)[:, TUNED - 1] for n in lines.lengths}
-                found = {n: of for n, of in found.items() if len(of)}
-                means, errors = [of.mean().item() for of in found.values()], [spread(of) for of in found.values()]
-                axes.errorbar(list(found), means, errors, color=COLOURS[method], marker="o", markersize=3,
-                              linewidth=1.5, label=method)
-            for name, style in BAYES.items():
-                at = lines.exact(target)[name][:, TUNED - 1].mean().item()
-                axes.axhline(at, linewidth=1, label=name, **style)
-            axes.set_title(f"{target}, {kind}", fontsize=9)
+    for target, kind, axes in panel_of_each(VARIED, panels):
+        for method in ("HardPT", "SoftPT"):
+            points = []  # length, mean, error
+            for length in lines.lengths:
+                values = lines.regret(target, kind, method, length=length)[:, TUNED - 1]
+                if len(values):
+                    points.append((length, values.mean().item(), spread(values)))
+            axes.errorbar(*zip(*points), color=COLOURS[method], marker="o", markersize=3, linewidth=1.5, label=method)
+        for name, found in lines.exact(target).items():
+            axes.axhline(found[:, TUNED - 1].mean().item(), linewidth=1, label=name, **BAYES[name])
     figure.supylabel("regret after 50 flips, nats", fontsize=9)
     for axes in panels[-1]:
         axes.set_xlabel("rows of the prefix", fontsize=8)
@@ -191,15 +205,17 @@ def lengths(lines, path):
     save(figure, path, 0.05)
 
 
-def ranking(ranked, path):
+def ranking(lines, path):
     """The 64 hard prefixes in the order of their loss by search, and the loss of PreBayes behind each."""
+    ranked = lines.ranked()
     figure, panels = grid(len(ranked), 1, 0.3 + 1.9 * len(ranked))
-    for axes, ((kind, target), (found, exact)) in zip(panels.flat, ranked.items()):
-        order = sorted(found, key=found.get)
-        at, ones = range(len(order)), [sum(prefix) for prefix in order]
-        axes.plot(at, [exact[prefix] for prefix in order], "_", color="black", markersize=6, label="PreBayes")
-        axes.scatter(at, [found[prefix] for prefix in order], c=ones, cmap="viridis", s=12, label="by search")
-        axes.set_xticks(at, ["".join(map(str, prefix)) for prefix in order], rotation=90, fontsize=6.5,
+    for axes, ((kind, target), (search, closed)) in zip(panels.flat, ranked.items()):
+        order = sorted(search, key=search.get)
+        places = range(len(order))
+        axes.plot(places, [closed[prefix] for prefix in order], "_", color="black", markersize=6, label="PreBayes")
+        axes.scatter(places, [search[prefix] for prefix in order], c=[sum(prefix) for prefix in order], cmap="viridis",
+                     s=12, label="by search")
+        axes.set_xticks(places, ["".join(map(str, prefix)) for prefix in order], rotation=90, fontsize=6.5,
                         family="monospace")
         axes.set_xlim(-1, len(order))
         axes.set_title(f"{target}, {kind}; colour: number of ones", fontsize=9)
@@ -229,14 +245,9 @@ def pca(lines, path, n=200):
         flat = lambda states: (states - centre) @ V[:2].T
         for method, axes in zip(methods, row):
             axes.scatter(*flat(data).T, c=ones, cmap="coolwarm", s=1.5, alpha=0.4, linewidths=0)
+            way(axes, flat(predictor(single, states=True).mean(0)), 0, "black")
             prefix = torch.tensor(lines.select("single", kind, method)[0]["prefix"])
-            for of, colour in ((None, "black"), (prefix, COLOURS[method])):
-                way, L = flat(predictor(single, of, states=True).mean(0)), 0 if of is None else len(of)
-                axes.plot(*way[L:].T, color=colour, linewidth=1.4)
-                axes.plot(*way[: L + 1].T, color=colour, linewidth=0.8, linestyle=":", marker=".", markersize=3)
-                for at, marker, size in ((0, "o", 4), (L, "*", 9), (-1, "s", 4)):
-                    axes.plot(*way[at], marker, color=colour, markersize=size, markeredgecolor="white",
-                              markeredgewidth=0.5)
+            way(axes, flat(predictor(single, prefix, states=True).mean(0)), len(prefix), COLOURS[method])
             axes.set_title(f"{kind}, {method}", fontsize=9)
             axes.set_xlabel(f"component 1 ({share[0]:.0%})", fontsize=7)
         row[0].set_ylabel(f"component 2 ({share[1]:.0%})", fontsize=7)
@@ -245,28 +256,37 @@ def pca(lines, path, n=200):
     save(figure, path)
 
 
-def bridge(curves, exact, k, path):
+def way(axes, path, L, colour):
+    """A path (L+T, 2): dotted along the L rows of a prefix, then a line, with marks at its ends and between the two."""
+    axes.plot(*path[L:].T, color=colour, linewidth=1.4)
+    axes.plot(*path[: L + 1].T, color=colour, linewidth=0.8, linestyle=":", marker=".", markersize=3)
+    for place, marker, size in ((0, "o", 4), (L, "*", 9), (-1, "s", 4)):
+        axes.plot(*path[place], marker, color=colour, markersize=size, markeredgecolor="white", markeredgewidth=0.5)
+
+
+def bridge(curves, methods, exact, k, path):
     """Regret of Context Tuning's methods on the Llama against the position in a query, a panel for each target.
 
-    curves: {target: {method: regret (T,)}}; exact: {target: {name: regret (T,)}}; k: number of demos. Lines may cover
-    each other, so the first are the widest. Names stand at the ends, one above the other where ends are equal.
+    curves: {target: {name: regret (T,)}} of methods, and of exact predictors, which are black; k: number of demos.
+    Lines may cover each other, so the first are the widest. Names stand at the ends, one above the other where ends
+    are equal.
     """
     figure, panels = grid(1, len(curves), 4.2)
-    for target, axes in zip(curves, panels.flat):
-        ends = {}
-        for i, (method, of) in enumerate(curves[target].items()):
+    for (target, named), axes in zip(curves.items(), panels.flat):
+        ends, flips = [], range(1, 1 + len(named[methods[0]]))  # (regret, name, colour)
+        for i, method in enumerate(methods):
             name, colour = plots.style(method)
-            axes.plot(range(1, 1 + len(of)), of, color=colour, linewidth=5 - 0.7 * i, solid_capstyle="butt")
-            ends[name] = of[-1].item(), colour
-        for (name, of), style in zip(exact[target].items(), ("--", "-.", (0, (1, 1, 4, 1)), ":")):
-            axes.plot(range(1, 1 + len(of)), of, color="black", linestyle=style, linewidth=1)
-            ends[name] = of[-1].item(), "black"
+            axes.plot(flips, named[method], color=colour, linewidth=5 - 0.7 * i, solid_capstyle="butt")
+            ends.append((named[method][-1].item(), name, colour))
+        for name, style in zip(exact, ("--", "-.", (0, (1, 1, 4, 1)), ":")):
+            axes.plot(flips, named[name], color="black", linestyle=style, linewidth=1)
+            ends.append((named[name][-1].item(), name, "black"))
         top, below = axes.get_ylim()[1], -torch.inf
-        for name, (end, colour) in sorted(ends.items(), key=lambda item: item[1][0]):
+        for end, name, colour in sorted(ends, key=lambda end: end[0]):
             below = max(end, below + 0.045 * top)
-            axes.annotate(f"{name} {end:.2f}", (len(of), end), (len(of) + 2, below), fontsize=7, color=colour,
+            axes.annotate(f"{name} {end:.2f}", (len(flips), end), (len(flips) + 2, below), fontsize=7, color=colour,
                           va="center", annotation_clip=False)
-        axes.set_xlim(0, len(of))
+        axes.set_xlim(0, len(flips))
         axes.set_title(f"{target}, k = {k} demos of 25 flips", fontsize=9)
         axes.set_xlabel("flips of a query", fontsize=8)
     panels[0, 0].set_ylabel("cumulative regret, nats", fontsize=8)

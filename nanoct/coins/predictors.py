@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from nanoct import cli
 from nanoct.coins.coins import Beta, regret
-from nanoct.io.files import read_json, replace_file
+from nanoct.io.files import append_lines, read_json, replace_file
 from nanoct.runs.results import machine
 from nanoct.runs.stats import standard_error
 
@@ -223,8 +223,7 @@ def main():
                      above_bayes_se=round(standard_error(above.tolist()), 4), seconds=round(seconds))
         line = about | dict(seed=args.seed) | found | machine(torch.device("cpu"))
         save(predictor, file, **about)
-        with open(Path(args.out) / "log.jsonl", "a") as f:
-            f.write(json.dumps(line) + "\n")
+        append_lines(Path(args.out) / "log.jsonl", [line])
         print("{name}: loss {loss}; cumulative regret after 100 flips {above_bayes} ± {above_bayes_se} nats above "
               "Bayes".format(**line))
 

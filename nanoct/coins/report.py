@@ -10,10 +10,10 @@ from statistics import mean
 import torch
 
 from nanoct.coins import experiment, figures
-from nanoct.coins.experiment import BASE, BAYES, BEHIND, LENGTH
+from nanoct.coins.experiment import BASE, BASELINES, BAYES, BEHIND, LENGTH, PRETRAINING, VARIED
 from nanoct.coins.predictors import KINDS
 from nanoct.coins.tuning import METHODS, best
-from nanoct.io.files import replace_file
+from nanoct.io.files import publish
 from nanoct.runs.report import table
 from nanoct.runs.stats import standard_error
 
@@ -21,44 +21,59 @@ POSITIONS = 50, 100, 200
 
 
 class Lines:
-    """Lines of one preset; of(…) selects among them."""
+    """The lines of one preset; select(…), regret(…) and above(…) take those of one method."""
 
     def __init__(self, lines, preset):
-        self.lines, self.preset, self.lengths = lines, preset, sorted({LENGTH, *preset.lengths})
+        self.lines, self.preset = lines, preset
+        self.lengths, self.sizes = sorted({LENGTH, *preset.lengths}), (BASE, *preset.sizes)
 
     def select(self, target, kind, method, trained=True, length=LENGTH, size=BASE):
         """The lines that match, in the order of their seeds. length: counts for methods with a prefix only."""
-        wanted = dict(zip(("target", "kind", "width", "n_layer", "n_embd", "trained", "method", "length"),
-                          (target, kind, *size, trained, method, length if method in BEHIND else 0)))
-        found = [line for line in self.lines if all(line[name] == value for name, value in wanted.items())]
+        wanted = dict(zip(("width", "n_layer", "n_embd"), size), target=target, kind=kind, method=method,
+                      trained=trained, length=length if method in BEHIND else 0)
+        found = [line for line in self.lines if wanted.items() <= line.items()]
         return sorted(found, key=lambda line: line["seed"])
 
-    def of(self, *args, **wanted):
+    def regret(self, *args, **wanted):
         """Regret (repetitions, 200) of the selected lines; (0, 200) if there is none."""
         return torch.tensor([line["regret"] for line in self.select(*args, **wanted)]).reshape(-1, experiment.T)
 
     def exact(self, target):
         """{name: regret (repetitions, 200)} of the exact predictors that have lines."""
-        found = {name: self.of(target, "exact", name) for name in BAYES}
-        return {name: of for name, of in found.items() if len(of)}
+        curves = {name: self.regret(target, "exact", name) for name in BAYES}
+        return {name: curve for name, curve in curves.items() if len(curve)}
 
     def above(self, target, *args, at=50, bayes="TargetBayes", **wanted):
         """Regret at a position minus an exact predictor's, repetition by repetition."""
-        found, exact = self.of(target, *args, **wanted), self.of(target, "exact", bayes)
-        return (found[:, at - 1] - exact[: len(found), at - 1]).tolist()
+        ours, exact = self.regret(target, *args, **wanted), self.regret(target, "exact", bayes)
+        return (ours[:, at - 1] - exact[: len(ours), at - 1]).tolist()
 
     def ranked(self):
         """{(kind, target): ({hard prefix: loss by search}, the same behind PreBayes)} of the first repetition."""
-        flips = list(product((0, 1), repeat=LENGTH))
-        losses = lambda target, kind, method: dict(zip(flips, self.select(target, kind, method)[0]["searched"]))
-        return {(kind, target): (losses(target, kind, "HardPT"), losses(target, "exact", "PreBayesPT"))
-                for kind in KINDS for target in ("single", "mixture")}
+        flips, found = list(product((0, 1), repeat=LENGTH)), {}
+        for kind, target in product(KINDS, VARIED):
+            search, closed = self.select(target, kind, "HardPT")[0], self.select(target, "exact", "PreBayesPT")[0]
+            found[kind, target] = dict(zip(flips, search["searched"])), dict(zip(flips, closed["searched"]))
+        return found
 
 
 def cell(values, form=".2f"):
     """Mean ± s.e. of a list, "" if it is empty."""
     values = list(map(float, values))
-    return f"{mean(values):{form}}" + (f" ± {standard_error(values):.2f}" if len(values) > 1 else "") if values else ""
+    if not values:
+        return ""
+    return f"{mean(values):{form}}" + (f" ± {standard_error(values):.2f}" if len(values) > 1 else "")
+
+
+def near_bayes(lines):
+    rows = []
+    for kind, size in product(KINDS, lines.sizes):
+        above = [lines.above(PRETRAINING, kind, "NoTuning", size=size, at=at, bayes="PreBayes") for at in POSITIONS]
+        rows.append([kind, *named(size), *map(cell, above)])
+    exact = ", ".join(at_positions(lines.exact(PRETRAINING)["PreBayes"]))
+    return (f"How near to Bayes meta-training came: regret above PreBayes (which has {exact}) "
+            "on the pretraining source after 50, 100 and 200 flips; it saw 100",
+            table(rows, ["predictor", "size", "embedding", *map(str, POSITIONS)]))
 
 
 def named(size):
@@ -66,47 +81,40 @@ def named(size):
     return [f"{size[0]}x{size[1]}", str(size[2])]
 
 
-def near_bayes(lines):
-    source = experiment.PRETRAINING
-    above = lambda kind, size: [cell(lines.above(source, kind, "NoTuning", size=size, at=at, bayes="PreBayes"))
-                                for at in POSITIONS]
-    rows = [[kind, *named(size), *above(kind, size)] for kind in KINDS for size in (BASE, *lines.preset.sizes)]
-    exact = ", ".join(cell(lines.exact(source)["PreBayes"][:, at - 1]) for at in POSITIONS)
-    return (f"How near to Bayes meta-training came: regret above PreBayes (which has {exact}) "
-            "on the pretraining source after 50, 100 and 200 flips; it saw 100",
-            table(rows, ["predictor", "size", "embedding", *map(str, POSITIONS)]))
+def at_positions(regret):
+    return [cell(regret[:, position - 1]) for position in POSITIONS]
 
 
 def methods(lines, target, trained):
-    said = target if trained else f"{target}, untrained"
-    at = lambda of: [cell(of[:, position - 1]) for position in POSITIONS]
-    rows = [[name, *at(of), *at(of)] for name, of in lines.exact(target).items()]
-    for method in (*experiment.BASELINES, *METHODS):
-        cells = [text for kind in KINDS for text in at(lines.of(target, kind, method, trained))]
+    title = target if trained else f"{target}, untrained"
+    rows = [[name, *at_positions(regret) * len(KINDS)] for name, regret in lines.exact(target).items()]
+    for method in (*BASELINES, *METHODS):
+        cells = [text for kind in KINDS for text in at_positions(lines.regret(target, kind, method, trained))]
         if any(cells):
             rows.append([method, *cells])
-    header = [said, *(f"{kind}, {position}" for kind, position in product(KINDS, POSITIONS))]
-    return f"{said}: regret after 50 flips, which tuning saw, after 100 and after 200", table(rows, header)
+    header = [title, *(f"{kind}, {position}" for kind, position in product(KINDS, POSITIONS))]
+    return f"{title}: regret after 50 flips, which tuning saw, after 100 and after 200", table(rows, header)
 
 
 def lengths(lines):
-    rows = [[target, kind, method, *(cell(lines.above(target, kind, method, length=n)) for n in lines.lengths)]
-            for target in ("single", "mixture") for kind in KINDS for method in ("HardPT", "SoftPT")]
+    rows = []
+    for which in product(VARIED, KINDS, ("HardPT", "SoftPT")):
+        rows.append([*which, *(cell(lines.above(*which, length=length)) for length in lines.lengths)])
     return ("Regret above TargetBayes after 50 flips, against the length of the prefix",
             table(rows, ["target", "predictor", "method", *map(str, lines.lengths)]))
 
 
 def sizes(lines):
-    shown = "NoTuning", "SoftPT", "RealPT", "FullWT"
-    above = lambda *which, size: [cell(lines.above(*which, method, size=size)) for method in shown]
-    rows = [[target, kind, *named(size), *above(target, kind, size=size), gap(lines, target, kind, size)]
-            for target in ("single", "mixture") for kind in KINDS for size in (BASE, *lines.preset.sizes)]
+    rows, shown = [], ("NoTuning", "SoftPT", "RealPT", "FullWT")
+    for target, kind, size in product(VARIED, KINDS, lines.sizes):
+        above = [cell(lines.above(target, kind, method, size=size)) for method in shown]
+        rows.append([target, kind, *named(size), *above, gap(lines, target, kind, size)])
     return ("Regret above TargetBayes after 50 flips, of other sizes",
             table(rows, ["target", "predictor", "size", "embedding", *shown, "RealPT - SoftPT"]))
 
 
 def gap(lines, target, kind, size):
-    real, soft = (lines.of(target, kind, method, size=size)[:, 49] for method in ("RealPT", "SoftPT"))
+    real, soft = (lines.regret(target, kind, method, size=size)[:, 49] for method in ("RealPT", "SoftPT"))
     return cell((real - soft).tolist(), "+.2f") if len(real) == len(soft) else ""
 
 
@@ -118,11 +126,11 @@ def spearman(a, b):
     return torch.corrcoef(ranks)[0, 1].item()
 
 
-def ranking(ranked):
+def ranking(lines):
     rows = []
-    for (kind, target), (found, exact) in ranked.items():
-        correlation, bound = spearman(list(found.values()), list(exact.values())), best(exact)
-        rows.append([kind, target, f"{correlation:.2f}", "".join(map(str, best(found))),
+    for (kind, target), (search, closed) in lines.ranked().items():
+        correlation, bound = spearman(list(search.values()), list(closed.values())), best(closed)
+        rows.append([kind, target, f"{correlation:.2f}", "".join(map(str, best(search))),
                      f"any {len(bound)} flips with {sum(bound)} ones"])
     return ("The 64 hard prefixes of length 6 ranked by search and by PreBayes in closed form: Spearman's correlation, "
             "and the best of each",
@@ -141,13 +149,14 @@ def findings(lines):
              ("mixture: FullWT does", "mixture", "FullWT", {}),
              ("mixture: LoRAWT does", "mixture", "LoRAWT", {}),
              ("single, untrained: SoftPT, Transformer close, LSTM not", "single", "SoftPT", dict(trained=False))]
-    rows = [[said, *(cell(lines.above(target, kind, method, **wanted)) for kind in KINDS)]
-            for said, target, method, wanted in asked]
+    rows = [[name, *(cell(lines.above(target, kind, method, **wanted)) for kind in KINDS)]
+            for name, target, method, wanted in asked]
     bound = cell(lines.above("single", "exact", "PreBayesPT"))
     rows.insert(3, ["single: PreBayesPT, the bound of HardPT", bound, bound])
-    for size in (BASE, *(size for size in lines.preset.sizes if size[2] == 4)):
-        gaps = [gap(lines, "single", kind, size) for kind in KINDS]
-        rows.append([f"single, embedding {size[2]}: RealPT - SoftPT", *gaps])
+    for size in lines.sizes:
+        if size == BASE or size[2] == 4:
+            gaps = [gap(lines, "single", kind, size) for kind in KINDS]
+            rows.append([f"single, embedding {size[2]}: RealPT - SoftPT", *gaps])
     return "The paper's findings: regret above TargetBayes after 50 flips", table(rows, ["the paper", *KINDS])
 
 
@@ -158,8 +167,7 @@ def report(lines, preset, out):
     parts += [methods(lines, target, trained) for trained in (True, False) for target in preset.targets]
     parts += [lengths(lines)] if preset.lengths else []
     parts += [sizes(lines)] if preset.sizes else []
-    written = "\n\n".join(part for pair in (*parts, ranking(lines.ranked())) for part in pair) + "\n"
-    print(f"\n{written}")
-    replace_file(out / "study.md", written.encode())
+    parts += [ranking(lines)]
+    publish("\n\n".join(f"{title}\n\n{rows}" for title, rows in parts) + "\n", out / "study.md")
     figures.draw(lines, out)
     print(f"wrote study.md and figures in {out}")

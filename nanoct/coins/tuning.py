@@ -45,11 +45,6 @@ class Tuned:
     losses: list = field(default_factory=list)  # one a step
     searched: dict = field(default_factory=dict)  # {flips: log loss} of HardPT
 
-    @property
-    def hard(self):
-        """HardPT's flips."""
-        return best(self.searched) if self.searched else None
-
     @torch.no_grad()
     def __call__(self, x, **options):
         """As the predictor's forward."""
@@ -105,7 +100,8 @@ def tune(predictor, source, method, length=6, n_step=1000, batch=256, T=50, lr=5
     step. Raises ValueError on an unknown method, or a length that HardPT cannot search.
     """
     if method == "HardPT":
-        searched = search(behind(predictor), source, length, n_search, T, seed)
+        behind = lambda flips, x: predictor.predict(x, embedded(predictor, flips))
+        searched = search(behind, source, length, n_search, T, seed)
         return Tuned(predictor, prefix=embedded(predictor, best(searched)), searched=searched)
     generator = torch.Generator().manual_seed(seed)
     leaves, make = start(predictor, method, length, generator)
@@ -125,11 +121,6 @@ def tune(predictor, source, method, length=6, n_step=1000, batch=256, T=50, lr=5
     with torch.no_grad():
         weights, prefix = make({name: leaf.detach() for name, leaf in leaves.items()})
     return Tuned(predictor, weights, prefix, losses)
-
-
-def behind(predictor):
-    """Return (flips, x) -> the predictor's prediction of x behind hard prefix `flips`."""
-    return lambda flips, x: predictor.predict(x, embedded(predictor, flips))
 
 
 @torch.no_grad()

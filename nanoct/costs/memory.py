@@ -103,57 +103,91 @@ def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=
 
 def add_up(config, says, lengths, dtype, checkpoint, cuda):
     """The Estimate of a Footprint."""
-    c, b, is_gpt2 = config, torch.finfo(dtype).bits // 8, isinstance(config, GPT2Config)
     linears, n_weight = shapes(config)
-    adapted = [shape for name, shape in linears.items() if name.split(".")[-1] in TARGETS] if says.low_rank else []
+    size = dtype.itemsize
     body = sum(out * n_in for out, n_in in linears.values())
-    kv, attention = b * entry(c), c.n_layer * c.n_head * c.head_dim
-    per_token = b * (2 * c.n_head * c.head_dim + (1 if is_gpt2 else 3) * c.n_ffn) + 4 * c.n_head
-    per_token += (2 * b if is_gpt2 else 8) * c.n_embd
-    per_token += 4 * (c.n_head + c.n_kv_head) * c.head_dim if getattr(c, "qk_norm", None) else 0
-    low_rank, of_adapter, twice = 0, 0, 0  # its numbers; bytes that a token saves in it; weights that are applied twice
-    if says.low_rank:
-        kind, rank = says.low_rank.kind, says.low_rank.rank
-        low_rank = sum(kind.n_trained(*shape, rank) for shape in adapted)
-        of_adapter = sum(kind.saved_bytes(*shape, rank) for shape in adapted)
-        twice = sum(out * n_in for out, n_in in adapted) if kind.runs_twice and says.low_rank.dropout else 0
+    kv, attention = size * entry(config), config.n_layer * config.n_head * config.head_dim
 
-    found = Estimate(weights=b * n_weight)
-    reading = lambda T: T * (4 * b * c.n_ffn + 8 * c.n_embd)  # bytes of the work of a forward pass
     n_row = max(lengths.n_row, lengths.n_decoded * lengths.query)
-    S = says.prefix + (lengths.query if lengths.n_decoded else min(lengths.n_row, lengths.scored))
-    found.scoring = kv * (says.prefix + lengths.n_decoded * (says.prefix + lengths.query)) + reading(n_row)
-    found.flops_score = lengths.scored * (2 * body + 4 * attention * S) + 2 * c.vocab_size * c.n_embd * lengths.answers
-    read = 2 * body * says.read + 2 * attention * says.read**2
+    n_key = says.prefix + (lengths.query if lengths.n_decoded else min(lengths.n_row, lengths.scored))
+    n_entry = says.prefix + lengths.n_decoded * (says.prefix + lengths.query)
+    found = Estimate(
+        weights=size * n_weight, scoring=kv * n_entry + reading(config, n_row, size),
+        flops=2 * body * says.read + 2 * attention * says.read**2,
+        flops_score=lengths.scored * (2 * body + 4 * attention * n_key)
+        + 2 * config.vocab_size * config.n_embd * lengths.answers)
     if not says.passes:
-        found.theta, found.passing, found.flops = kv * max(says.read, lengths.instruction), reading(says.read), read
+        found.theta, found.passing = kv * max(says.read, lengths.instruction), reading(config, says.read, size)
         return found
 
-    stays = 0  # bytes that earlier passes keep until the backward pass
-    for p in says.passes:
-        n = p.n_row * p.n_token
-        repeated = c.n_head / c.n_kv_head if cuda and p.masked and b > 2 else 1  # see model.alike
-        layer = n * (per_token + of_adapter / c.n_layer) + p.n_row * p.n_key * kv / c.n_layer * repeated
-        work, common = n * (3 * b * c.n_ffn + 4 * c.n_embd), p.masked * b * n * p.n_key + 4 * n * c.n_embd
-        saved = common + c.n_layer * (b * n * c.n_embd if checkpoint else layer)
-        part = 4 * c.n_embd * min(c.vocab_size, HEAD) * (b < 4)  # a part of the head as float32
-        work = max(work + layer * checkpoint, 3 * 4 * p.n_logit * c.vocab_size + part)
-        if stays + saved + work > found.saved + found.passing:
-            found.saved, found.passing = stays + saved, work
-        unused = p.kv_only / c.n_layer  # the last block's share
-        stays += saved * (1 - unused * (not checkpoint))
-        linear, scores = 4 * (body + twice) * n, 12 * attention * n * p.n_key
-        found.flops_step += (1 + checkpoint / 2) * (linear + scores) * (1 - unused / 2)
-        found.flops_step += 4 * c.vocab_size * c.n_embd * p.n_logit
-    of_low_rank = 5 * 4 if says.low_rank and says.low_rank.trained else 4
-    found.theta = 5 * 4 * says.trained + of_low_rank * low_rank + b * says.start
-    found.flops = read + says.n_step * found.flops_step
+    n_number, adapter_bytes, twice = added(says.low_rank, linears)
+    found.saved, found.passing = adapting_bytes(config, says.passes, adapter_bytes, size, checkpoint, cuda)
+    found.flops_step = step_flops(config, says.passes, body + twice, attention, checkpoint)
+    found.flops += says.n_step * found.flops_step
+    copies = 5 if says.low_rank and says.low_rank.trained else 1
+    found.theta = 4 * (5 * says.trained + copies * n_number) + size * says.start
     if says.first:
-        first = add_up(c, says.first, lengths, dtype, checkpoint, cuda)
+        first = add_up(config, says.first, lengths, dtype, checkpoint, cuda)
         found.flops += first.flops
         if first.beside > found.beside:
             found.theta, found.saved, found.passing = first.theta, first.saved, first.passing
     return found
+
+
+def reading(c, n_token, size):
+    """Bytes of the work of a forward pass."""
+    return n_token * (4 * size * c.n_ffn + 8 * c.n_embd)
+
+
+def added(low_rank, linears):
+    """(numbers, bytes that a token saves, weights that are applied twice) of a LowRank, or None, in all layers."""
+    n_number = token_bytes = twice = 0
+    for name, (out, n_in) in linears.items():
+        if low_rank and name.split(".")[-1] in TARGETS:
+            n_number += low_rank.kind.n_trained(out, n_in, low_rank.rank)
+            token_bytes += low_rank.kind.saved_bytes(out, n_in, low_rank.rank)
+            twice += out * n_in if low_rank.kind.runs_twice and low_rank.dropout else 0
+    return n_number, token_bytes, twice
+
+
+def saved_by_token(c, size):
+    """Bytes that a token saves in a layer for the backward pass, keys and values apart."""
+    is_gpt2 = isinstance(c, GPT2Config)
+    norms = (2 * size if is_gpt2 else 8) * c.n_embd
+    if getattr(c, "qk_norm", None):
+        norms += 4 * (c.n_head + c.n_kv_head) * c.head_dim
+    mlp = size * (1 if is_gpt2 else 3) * c.n_ffn
+    return norms + mlp + size * 2 * c.n_head * c.head_dim + 4 * c.n_head
+
+
+def adapting_bytes(c, passes, adapter_bytes, size, checkpoint, cuda):
+    """(saved, passing) bytes of a step at its peak: what a pass saves stays while the next ones run."""
+    peak_bytes, stays = (0, 0), 0
+    for p in passes:
+        n = p.n_row * p.n_token
+        repeated = c.n_head / c.n_kv_head if cuda and p.masked and size > 2 else 1  # see model.alike
+        kv = size * entry(c) / c.n_layer * repeated
+        layer = n * (saved_by_token(c, size) + adapter_bytes / c.n_layer) + p.n_row * p.n_key * kv
+        saved = p.masked * size * n * p.n_key + 4 * n * c.n_embd
+        saved += c.n_layer * (size * n * c.n_embd if checkpoint else layer)
+        block = n * (3 * size * c.n_ffn + 4 * c.n_embd) + layer * checkpoint
+        logits = 3 * 4 * p.n_logit * c.vocab_size
+        if size < 4:  # a part of the head as float32
+            logits += 4 * c.n_embd * min(c.vocab_size, HEAD)
+        peak_bytes = max(peak_bytes, (stays + saved, max(block, logits)), key=sum)
+        stays += saved if checkpoint else saved * (1 - p.kv_only / c.n_layer)  # the last block's share is not used
+    return peak_bytes
+
+
+def step_flops(c, passes, n_applied, attention, checkpoint):
+    """FLOPs of a step, with n_applied weights in the body."""
+    total = 0.0
+    for p in passes:
+        n = p.n_row * p.n_token
+        body = (1 + checkpoint / 2) * (4 * n_applied * n + 12 * attention * n * p.n_key)
+        total += body * (1 - p.kv_only / c.n_layer / 2)  # the last block has no backward pass then
+        total += 4 * c.vocab_size * c.n_embd * p.n_logit
+    return total
 
 
 def free(device):

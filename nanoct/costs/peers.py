@@ -168,19 +168,25 @@ def orders(model, task, config):
 
 def peer(model, theirs, method, config, task):
     """Return (library, its Step of a method), or None if no library has it."""
-    own = [i for i, d in enumerate(task.demos) for _ in (*d.x, *d.y)]
     context = [token for d in task.demos for token in (*d.x, *d.y)]
-    ids, padded_rows = torch.tensor([context], device=model.device), rows(task, model.device)
-    first = lambda: first_tokens(model, config.n_prefix)
-    makers = {
-        "icl": lambda: Step(lambda: theirs(input_ids=ids, use_cache=True, logits_to_keep=1)),
-        "prompt_tuning": lambda: prompted(model, theirs, task, config, first(), [-1] * config.n_prefix),
-        "prefix_tuning": lambda: padded(theirs, task, encode_context(model, first()), hide=False),
-        "lora": lambda: low_rank(theirs, config, lambda: padded_rows),
-        "dora": lambda: low_rank(theirs, config, lambda: padded_rows, use_dora=True),
-        "ttt": lambda: low_rank(theirs, config, orders(model, task, config)),
-        "ct_prompt": lambda: prompted(model, theirs, task, config, context, own),
-        "ct_kv": lambda: padded(theirs, task, encode_context(model, (), task.demos)),
-    }
-    who = "peft" if method in ("lora", "dora", "ttt") else "transformers"
-    return (who, makers[method]()) if method in makers else None
+    owner = [i for i, d in enumerate(task.demos) for _ in (*d.x, *d.y)]
+    match method:
+        case "icl":
+            ids = torch.tensor([context], device=model.device)
+            return "transformers", Step(lambda: theirs(input_ids=ids, use_cache=True, logits_to_keep=1))
+        case "prompt_tuning":
+            prompt = first_tokens(model, config.n_prefix)
+            return "transformers", prompted(model, theirs, task, config, prompt, [-1] * config.n_prefix)
+        case "ct_prompt":
+            return "transformers", prompted(model, theirs, task, config, context, owner)
+        case "prefix_tuning":
+            prefix = encode_context(model, first_tokens(model, config.n_prefix))
+            return "transformers", padded(theirs, task, prefix, hide=False)
+        case "ct_kv":
+            return "transformers", padded(theirs, task, encode_context(model, (), task.demos))
+        case "lora" | "dora":
+            batch = rows(task, model.device)
+            return "peft", low_rank(theirs, config, lambda: batch, use_dora=method == "dora")
+        case "ttt":
+            return "peft", low_rank(theirs, config, orders(model, task, config))
+    return None

@@ -1,36 +1,59 @@
-"""Time a CT-KV step and the same in transformers (one_step.py), then every method and its peer in another library.
+"""Time a step of CT-KV and the same in transformers, then every method and its peer in another library (peers.py).
 
     nanoct speed                        # a random Llama, 24M + vocabularies of 32,000 and 128,000
     nanoct speed --model llama-3.2-1b --device cuda         # true size, random weights, bfloat16
     nanoct speed --model llama-3-8b --device cuda --checkpoint --k 10 --context 1900
     nanoct speed --model meta-llama/Llama-3.2-1B --context 1400
 
-Time does not depend on the values of the weights. peers.py holds what nanoct is compared with.
+Time does not depend on the values of the weights.
 
-The first table is one_step.py's. The second is about every method and its peer, with the paper's settings for BBH
-(presets.py): seconds a step and a task, the peak of memory beside the weights, and memory.py's estimate. The matrix
-rate is the speed of one large product in the same dtype and run. Where both start from the same numbers, their first
-losses must agree, or no time is reported.
+The first table is about one step: forward, loss on the answers, backward to keys and values, clipping, AdamW. Three
+contestants do the same, on the same weights and pairs:
+    nanoct                     methods/ct_kv.py itself: the packed row, logits of the answers
+    transformers               as released: k right-padded rows of t tokens, sdpa, k copies of the prefix in a
+                               DynamicCache, a 2-D attention mask, logits of all k·t tokens, labels of -100
+    transformers, labels only  the same batch, the head on the tokens before an answer alone
+They take turns, round after round, and only if their first losses and gradients agree. A step of methods/ttt.py on one
+order of the demos (solved examples) is timed beside them. CT-KV makes every demo a target behind all others in one
+step; TTT needs k orders for that. In its turn a method of nanoct adapts in two steps: the first warms up, the second is
+timed. FLOPs with N weights in the body: 4·N·T + 12·L·H·D·T·S + 4·V·C·n for T tokens against S keys, n of them with
+logits. This is forward and the gradient of the inputs. Masked scores count, LoRA's own matrices do not.
+
+The second table is about every method and its peer, with the paper's settings for BBH (presets.py): seconds a step and
+a task, the peak of memory beside the weights, and memory.py's estimate. The matrix rate is the speed of one large
+product in the same dtype and run. Where both start from the same numbers, their first losses must agree, or no time is
+reported.
+
+Measured on two cores of an EPYC, 2 threads, float32, k = 16, 701 tokens of context, medians of two runs (5 and 6
+rounds). transformers takes 3.3 and 2.6 times as long as nanoct with a vocabulary of 32,000, and 7.2 and 4.8 times with
+128,000. With logits at the labels only it takes 1.8 and 1.8 times, and 1.9 and 1.7 times. Half of its tokens are
+padding. Where all pairs have one length (--spread 0, 32,000), 1.55 (1.4-2.0) and 1.11 (1.0-1.3) times remain. nanoct's
+step takes 1.0 s.
 """
 
-import json
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import util
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from warnings import warn
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from tqdm import tqdm
 
 from nanoct import cli
 from nanoct.benchmarks.presets import SETTINGS
-from nanoct.costs import memory, one_step, peers
-from nanoct.costs.one_step import adapting, seconds
+from nanoct.costs import memory, peers
 from nanoct.costs.task import SPREAD, random_task
+from nanoct.fewshot import encode_context
+from nanoct.io.files import append_lines
 from nanoct.io.weights import fetch, load_model, pick_device, read_config, resolve_dtype
-from nanoct.methods import METHODS
+from nanoct.methods import METHODS, ct_kv, ttt
 from nanoct.model import Llama, LlamaConfig
+from nanoct.runs.measure import clock, peak
 from nanoct.runs.report import table
 from nanoct.runs.results import machine
 
@@ -45,6 +68,140 @@ SIZES = {  # named after the weights of the body: all but the embedding, which i
 KNOWN = [method for method in METHODS if method != "zero_shot"]  # which costs nothing
 PRESET = "bbh"
 SAME_START = "prompt_tuning", "prefix_tuning", "lora", "dora"  # no random number shows in their first loss
+
+
+def adapting(model, method, config, task, seed=0):
+    """Adapt and time it: (seconds of each step but the first, seconds of all else, the first loss or None).
+
+    The first step warms up. Only the last config.n_step steps count; TTT's in TTT+CT-KV are in all else.
+    """
+    stamps, losses = [], []
+
+    def progress(step, loss):
+        stamps.append(clock(model.device))
+        losses.append(loss)
+
+    start = clock(model.device)
+    METHODS[method].adapt(model, task, config, seed, progress)
+    total = clock(model.device) - start
+    steps = [after - before for before, after in pairwise(stamps[-getattr(config, "n_step", 0) :])]
+    return steps, total - sum(steps), losses[0] if losses else None
+
+
+def seconds(step, device):
+    """(what a step returns, its seconds)"""
+    start = clock(device)
+    result = step()
+    return result, clock(device) - start
+
+
+# --- the first table: one step of CT-KV ---
+
+
+@dataclass
+class Contestant:
+    """turn() -> (the loss of its first step, seconds of a step); and the numbers that FLOPs depend on."""
+
+    turn: Callable
+    n_token: int
+    n_key: int
+    n_logit: int
+
+    def flops(self, c, n_body):
+        attention = 12 * c.n_layer * c.n_head * c.head_dim * self.n_token * self.n_key
+        return 4 * n_body * self.n_token + attention + 4 * c.vocab_size * c.n_embd * self.n_logit
+
+
+def contestants(model, theirs, task, seed=0):
+    """{name: Contestant}: all that do the same step, and TTT. theirs: the same weights in transformers, or None."""
+    n_answer, P = sum(len(d.y) for d in task.demos), sum(len(d.x) + len(d.y) for d in task.demos)
+    T, context = P - len(task.demos), encode_context(model, (), task.demos)
+    found = {"nanoct": Contestant(own(model, "ct_kv", ct_kv.Config(), task, seed), T, P + T, n_answer)}
+    if theirs is not None:
+        for name, labels_only in (("transformers", False), ("transformers, labels only", True)):
+            step = peers.padded(theirs, task, context, seed, labels_only)
+            found[name] = Contestant(partial(seconds, step, model.device), *step.size)
+    one_order = own(model, "ttt", ttt.Config(batch=1), task, seed)
+    return found | {"nanoct TTT, one order": Contestant(one_order, P - 1, P - 1, n_answer)}
+
+
+def own(model, method, config, task, seed=0):
+    """A turn of a nanoct method: it adapts in two steps, and the first warms up."""
+
+    def turn():
+        steps, _, loss = adapting(model, method, replace(config, n_step=2), task, seed)
+        if not steps:
+            raise ValueError(f"{method} was stopped before its second step, as the warning says: no time is reported.")
+        return loss, steps[0]
+
+    return turn
+
+
+def agree(contest, tolerance):
+    """The first loss, the same for all but TTT. Raises ValueError if a loss or gradient is not the first one's."""
+    first, *others, _ = contest
+    expected = first_step(contest[first].turn)
+    for name in others:
+        parts = first_step(contest[name].turn)
+        error = max(((ours - other).norm() / other.norm()).item() for ours, other in zip(parts, expected, strict=True))
+        if not error <= tolerance:
+            raise ValueError(f"{name} differs from {first} by {error:.1e} in loss or gradient, more than "
+                             f"{tolerance:.0e}: this is not the same step, so no time is reported.")
+    return expected[0].item()
+
+
+def first_step(turn):
+    """[loss, gradient of each leaf] of the first step of a turn. The gradients are those that AdamW gets, clipped."""
+    gradients = []
+
+    def look(optimizer, *_):
+        if not gradients:
+            gradients.extend(p.grad.clone() for group in optimizer.param_groups for p in group["params"])
+
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        loss, _ = turn()
+    finally:
+        hook.remove()
+    return [torch.tensor(loss), *gradients]
+
+
+def one_step(model, theirs, task, repeat, seed=0):
+    """One line per contestant: median seconds of `repeat` rounds, the ratio to nanoct in each round, FLOPs, memory."""
+    contest, peaks = contestants(model, theirs, task, seed), {}
+    loss = agree(contest, 1e-4 if model.dtype == torch.float32 else 5e-2)
+    for name, contestant in contest.items():  # this is the warm-up too
+        with peak(model.device) as used:  # on a CPU that of the process, which holds all contestants
+            contestant.turn()
+        peaks[name] = used.bytes
+    rounds = [{name: contestant.turn()[1] for name, contestant in contest.items()} for _ in range(repeat)]
+    n_body, lines = sum(p.numel() for p in model.model.layers.parameters()), []
+    common = dict(k=len(task.demos), context=sum(len(d.x) + len(d.y) for d in task.demos), repeat=repeat, seed=seed,
+                  loss=loss, n_body=n_body, dtype=str(model.dtype).removeprefix("torch."), **asdict(model.config))
+    for name, contestant in contest.items():
+        ratio = sorted(times[name] / times["nanoct"] for times in rounds)
+        middle, flops = median(times[name] for times in rounds), contestant.flops(model.config, n_body)
+        lines.append(dict(name=name, seconds=middle, ratio=median(ratio), ratio_min=ratio[0], ratio_max=ratio[-1],
+                          peak_bytes=peaks[name], flops=flops, flops_per_second=flops / middle,
+                          n_token=contestant.n_token, n_logit=contestant.n_logit, **common))
+    return lines
+
+
+def report_one_step(lines):
+    """Print the first table of one model, and what a pass over all demos costs."""
+    ours, order = lines[0], lines[-1]
+    print("{:.1f}M body, vocabulary {vocab_size:,}, k = {k}, {context} tokens of context, {dtype}, {device}, {threads} "
+          "threads; loss {loss:.4f}".format(ours["n_body"] / 1e6, **ours))
+    rows = [[line["name"], f"{line['n_token']:,}", f"{line['n_logit']:,}", f"{line['seconds']:.3f}",
+             "{ratio:.2f} ({ratio_min:.2f}-{ratio_max:.2f})".format(**line), f"{line['peak_bytes'] / 2**20:,.0f}",
+             f"{line['flops'] / 1e9:,.0f}", f"{line['flops_per_second'] / 1e9:,.0f}"] for line in lines]
+    print(table(rows, ["step", "tokens", "logits", "seconds", "ratio (min-max)", "peak MiB", "GFLOP", "GFLOP/s"]))
+    print(f"A pass with every demo a target behind all others: CT-KV {ours['seconds']:.2f} s in one step, "
+          f"TTT {ours['k'] * order['seconds']:.2f} s in {ours['k']} orders, {ours['k'] * order['ratio']:.1f} times as "
+          "long.\n")
+
+
+# --- the second table: every method and its peer ---
 
 
 def matrix_rate(device, dtype):
@@ -65,48 +222,54 @@ def estimate(model, method, config, task):
         return None
 
 
+def of_nanoct(model, method, config, task, repeat):
+    """(bytes at the peak, seconds of a step, seconds of all else, the first loss) of a method of nanoct."""
+    steps_of = {name: 2 for name in ("n_step", "ttt_n_step") if hasattr(config, name)}
+    few = replace(config, **steps_of)  # AdamW has its moments from the second step on
+    peak_bytes = memory.allocated(lambda: METHODS[method].adapt(model, task, few), model.device)  # and the warm-up
+    timed = replace(config, n_step=repeat + 1) if steps_of else config
+    steps, rest, loss = adapting(model, method, timed, task)
+    return peak_bytes, median(steps) if steps else 0.0, rest, loss
+
+
+def of_peer(step, trains, repeat, device):
+    """The same of a peer's Step."""
+    losses = []
+    peak_bytes = memory.allocated(lambda: losses.extend(step() for _ in range(2 if trains else 1)), device)
+    time = median([seconds(step, device)[1] for _ in range(repeat + 1)][1:])
+    return peak_bytes, time if trains else 0.0, time, losses[0]
+
+
 def whole(model, theirs, method, task, repeat, rate):
     """Measure a method and its peer: a line each. Raises ValueError if their first losses differ."""
     config = METHODS[method].Config(**SETTINGS[PRESET].get(method, {}))
-    says, n_step, lines = estimate(model, method, config, task), getattr(config, "n_step", 0), []
-    common = dict(method=method, n_step=n_step, flops_step=says and says.flops_step,
-                  estimated_bytes=says and says.beside)
+    says, n_step = estimate(model, method, config, task), getattr(config, "n_step", 0)
 
-    def add(who, run):
-        line = dict(who=who, seconds_step=None, seconds_task=None, peak_bytes=None, loss=None, share=None)
+    def line(who, run):
+        """What run() measures; None in all fields if it runs out of memory."""
+        measured = dict(seconds_step=None, seconds_task=None, peak_bytes=None, loss=None, share=None)
         try:
-            peak_bytes, step, others, loss = run()
-            line |= dict(seconds_step=step, seconds_task=others + max(0, n_step - 1) * step, peak_bytes=peak_bytes,
-                         loss=loss, share=says.flops_step / step / rate if says and step else None)
+            peak_bytes, step, rest, loss = run()
+            share = says.flops_step / step / rate if says and step else None
+            measured = dict(seconds_step=step, seconds_task=rest + max(0, n_step - 1) * step, peak_bytes=peak_bytes,
+                            loss=loss, share=share)
         except torch.OutOfMemoryError:
             pass
-        lines.append(common | line)
+        return dict(method=method, n_step=n_step, flops_step=says and says.flops_step,
+                    estimated_bytes=says and says.beside, who=who, **measured)
 
-    def ours():
-        changed = lambda n, *names: replace(config, **{name: n for name in names if hasattr(config, name)})
-        few = changed(2, "n_step", "ttt_n_step")  # AdamW has its moments from the second step on
-        peak_bytes = memory.allocated(lambda: METHODS[method].adapt(model, task, few), model.device)  # and the warm-up
-        steps, others, loss = adapting(model, method, changed(repeat + 1, "n_step"), task)
-        return peak_bytes, median(steps) if steps else 0.0, others, loss
-
-    def of_peer(step):
-        losses = []
-        n = 2 if n_step else 1
-        peak_bytes = memory.allocated(lambda: losses.extend(step() for _ in range(n)), model.device)
-        time = median([seconds(step, model.device)[1] for _ in range(repeat + 1)][1:])
-        return peak_bytes, time if n_step else 0.0, time, losses[0]
-
-    add("nanoct", ours)
-    if theirs is not None and (found := peers.peer(model, theirs, method, config, task)):
-        who, step = found
-        add(who, lambda: of_peer(step))
-        step.undo()
-        mine, other = (line["loss"] for line in lines)
-        tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
-        if method in SAME_START and None not in (mine, other) and abs(mine - other) > tolerance * abs(mine):
-            raise ValueError(f"{method}: the first loss is {mine:.4f} in nanoct and {other:.4f} in {who}; this is not "
-                             "the same step, so no time is reported.")
-    return lines
+    mine = line("nanoct", lambda: of_nanoct(model, method, config, task, repeat))
+    found = peers.peer(model, theirs, method, config, task) if theirs is not None else None
+    if found is None:
+        return [mine]
+    who, step = found
+    other = line(who, lambda: of_peer(step, n_step > 0, repeat, model.device))
+    step.undo()
+    tolerance, losses = 1e-3 if model.dtype == torch.float32 else 5e-2, (mine["loss"], other["loss"])
+    if method in SAME_START and None not in losses and abs(losses[0] - losses[1]) > tolerance * abs(losses[0]):
+        raise ValueError(f"{method}: the first loss is {losses[0]:.4f} in nanoct and {losses[1]:.4f} in {who}; this is "
+                         "not the same step, so no time is reported.")
+    return [mine, other]
 
 
 def number(value, form):
@@ -116,18 +279,24 @@ def number(value, form):
 
 def report_whole(lines, rate):
     """Print the second table."""
+    seconds_of = {}  # nanoct's seconds of a method, which a ratio is to
     rows = []
     for line in lines:
-        mine = next(other for other in lines if other["method"] == line["method"] and other["who"] == "nanoct")
-        steps, is_mine = line["n_step"] > 0, line is mine
-        what = "seconds_step" if steps else "seconds_task"
-        times = [number(line["seconds_step"], "{:.3f}") if steps else "", number(line["seconds_task"], "{:.2f}"),
-                 f"{line[what] / mine[what]:.2f}" if line[what] and mine[what] else ""]
-        sizes = [number(line["peak_bytes"] and line["peak_bytes"] / 1e6, "{:,.0f}"),
-                 f"{line['estimated_bytes'] / 1e6:,.0f}" if is_mine and line["estimated_bytes"] else "",
-                 f"{line['flops_step'] / 1e9:,.0f}" if steps and line["flops_step"] else "",
-                 f"{line['share']:.0%}" if line["share"] else ""]
-        rows.append([line["method"], line["who"], *times, *sizes])
+        trains, is_ours = line["n_step"] > 0, line["who"] == "nanoct"
+        compared = line["seconds_step" if trains else "seconds_task"]
+        if is_ours:
+            seconds_of[line["method"]] = compared
+        reference, peak_bytes = seconds_of[line["method"]], line["peak_bytes"]
+        rows.append([
+            line["method"], line["who"],
+            number(line["seconds_step"], "{:.3f}") if trains else "",
+            number(line["seconds_task"], "{:.2f}"),
+            f"{compared / reference:.2f}" if compared and reference else "",
+            number(peak_bytes and peak_bytes / 1e6, "{:,.0f}"),
+            f"{line['estimated_bytes'] / 1e6:,.0f}" if is_ours and line["estimated_bytes"] else "",
+            f"{line['flops_step'] / 1e9:,.0f}" if trains and line["flops_step"] else "",
+            f"{line['share']:.0%}" if line["share"] else "",
+        ])
     header = "method", "who", "s a step", "s a task", "ratio", "peak MB", "estimated", "GFLOP a step", "of matrix rate"
     print(table(rows, header))
     print(f"matrix rate {rate / 1e12:.3f} TFLOP/s; peak beside the weights; a task at the steps of {PRESET}'s preset")
@@ -141,21 +310,11 @@ def compare(model, theirs, methods, task, repeat, about, file):
     for method in tqdm(methods, desc="methods"):
         new = whole(model, theirs, method, task, repeat, rate)
         lines += new
-        append(file, [line | about for line in new])
+        append_lines(file, [line | about for line in new])
     report_whole(lines, rate)
 
 
 # --- the command ---
-
-
-def append(file, lines):
-    """Add lines to a file of JSON lines. Raises OSError with a sentence if that cannot be."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "a") as f:
-            f.writelines(json.dumps(line) + "\n" for line in lines)
-    except OSError as error:
-        raise OSError(f"cannot write {file} ({error.strerror}): give another file with --out.") from None
 
 
 def load(name, vocab_size, context, device, dtype, alone=False):
@@ -197,7 +356,7 @@ def main():
     if args.vocab and (not is_random or min(args.vocab) < 2):
         raise ValueError(f"--vocab {min(args.vocab)} with --model {args.model}: it sizes a random Llama, and is 2 or "
                          "more.")
-    append(out, [])  # is there a place for the lines?
+    append_lines(out, [])  # is there a place for the lines?
     has_its_own = not is_random or "vocab_size" in SIZES[args.model]
     vocabularies = args.vocab or ([None] if has_its_own else [32000, 128000])
     for vocab_size in vocabularies:
@@ -210,9 +369,9 @@ def main():
             print("transformers is not installed, so nanoct runs alone; for the comparison: pip install -e '.[test]'")
         task = random_task(args.k, args.context, model.config.vocab_size, args.spread)
         about = dict(model_name=args.model, spread=args.spread) | machine(device)
-        lines = [line | about for line in one_step.measure(model, theirs, task, args.repeat)]
-        one_step.report(lines)
-        append(out, lines)
+        lines = [line | about for line in one_step(model, theirs, task, args.repeat)]
+        report_one_step(lines)
+        append_lines(out, lines)
         if args.methods and vocab_size == vocabularies[0]:
             about |= dict(k=args.k, context=args.context)
             compare(model, theirs, args.methods, task, args.repeat, about, out.with_name("costs.jsonl"))

@@ -113,6 +113,16 @@ def replace_file(path, content) -> Path:
     return Path(path)
 
 
+def append_lines(path, lines):
+    """Add values to a file of JSON lines; missing folders are made. Raises OSError with a sentence if it fails."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    except OSError as error:
+        raise OSError(f"cannot write {path} ({error.strerror}): give another file with --out.") from None
+
+
 def publish(text, path):
     """Write a text to a file, then print it: the file is whole even if the output is cut, as by head."""
     replace_file(path, text.encode())

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import DATA, tiny_llama
+from helpers import DATA, tiny_llama
 
 from nanoct.benchmarks import arc, common
 from nanoct.fewshot import concatenate

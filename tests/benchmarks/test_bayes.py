@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import V, random_ids, random_task, tiny_llama
+from helpers import V, random_ids, random_task, tiny_llama
 
 from nanoct.benchmarks import nano
 from nanoct.benchmarks.nano import bayes, facts, grids, lexicon

@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from conftest import DATA, tiny_llama
+from helpers import DATA, tiny_llama
 
 from nanoct import cli
 from nanoct.benchmarks import bbh, common

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from conftest import DATA
+from helpers import DATA
 
 from nanoct.benchmarks import fetch as module
 from nanoct.benchmarks.fetch import SOURCES, Archive, Hub, check, download, fetch

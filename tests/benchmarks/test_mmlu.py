@@ -4,7 +4,7 @@ import csv
 from types import SimpleNamespace
 
 import pytest
-from conftest import DATA, tiny_llama
+from helpers import DATA, tiny_llama
 
 from nanoct.benchmarks import common, mmlu
 from nanoct.fewshot import concatenate

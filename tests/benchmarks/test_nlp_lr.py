@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import DATA, tiny_llama
+from helpers import DATA, tiny_llama
 
 from nanoct.benchmarks import common, nlp_lr
 from nanoct.fewshot import Adapted, Demo, Query, Task, concatenate

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import tiny_llama
+from helpers import tiny_llama
 
 from nanoct.benchmarks import words
 from nanoct.fewshot import concatenate

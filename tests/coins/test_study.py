@@ -173,9 +173,9 @@ def test_differences_are_paired_and_errors_over_repetitions():
               ("SoftPT", False, 6, base): [2.0, 3.0], ("SoftPT", True, 25, base): [0.1, 0.2],
               ("PreBayes", True, 0, base): [0.1, 0.25]}
     lines = report.Lines(lines_of(values), TINY)
-    assert lines.of("single", "transformer", "SoftPT")[:, 0].tolist() == pytest.approx([0.3, 0.5])
-    assert lines.of("single", "transformer", "SoftPT", length=25)[:, 0].tolist() == pytest.approx([0.1, 0.2])
-    assert lines.of("single", "transformer", "SoftPT", False)[:, 0].tolist() == [2, 3]
+    assert lines.regret("single", "transformer", "SoftPT")[:, 0].tolist() == pytest.approx([0.3, 0.5])
+    assert lines.regret("single", "transformer", "SoftPT", length=25)[:, 0].tolist() == pytest.approx([0.1, 0.2])
+    assert lines.regret("single", "transformer", "SoftPT", False)[:, 0].tolist() == [2, 3]
     assert report.gap(lines, "single", "transformer", base) == "+1.05 ± 0.05"
     assert report.gap(lines, "single", "transformer", narrow) == ""
     assert lines.above("single", "transformer", "SoftPT", bayes="PreBayes") == pytest.approx([0.2, 0.25])

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import tiny_llama
+from helpers import tiny_llama
 
 from nanoct import cli
 from nanoct.benchmarks import common, nano
@@ -191,31 +191,15 @@ def test_files_of_training_tasks(here, monkeypatch, capsys, content):
     assert "training/x.json" in refused(monkeypatch, capsys, "pretrain", *FINE_TUNE)
 
 
-# --- options ---
+# --- options: what test_cli.py and the tests of each command do not refuse already ---
 
 OPTIONS = """
-    pretrain --n-step 0
-    pretrain --every 0
-    pretrain --row 0
-    pretrain --decay nan
-    pretrain --n-token 10
-    pretrain --lr 1e300
-    pretrain --seed HUGE
-    pretrain --n-warmup 0
-    pretrain --decay -1
     pretrain --weight-decay inf
-    pretrain --n-step HUGE
-    pretrain --row 400
     pretrain --init nowhere
     pretrain --data data
-    pretrain --out ''
     pretrain --out mine.jsonl
-    tune TUNE --set lr=1e300
     tune TUNE --set lr=nan
-    tune TUNE --seed HUGE
     tune TUNE --seed -1
-    tune TUNE --method lora --set rank=100000000000000000000000
-    tune TUNE --set n_step=HUGE
     tune TUNE --set n_step=-1
     tune TUNE --set token_dropout=nan
     tune TUNE --held-out ''
@@ -223,27 +207,12 @@ OPTIONS = """
     tune TUNE --model ''
     tune TUNE --set leave_one_out=1
     tune TUNE --method prefix_tuning --set n_prefix=900000000
-    reproduce --report ''
-    reproduce --seeds HUGE
-    reproduce --k 1000000000
-    reproduce --k -1
-    reproduce --set ct_kv.lr=1e300
-    reproduce --set lora.rank=HUGE
     reproduce --set ct_kv.lr=nan,1
-    reproduce --workers 100000
     reproduce --out ''
-    reproduce --seeds -1
-    paper PAPER --seeds HUGE
-    paper PAPER --k 1000000000
-    paper PAPER --set ct_kv.lr=inf
-    paper PAPER --set lora.rank=HUGE
-    paper PAPER --length HUGE
-    paper PAPER --limit-queries -1
     paper PAPER --tasks x zzz
     paper PAPER --tokenizer ''
     paper PAPER --data ''
     bbh --data data --k 1000000000
-    bbh --data data --seed HUGE
     bbh --data data --seed -1
     bbh --data data --tasks x zzz --show 1 --k 2
     bbh --data ''
@@ -255,7 +224,6 @@ OPTIONS = """
     nano --seed HUGE
     nano --show -1
     leak --tasks -1
-    leak --tasks HUGE
     leak --out ''
     fetch zzz
     fetch bbh --out ''
@@ -264,12 +232,10 @@ OPTIONS = """
     predictors --width HUGE
     predictors --n-step -1
     study --workers 100000
-    study --workers -1
     speed --k 1000000000
     speed --spread nan
     speed --context HUGE
     memory --context -1
-    memory --context HUGE
     conformance
     conformance --out mine.jsonl
     conformance --out data

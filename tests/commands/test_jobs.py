@@ -8,8 +8,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from test_paper import data, model  # noqa: F401, fixtures
-from test_reproduce import model_folder  # noqa: F401, a fixture
+from helpers import saved_llama, small_bbh
 
 from nanoct import cli, paper, reproduce
 from nanoct.runs.results import key, read
@@ -18,9 +17,10 @@ MAINS = {"paper": paper.main, "reproduce": reproduce.main}
 
 
 @pytest.fixture(params=["paper", pytest.param("reproduce", marks=pytest.mark.slow)])
-def job(request, model, data, model_folder):  # noqa: F811
+def job(request, tmp_path_factory, model_folder):
     """(name, its arguments but --out): 12 runs on tiny models."""
     if request.param == "paper":
+        model, data = saved_llama(tmp_path_factory.mktemp("model")), small_bbh(tmp_path_factory.mktemp("bbh"))
         where = ("--benchmark", "bbh", "--model", model, "--data", data, "--tokenizer", "bytes", "--k", 2, "--device",
                  "cpu", "--tasks", "sums", "words", "--seeds", 1, 2, "--limit-queries", 2)
     else:

@@ -14,7 +14,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import DATA, random_task, tiny_llama
+from helpers import DATA, random_task, saved_llama, small_bbh, tiny_llama
 
 from nanoct import cli, paper
 from nanoct.benchmarks import words
@@ -37,21 +37,12 @@ SMALL = dict(n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    save_model(Llama(LlamaConfig(256, **SMALL)).init_weights(torch.Generator().manual_seed(0)), folder)
-    return folder
+    return saved_llama(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bbh")
-    for name in "bbh", "cot-prompts":
-        (folder / name).mkdir()
-    for task in "sums", "words", "long":
-        examples = [dict(input=f"{task} {i}" + " long" * 50 * (task == "long"), target="ab"[i % 2]) for i in range(6)]
-        (folder / "bbh" / f"{task}.json").write_text(json.dumps(dict(examples=examples)))
-        (folder / "cot-prompts" / f"{task}.txt").write_text("-----\nGo on.\n")
-    return folder
+    return small_bbh(tmp_path_factory.mktemp("bbh"))
 
 
 def job(model, data, out, *more):

@@ -12,36 +12,15 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
-import torch
+from helpers import line, text_of
 
 from nanoct import cli
 from nanoct import reproduce as command
 from nanoct.benchmarks import nano
 from nanoct.io.weights import fingerprint, load_model, save_model
 from nanoct.methods import METHODS, icl
-from nanoct.model import Llama, LlamaConfig
 from nanoct.reproduce import brief, configs, main, parse, plan, variants
 from nanoct.runs import plots, report, results, stats
-
-
-def line(method="icl", task="a", seed=0, score=0.5, seconds=1.0, config=None, world="strings", kl=0.1, k=10, wrong=0.0):
-    return dict(model="m", world=world, pool="held_out", k=k, method=method, config=config or {}, task=task, seed=seed,
-                wrong=wrong, score=score, seconds=seconds, n_trained=0, kl=kl)
-
-
-def text_of(lines, presets, *pairs):
-    return report.text(*report.comparable(lines), presets, *pairs)
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    sizes = dict(n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=512)
-    config = LlamaConfig(len(nano.VOCABULARY), **sizes)
-    save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), folder)
-    (folder / "vocab.json").write_text(json.dumps(nano.VOCABULARY))
-    return folder
-
 
 SHORT = [word for method, module in METHODS.items() if method != "ct_kv" for field in ("n_step", "ttt_n_step", "batch")
          if field in module.Config.__dataclass_fields__ for word in ("--set", f"{method}.{field}=1")]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import config_of
-from conftest import random_task as task_with_queries
+from helpers import config_of
+from helpers import random_task as task_with_queries
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from nanoct.costs import peers, speed
-from nanoct.costs.one_step import adapting
 from nanoct.costs.task import random_task
 from nanoct.methods import METHODS
 
@@ -81,7 +80,7 @@ def test_seconds_of_a_task_are_of_all_its_steps(monkeypatch):
 
     monkeypatch.setattr(METHODS["ct_kv"], "adapt", adapt)
     model = speed.load("tiny", 97, 96, torch.device("cpu"), torch.float32, alone=True)[0]
-    steps, rest, loss = adapting(model, "ct_kv", METHODS["ct_kv"].Config(n_step=4), None)
+    steps, rest, loss = speed.adapting(model, "ct_kv", METHODS["ct_kv"].Config(n_step=4), None)
     assert len(steps) == 3 and 0.02 <= min(steps) <= max(steps) < 0.04 and 0.25 <= rest < 0.3 and loss == 1
     (line,) = speed.whole(model, None, "ct_kv", random_task(4, 96, 97), 3, 1e9)
     assert line["seconds_task"] == pytest.approx(0.25 + 15 * 0.02, rel=0.2)  # the preset's 16 steps
@@ -105,7 +104,7 @@ def test_a_peer_leaves_the_model_as_it_was(method):
 def test_the_steps_of_ttt_ct_kv_are_ct_kvs():
     model = speed.load("tiny", 97, 96, torch.device("cpu"), torch.float32, alone=True)[0]
     config = METHODS["ttt_ct_kv"].Config(n_step=3, ttt_n_step=4)
-    assert len(adapting(model, "ttt_ct_kv", config, random_task(4, 96, 97))[0]) == 2
+    assert len(speed.adapting(model, "ttt_ct_kv", config, random_task(4, 96, 97))[0]) == 2
 
 
 def test_a_method_that_does_not_say_its_cost_is_measured_all_the_same(run, monkeypatch, capsys):

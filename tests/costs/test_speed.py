@@ -10,7 +10,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nanoct import cli
-from nanoct.costs import one_step, peers, speed
+from nanoct.costs import peers, speed
 from nanoct.costs.task import random_task
 from nanoct.fewshot import encode_context
 from nanoct.gpt2 import GPT2, GPT2Config
@@ -60,16 +60,16 @@ def test_a_padded_step_is_the_methods_in_loss_and_gradient_at_every_step(pair, l
 
 def test_contestants_begin_with_the_methods_loss(pair):
     model, theirs, task, _ = pair
-    contest, losses = one_step.contestants(model, theirs, task), []
+    contest, losses = speed.contestants(model, theirs, task), []
     ct_kv.adapt(model, task, ct_kv.Config(n_step=1), progress=lambda step, loss: losses.append(loss))
-    assert one_step.agree(contest, 1e-4) == pytest.approx(losses[0], rel=1e-6)
+    assert speed.agree(contest, 1e-4) == pytest.approx(losses[0], rel=1e-6)
     assert list(contest) == ["nanoct", "transformers", "transformers, labels only", "nanoct TTT, one order"]
 
 
 @pytest.mark.parametrize("break_it", ["mask", "label", "gradient"])
 def test_a_step_that_differs_is_refused(pair, break_it):
     model, theirs, task, context = pair
-    contest, other = one_step.contestants(model, theirs, task), random_task(K, CONTEXT, V)
+    contest, other = speed.contestants(model, theirs, task), random_task(K, CONTEXT, V)
     if break_it == "label":
         other.demos[-1].y[-1] = (other.demos[-1].y[-1] + 1) % V
     step = peers.padded(theirs, other, context, seed=int(break_it == "mask"), labels_only=True)
@@ -77,7 +77,7 @@ def test_a_step_that_differs_is_refused(pair, break_it):
         step.leaves[1].register_hook(lambda gradient: 1.01 * gradient)
     contest["transformers, labels only"].turn = lambda: (step(), 0.0)
     with pytest.raises(ValueError, match="labels only differs from nanoct by .* no time is reported"):
-        one_step.agree(contest, 1e-4)
+        speed.agree(contest, 1e-4)
 
 
 def test_a_loss_that_is_not_finite_is_refused_in_a_sentence(pair):
@@ -85,7 +85,7 @@ def test_a_loss_that_is_not_finite_is_refused_in_a_sentence(pair):
     model.load_state_dict(pair[0].state_dict())
     model.model.norm.weight.fill_(math.inf)
     with pytest.warns(UserWarning, match="stopped"), pytest.raises(ValueError, match="ct_kv was stopped"):
-        one_step.measure(model, None, pair[2], 1)
+        speed.one_step(model, None, pair[2], 1)
 
 
 def test_a_methods_turn_is_its_second_step(monkeypatch, pair):
@@ -97,7 +97,7 @@ def test_a_methods_turn_is_its_second_step(monkeypatch, pair):
         time.sleep(0.1)
 
     monkeypatch.setattr(ct_kv, "adapt", adapt)
-    loss, seconds = one_step.contestants(pair[0], None, pair[2])["nanoct"].turn()
+    loss, seconds = speed.contestants(pair[0], None, pair[2])["nanoct"].turn()
     assert loss == 3 and 0.02 <= seconds < 0.08
 
 
@@ -128,7 +128,7 @@ def test_the_released_way_pads_expands_and_computes_all_logits(pair, labels_only
 def test_flops_of_a_step(pair):
     model, _, task, context = pair
     N, P, row = sum(p.numel() for p in model.model.layers.parameters()), len(context.owner), pack_demos(task, model)
-    T, n, contest = row.tokens.shape[1], len(row.where), one_step.contestants(model, None, task)
+    T, n, contest = row.tokens.shape[1], len(row.where), speed.contestants(model, None, task)
     formula = lambda T, S: 4 * N * T + 12 * 2 * 4 * 8 * T * S + 4 * V * 32 * n
     assert contest["nanoct"].flops(model.config, N) == formula(T, P + T)
     assert contest["nanoct TTT, one order"].flops(model.config, N) == formula(P - 1, P - 1)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_llama
-from test_tokenizer import TEXTS, train
+from helpers import tiny_llama
+from helpers.bpe import TEXTS, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanoct.io import smollm2

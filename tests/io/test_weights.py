@@ -8,12 +8,12 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from conftest import tiny_llama
+from helpers import tiny_llama
+from helpers.llama import LAYOUTS, LLAMA3, assert_logits, ids, read, write
 from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from test_model import LAYOUTS, LLAMA3, assert_logits, ids, read, write
 
 from nanoct import tune
 from nanoct.benchmarks.nano import FOLDER

@@ -4,19 +4,25 @@ import hashlib
 import json
 import math
 import warnings
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import DATA, config_of, random_task, same_bits, tensors_of, tiny_llama
-from test_fewshot import (
+from helpers import (
+    DATA,
+    TUNED,
     UNEVEN,
+    config_of,
     drawn,
     leaves,
     message,
     padded_loss,
     pairs_of,
+    random_task,
     relative_error,
+    same_bits,
+    tensors_of,
+    tiny_llama,
 )
 
 from nanoct.adapters import LoRA, attach
@@ -27,7 +33,6 @@ from nanoct.score import evaluate, score_pairs, text_answers
 
 DRAWING = {"lora", "dora", "ttt", "ct_prompt", "ct_kv", "ttt_ct_kv"}  # methods that draw random numbers
 SHORT = dict(n_step=3, ttt_n_step=2)  # of any Config that has them
-TUNED = [name for name, method in METHODS.items() if "n_step" in {f.name for f in fields(method.Config)}]
 
 
 def config_error(name, **changes):
@@ -255,7 +260,6 @@ def test_one_demo_is_not_left_out_which_is_said(model, method):
 
 
 # --- CT-KV from another start, in part, in bfloat16, under an adapter ---
-
 
 
 def test_bf16_trains_bfloat16_and_loses_small_steps(model, steps):

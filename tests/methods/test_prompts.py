@@ -3,8 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import V, random_task, same_bits
-from test_fewshot import UNEVEN, drawn, message, pairs_of, relative_error
+from helpers import UNEVEN, V, drawn, message, pairs_of, random_task, relative_error, same_bits
 
 from nanoct.fewshot import Prefix
 from nanoct.methods import ct_prompt, icl, prefix_tuning, prompt_tuning

@@ -5,8 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import random_task, same_bits
-from test_fewshot import UNEVEN, leaves, message, padded_loss, pairs_of, relative_error
+from helpers import UNEVEN, leaves, message, padded_loss, pairs_of, random_task, relative_error, same_bits
 
 from nanoct.fewshot import encode_context
 from nanoct.methods import ct_kv, icl

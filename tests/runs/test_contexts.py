@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from conftest import random_task, tiny_llama
+from helpers import random_task, tiny_llama
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import random_task, tiny_llama
+from helpers import random_task, tiny_llama
 
 from nanoct.fewshot import Adapted
 from nanoct.methods import METHODS, icl

@@ -3,8 +3,8 @@
 import random
 
 import pytest
+from helpers import line
 from matplotlib.text import Text
-from test_reproduce import line
 
 from nanoct.benchmarks.nano import FOLDER
 from nanoct.methods import METHODS

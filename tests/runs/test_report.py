@@ -5,7 +5,7 @@ import sys
 from argparse import Namespace
 
 import pytest
-from test_reproduce import line, text_of
+from helpers import line, text_of
 
 from nanoct import reproduce
 from nanoct.runs import report, results

@@ -6,8 +6,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from conftest import tiny_llama
-from test_reproduce import line, model_folder  # noqa: F401, a fixture
+from helpers import line, tiny_llama
 
 from nanoct import cli
 from nanoct.benchmarks.nano import WORLDS, mislabel

@@ -6,7 +6,7 @@ from itertools import product
 from math import log10
 
 import pytest
-from test_reproduce import line, model_folder  # noqa: F401, a fixture
+from helpers import line
 
 from nanoct.benchmarks import nano
 from nanoct.methods import METHODS
