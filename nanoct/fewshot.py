@@ -188,6 +188,12 @@ def check_fits(model, n, what):
                          "shorter demos, or a model with a longer context.")
 
 
+def check_start(start):
+    """Raise ValueError unless `start`, the field of a Config, is "tokens" or "noise"."""
+    if start not in ("tokens", "noise"):
+        raise ValueError(f'start = {start!r} must be "tokens" or "noise".')
+
+
 def check_dropout(name, p):
     """Raise ValueError unless p, the field `name` of a Config, is a probability below 1."""
     if not 0 <= p < 1:

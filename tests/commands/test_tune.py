@@ -236,8 +236,8 @@ def test_only_the_whole_terminator_ends_an_answer(small, words, monkeypatch):
 
 
 def test_settings_are_read_by_the_type_of_their_field():
-    config = configure("ct_kv", ["lr=3e-2", "n_step=7", "leave_one_out=False", "bf16=True"])
-    assert config == ct_kv.Config(lr=0.03, n_step=7, leave_one_out=False, bf16=True)
+    config = configure("ct_kv", ["lr=3e-2", "n_step=7", "leave_one_out=False"])
+    assert config == ct_kv.Config(lr=0.03, n_step=7, leave_one_out=False)
 
 
 def test_lines_may_hold_line_separators_and_come_from_windows(here):

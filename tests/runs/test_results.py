@@ -130,6 +130,12 @@ def test_a_setting_at_its_default_is_no_other_run(tmp_path, monkeypatch):
     assert results.key(of(n_step=5)) != results.key(whole)
 
 
+def test_lines_of_the_time_when_ct_kv_had_bf16_are_found():
+    of = lambda method, **config: results.key(line(method=method, config=config))
+    assert of("ct_kv", bf16=False) == of("ct_kv") != of("ct_kv", bf16=True)
+    assert of(ablations.NAME, bf16=False) == of(ablations.NAME) != of(ablations.NAME, bf16=True)
+
+
 def test_a_method_that_is_not_known_is_left_as_it_is():
     unknown = line(method="gone", config=dict(b=1, a=2))
     assert results.completed(unknown) is unknown
