@@ -60,7 +60,8 @@ def data_id(task):
     """12 hex digits that change with anything of a task that can change a score, but for its name."""
     pairs = [[list(pair.x), list(pair.y), [list(option) for option in getattr(pair, "options", None) or ()]]
              for pair in (*task.demos, *task.queries)]
-    more = len(task.demos), list(task.instruction), list(task.separator), task.metric, task.length, task.terminator
+    terminator = task.text.terminator if task.text else ""
+    more = len(task.demos), list(task.instruction), list(task.separator), task.metric, task.length, terminator
     return hashlib.sha256(json.dumps([pairs, *more]).encode()).hexdigest()[:12]
 
 

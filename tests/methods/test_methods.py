@@ -20,7 +20,7 @@ from test_fewshot import (
 )
 
 from nanoct.adapters import LoRA, attach
-from nanoct.fewshot import Demo, Query, Task, encode_context
+from nanoct.fewshot import Demo, Query, Task, Text, encode_context
 from nanoct.io.weights import load_model
 from nanoct.methods import METHODS, ct_kv, ct_prompt, icl, ttt, ttt_ct_kv, zero_shot
 from nanoct.score import evaluate, score_pairs, text_answers
@@ -165,7 +165,7 @@ def test_a_separator_is_as_if_it_were_in_the_inputs(model, name):
     ours, theirs = METHODS[name].adapt(model, task, config), METHODS[name].adapt(model, folded, config)
     assert same_bits(ours, theirs)
     assert evaluate(ours, task) == evaluate(theirs, folded)
-    as_text = lambda task: replace(task, queries=[Query(q.x, [3, 7]) for q in task.queries], decode=str, terminator="?")
+    as_text = lambda task: replace(task, queries=[Query(q.x, [3, 7]) for q in task.queries], text=Text(str, "?"))
     assert text_answers(ours, as_text(task)) == text_answers(theirs, as_text(folded))
 
 

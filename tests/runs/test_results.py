@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nanoct.fewshot import Demo, Query, Task
+from nanoct.fewshot import Demo, Query, Task, Text
 from nanoct.io.files import lock
 from nanoct.runs import ablations, results
 from nanoct.runs.parallel import execute
@@ -155,7 +155,7 @@ def test_the_id_of_the_data_changes_with_what_can_change_a_score():
     queries = [Query([5], [6])], [Query([5], [7], [[6], [7]])], [Query([5], [6], [[6], [9]])], [Query([9], [6])]
     others = [replace(task, **change) for change in (
         *(dict(demos=of) for of in pairs), *(dict(queries=of) for of in queries), dict(instruction=[9]),
-        dict(separator=[1]), dict(metric="text"), dict(length=9), dict(terminator="x"))]
+        dict(separator=[1]), dict(metric="text"), dict(length=9), dict(text=Text(str, "x")))]
     assert len({results.data_id(each) for each in (task, *others)}) == len(others) + 1
     moved = replace(task, demos=task.demos[:1], queries=[Query([3], [4]), *task.queries])  # from one part to the other
     assert results.data_id(moved) != results.data_id(task)
