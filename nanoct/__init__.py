@@ -6,7 +6,7 @@
     pairs = [("hot", "cold"), ("big", "small"), ("early", "late"), ("full", "empty")]
     task = nanoct.task_of(pairs, tokenizer)
     adapted = nanoct.METHODS["ct_kv"].adapt(model, task)
-    print(nanoct.answer(adapted, "light", tokenizer))
+    print(nanoct.answer(adapted, "day", tokenizer))  # night
 
 `nanoct.METHODS` is {name: module}, each with a Config and adapt(model, task, config, seed, progress). A name of DOOR is
 imported when it is first used, so `import nanoct` takes no time and no torch.

@@ -84,7 +84,6 @@ def main():
     args = p.parse_args()
     name = args.model or nano.FOLDER / WORLD
     model, tokenizer = load(name, args.device if args.model else args.device or "cpu")
-    tokenizer.check_belongs(model.config.vocab_size)
     quiet_threads(model)
     shown, config = tasks(args, tokenizer)
     size = sum(p.numel() for p in model.parameters()) / 1e6

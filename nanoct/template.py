@@ -7,6 +7,7 @@ It is tokenised apart from the answer: a tokenizer that merges "." and a line br
 """
 
 import re
+from collections.abc import Iterable
 
 from nanoct.fewshot import Demo, Task, Text
 from nanoct.score import decode
@@ -61,6 +62,8 @@ def task_of(pairs, tokenizer, instruction="", template=PLAIN, name="pairs"):
     and on a template without {input}, {output} and an end of answers.
     """
     demos = []
+    if isinstance(pairs, (str, dict)) or not isinstance(pairs, Iterable):
+        raise ValueError(f"the pairs are {pairs!r:.60}; they must be a list of (input, output).")
     for i, pair in enumerate(pairs):
         question, output = _strings(i, pair)
         check_ends(f"pair {i}", output, template)
@@ -68,6 +71,7 @@ def task_of(pairs, tokenizer, instruction="", template=PLAIN, name="pairs"):
         demos.append(Demo(x, ys[output]))
     if not demos:
         raise ValueError("there are no pairs to learn from: give at least one (input, output).")
+    _need_string("the instruction", instruction)
     head = tokenizer.encode(instruction, bos=tokenizer.adds_bos)
     return Task(name, demos, [], head, "text", text_of(tokenizer, template))
 
@@ -78,8 +82,9 @@ def answer(adapted, question, tokenizer, template=PLAIN, max_new_tokens=32):
     template: that of the task. At most max_new_tokens are decoded, one forward pass each.
     Raises ValueError if the question is no string, has text that the tokenizer lacks, or does not fit the model.
     """
-    if not isinstance(question, str):
-        raise ValueError(f"the question is {question!r:.60}; it must be a string.")
+    _need_string("the question", question)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens = {max_new_tokens} must be at least 1.")
     check_ends("the question", None, template)
     x, _ = encode_example(f"the question {question!r:.60}", question, [], tokenizer, template)
     return decode(adapted, [x], max_new_tokens, text_of(tokenizer, template))[0]
@@ -87,9 +92,13 @@ def answer(adapted, question, tokenizer, template=PLAIN, max_new_tokens=32):
 
 def _strings(i, pair):
     """Input and output of a pair."""
-    if isinstance(pair, dict):
-        pair = [pair.get("input"), pair.get("output")]
-    if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+    parts = [pair.get("input"), pair.get("output")] if isinstance(pair, dict) else pair
+    if not isinstance(parts, (list, tuple)) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
         raise ValueError(f'pair {i} is {pair!r:.60}; it must be two strings, ("dog", "chien") or '
                          '{"input": "dog", "output": "chien"}.')
-    return pair
+    return parts
+
+
+def _need_string(what, value):
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is {value!r:.60}; it must be a string.")

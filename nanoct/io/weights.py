@@ -53,12 +53,15 @@ EMBEDDED = Path(__file__).parents[2] / "weights"  # in the repository, not in an
 
 
 def load(folder_or_name, device=None, dtype=None) -> tuple[Llama | GPT2, Tokenizer]:
-    """A frozen model and its tokenizer, from a folder or a hub name; raises what load_model and load_tokenizer raise.
+    """A frozen model and its tokenizer, from a folder or a hub name.
 
+    Raises what load_model and load_tokenizer raise, and ValueError if the two do not belong together.
     device: "cuda", "mps" or "cpu"; default: the first there is. dtype: default: bfloat16 on cuda, float32 elsewhere.
     """
     tokenizer = load_tokenizer(fetch(folder_or_name, weights=False))
-    return load_model(folder_or_name, device, dtype), tokenizer
+    model = load_model(folder_or_name, device, dtype)
+    tokenizer.check_belongs(model.config.vocab_size)
+    return model, tokenizer
 
 
 def load_model(folder_or_name, device=None, dtype=None) -> Llama | GPT2:
