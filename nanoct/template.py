@@ -36,15 +36,18 @@ def encode_example(where, question, answers, tokenizer, template):
     return x, ys
 
 
-def check_ends(where, answer, template):
-    """Raise ValueError unless a decoded answer has an end: a terminator in the template that is not in the answer."""
+def check_ends(where, answer, template, option="template"):
+    """Raise ValueError unless a decoded answer has an end: a terminator in the template that is not in the answer.
+
+    answer: None if it is not known. option: what the caller names the template.
+    """
     *_, after = split(template)
     if not after:
         raise ValueError(f"the template {template!r} ends with {{output}}, so decoding cannot tell where an answer "
                          "ends: put a terminator behind it, such as a line break, or give options.")
     if after in (answer or ""):
         raise ValueError(f"{where}: the output {answer!r:.60} contains {after!r}, which ends an answer in "
-                         "this template; take another template.")
+                         f"this template; take another {option}.")
 
 
 def text_of(tokenizer, template):

@@ -87,7 +87,7 @@ def encode(line, model, tokenizer, template, metric, start=0):
     tokens of context; and where answers are decoded, if the template has no terminator or the output contains it.
     """
     if decoded(line, metric):
-        check_ends(line.where, line.output, template)
+        check_ends(line.where, line.output, template, "--template")
     answers = [answer for answer in line.options or [line.output] if answer is not None]
     x, ys = encode_example(line.where, line.input, answers, tokenizer, template)
     if max(map(max, [x, *ys.values()])) >= model.config.vocab_size:

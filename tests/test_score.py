@@ -12,7 +12,19 @@ from test_packing import float64_llama
 
 from nanoct.adapters import LoRA, attach
 from nanoct.fewshot import Adapted, Query, Task, Text, encode_context
-from nanoct.score import BATCH, constants, decode, evaluate, generate, macro_f1, score_pairs, score_questions
+from nanoct.score import (
+    BATCH,
+    constants,
+    decode,
+    evaluate,
+    generate,
+    judge,
+    lowest,
+    macro_f1,
+    option_losses,
+    score_pairs,
+    score_questions,
+)
 
 
 def icl(model, task):
@@ -293,10 +305,32 @@ def text_task(model):
     return adapted, task
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_the_answers_are_the_options_of_the_lowest_loss(model, metric):
+    task = random_task(n_query=7, options=3, metric=metric)
+    adapted, _ = icl(model, task)
+    result = evaluate(adapted, task)
+    for query, answer, right in zip(task.queries, result.answers, result.per_query, strict=True):
+        losses = score_pairs(adapted, [(query.x, option) for option in query.options], row_tokens=1)[0].tolist()
+        assert answer == tuple(query.options[losses.index(min(losses))]) and right == (list(answer) == query.y)
+    assert set(result.per_query) == {True, False}
+    assert evaluate(adapted, replace(task, metric="ids")).answers is None
+
+
+def test_answers_are_judged_alike_be_they_ids_or_text():
+    best, gold = [["a"], ["b", "a"], ["c", "b", "c"], ["b"]], ["a", "a", "c", "c"]
+    result = judge(best, gold)
+    assert result.per_query == [True, 1 / 2, 2 / 3, False] and result.score == (1 + 1 / 2 + 2 / 3) / 4
+    assert result.answers == ["a", "b", "c", "b"] and result.tied == 2
+    assert judge(best, gold, "macro_f1").score == macro_f1(result.answers, gold)
+    assert lowest(["a", "b", "c"], [2.0, 1.0, 1.0]) == ["b", "c"] and option_losses(Adapted(None), []) == []
+
+
 def test_text_is_decoded_up_to_the_terminator_and_normalised(model):
     adapted, task = text_task(model)
     n = len(task.queries)
     assert evaluate(adapted, task).per_query == [True] * n
+    assert evaluate(adapted, task).answers == [task.text.answer(q.y) for q in task.queries]
     other_case = [Query(q.x, [t ^ 1 for t in q.y[:-1]] + q.y[-1:]) for q in task.queries]
     assert evaluate(adapted, replace(task, queries=other_case)).score == 1
     as_it_is = replace(task.text, normalise=str)
