@@ -15,8 +15,8 @@ from itertools import zip_longest
 from nanoct import cli
 from nanoct.benchmarks import nano, words
 from nanoct.benchmarks.presets import SETTINGS
-from nanoct.io.tokenizer import load_tokenizer
-from nanoct.io.weights import fetch, load_model, quiet_threads
+from nanoct.fewshot import Text
+from nanoct.io.weights import load, quiet_threads
 from nanoct.methods import ct_kv, icl
 from nanoct.runs.measure import clock
 from nanoct.score import decode, evaluate
@@ -46,10 +46,8 @@ def tasks(args, tokenizer):
 
 def answers(adapted, queries, tokenizer):
     """Decode the answers to some queries, as text."""
-    end = tokenizer.decode(queries[0].y[-1:])
-    longest = max(len(q.y) for q in queries)
-    return [text.strip() for text in decode(adapted, [q.x for q in queries], longest + 4, tokenizer.decode, end,
-                                            set(tokenizer.special.values()))]
+    text = Text(tokenizer.decode, tokenizer.decode(queries[0].y[-1:]), str.strip, set(tokenizer.special.values()))
+    return decode(adapted, [q.x for q in queries], max(len(q.y) for q in queries) + 4, text)
 
 
 def show(task, model, tokenizer, config):
@@ -85,9 +83,7 @@ def main():
     p.add_argument("--device", help="cuda, mps or cpu; default: the first there is, cpu for the embedded model")
     args = p.parse_args()
     name = args.model or nano.FOLDER / WORLD
-    tokenizer = load_tokenizer(fetch(name, weights=False))
-    model = load_model(name, args.device if args.model else args.device or "cpu")
-    tokenizer.check_belongs(model.config.vocab_size)
+    model, tokenizer = load(name, args.device if args.model else args.device or "cpu")
     quiet_threads(model)
     shown, config = tasks(args, tokenizer)
     size = sum(p.numel() for p in model.parameters()) / 1e6

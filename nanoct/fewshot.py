@@ -43,6 +43,34 @@ class Query:
 
 
 @dataclass
+class Text:
+    """How token ids become an answer's text, where answers are decoded and compared as text.
+
+    decode       ids -> str
+    terminator   the text that ends an answer
+    normalise    str -> str, of an answer before it is compared; default: as it is
+    ends         ids that end an answer too, such as the end of the sequence
+    answers      all possible answers, normalised; without them, those of demos and queries
+    """
+
+    decode: Callable
+    terminator: str
+    normalise: Callable = str
+    ends: Collection[int] = ()
+    answers: Collection[str] = ()
+
+    def is_over(self, ids):
+        """Whether ids end an answer. A tokenizer may merge the terminator with what is before it, so text decides."""
+        return ids[-1] in self.ends or self.terminator in self.decode(ids)
+
+    def answer(self, ids):
+        """The answer in ids: their text up to the terminator or to a last id of `ends`, normalised."""
+        ids = list(ids)
+        text = self.decode(ids[:-1] if ids[-1] in self.ends else ids)
+        return self.normalise(text.split(self.terminator)[0])
+
+
+@dataclass
 class Task:
     """k demos, the queries, and how answers are judged.
 
@@ -51,10 +79,7 @@ class Task:
     metric       "accuracy" or "macro_f1" over options; "ids": every token of y by teacher forcing, that is, predicted
                  behind the true ones; "text": decode greedily up to the terminator, normalise, compare
     length       most tokens of a context with a pair behind it, if fewer than the model's
-    decode       ids -> str; normalise: str -> str; terminator: the text that ends an answer; ends: ids that end one
-                 too, such as the end of the sequence
-    answers      all possible answers as normalised text; without them, those of demos and queries
-                 the last five are for "text" alone
+    text         for "text": how ids become text, and where an answer ends
     """
 
     name: str
@@ -62,13 +87,9 @@ class Task:
     queries: list[Query]
     instruction: Sequence[int] = ()
     metric: str = "ids"
-    decode: Callable | None = None
-    normalise: Callable | None = None
-    terminator: str = ""
-    ends: Collection[int] = ()
+    text: Text | None = None
     length: int | None = None
     separator: Sequence[int] = ()
-    answers: Collection[str] = ()
 
     def need_demos(self, method):
         """The demos. Raises ValueError if there are none."""
@@ -155,9 +176,11 @@ def grow(prefix, kv):
     owner = torch.full((T,), -1, device=device)
     if prefix is None:
         return Prefix(kv, owner, T)
-    kv = [tuple(torch.cat([p.to(n.dtype).expand(len(n), -1, -1, -1), n], dim=2) for p, n in zip(old, new))
-          for old, new in zip(prefix.kv, kv)]
-    return Prefix(kv, torch.cat([prefix.owner, owner]), prefix.next_position + T)
+    grown = []
+    for before, added in zip(prefix.kv, kv):
+        before = [part.to(added[0].dtype).expand(len(added[0]), -1, -1, -1) for part in before]
+        grown.append(tuple(torch.cat(parts, dim=2) for parts in zip(before, added)))
+    return Prefix(grown, torch.cat([prefix.owner, owner]), prefix.next_position + T)
 
 
 def first_tokens(model, m):
@@ -186,6 +209,12 @@ def check_fits(model, n, what):
     if n > model.config.n_position:
         raise ValueError(f"{what} needs {n} tokens and the model's context is {model.config.n_position}: use fewer or "
                          "shorter demos, or a model with a longer context.")
+
+
+def check_start(start):
+    """Raise ValueError unless `start`, the field of a Config, is "tokens" or "noise"."""
+    if start not in ("tokens", "noise"):
+        raise ValueError(f'start = {start!r} must be "tokens" or "noise".')
 
 
 def check_dropout(name, p):

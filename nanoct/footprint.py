@@ -1,6 +1,6 @@
 """What a run will store and compute, counted before it starts.
 
-    footprint(config, lengths, settings) -> Footprint        of a method's module
+    footprint(model_config, lengths, config) -> Footprint        of a method's module; config: the method's
 
 A method says how many numbers it trains and which passes a step makes. costs/memory.py turns that into bytes and FLOPs.
 
@@ -91,6 +91,6 @@ class Footprint:
     first: "Footprint | None" = None  # the Footprint of a method that runs before
 
 
-def entry(config):
+def entry(model_config):
     """2·L·K·D: the numbers of a token's keys and values in all layers."""
-    return 2 * config.n_layer * config.n_kv_head * config.head_dim
+    return 2 * model_config.n_layer * model_config.n_kv_head * model_config.head_dim

@@ -79,15 +79,19 @@ def pack_demos(task, model, start=0, head=()):
     """
     head = [*head, *task.separator]
     longest = min(model.config.n_position + 1, task.length or math.inf)  # the last token of y is not read
-    pairs, room = [(demo.x, demo.y) for demo in task.demos], longest - start - len(head)
-    fitting = [(x, y) if len(x) + len(y) <= room else None for x, y in pairs]
-    if not any(fitting) and task.length:
+    pairs, n_long = [], 0
+    for demo in task.demos:
+        is_long = start + len(head) + len(demo.x) + len(demo.y) > longest
+        pairs.append(None if is_long else (demo.x, demo.y))
+        n_long += is_long
+    if n_long == len(pairs) and task.length:
         raise ValueError(f"task {task.name!r}: no training pair fits {longest} tokens behind {start} of context: use "
                          "fewer or shorter demos, or a greater length.")
-    if 0 < (n_long := fitting.count(None)) < len(pairs):
+    if n_long == len(pairs):
+        pairs = [(demo.x, demo.y) for demo in task.demos]  # pack says how long the first is
+    elif n_long:
         warn(f"task {task.name!r}: {n_long} of {len(pairs)} training pairs are left out, since behind {start} tokens "
              f"of context they run past the {min(longest, model.config.n_position)} that there are.")
-        pairs = fitting
     return pack(pairs, model, start, head)
 
 
@@ -103,8 +107,10 @@ def pack_questions(questions, model, start=0, head=()):
     skipped. Raises ValueError if a question runs past the model's context.
     """
     tokens, targets, n_answer = [], [], 0  # (id, position, pair, branch) and (where, id, answer)
-    for i, (x, ys) in ((i, found) for i, found in enumerate(questions) if found):
-        x = [*head, *x]
+    for i, question in enumerate(questions):
+        if question is None:
+            continue
+        x, ys = [*head, *question[0]], question[1]
         end = start + len(x)
         check_fits(model, end + max(map(len, ys)) - 1, f"pair {i} behind {start} tokens of context")
         tokens += [(token, position, i, -1) for position, token in enumerate(x, start)]

@@ -25,6 +25,7 @@ class Result:
     per_query: list[bool | float]  # right or wrong, or a share if options tie; the mean is the score, but of macro_f1
     tied: int = 0  # queries where different options have exactly the lowest loss
     valid: float | None = None  # of "text": the share of decoded answers that are a possible answer, right or wrong
+    answers: list | None = None  # the option (a tuple of ids) or the text of each query; None for "ids": see evaluate
 
 
 def evaluate(adapted, task, row_tokens=1024):
@@ -32,15 +33,17 @@ def evaluate(adapted, task, row_tokens=1024):
 
     row_tokens bounds the tokens of a packed row, so its mask is at most row_tokens·(P + row_tokens) bytes.
     If n options tie for the lowest loss, each counts 1/n, which is what guessing scores; macro_f1 takes the first.
+    With "ids" a query is right or not, and what a wrong answer would be is not known: it is not decoded.
     Raises ValueError on a task without queries, an unknown metric, or queries without what the metric needs.
     """
     if not task.queries:
         raise ValueError(f"task {task.name!r} has no queries to score; give at least one.")
     if task.metric == "text":
-        said, wanted = zip(*text_answers(adapted, task))
-        possible = set(task.answers) or {*wanted, *(answer_text(task, demo.y) for demo in task.demos)}
-        right = [text == gold for text, gold in zip(said, wanted)]
-        return Result(sum(right) / len(right), right, valid=sum(text in possible for text in said) / len(said))
+        said, gold = zip(*text_answers(adapted, task))
+        result = judge([[text] for text in said], gold)
+        possible = set(task.text.answers) or {*gold, *(task.text.answer(demo.y) for demo in task.demos)}
+        result.valid = sum(text in possible for text in said) / len(said)
+        return result
     if task.metric == "ids":
         right = score_pairs(adapted, [(asked(task, q), q.y) for q in task.queries], row_tokens)[1].tolist()
         return Result(sum(right) / len(right), right)
@@ -49,19 +52,43 @@ def evaluate(adapted, task, row_tokens=1024):
     if any(q.options is None for q in task.queries):
         raise ValueError(f"task {task.name!r} is scored by {task.metric} and has a query without options; add them, "
                          "or score by ids or text.")
-    loss, _ = score_questions(adapted, [(asked(task, q), q.options) for q in task.queries], row_tokens)
-    best, gold = [], [tuple(q.y) for q in task.queries]  # best: the options with the lowest loss, of each query
-    for q, losses in zip(task.queries, loss.split([len(q.options) for q in task.queries])):
-        best.append([tuple(option) for option, is_best in zip(q.options, losses == losses.min()) if is_best])
-    right = [of[0] == y if len(of) == 1 else of.count(y) / len(of) for of, y in zip(best, gold)]
-    tied = sum(len(set(of)) > 1 for of in best)
-    single = sum(len(set(map(tuple, q.options))) == 1 for q in task.queries)
-    if tied or single:
+    questions = [(asked(task, q), [tuple(option) for option in q.options]) for q in task.queries]
+    losses = option_losses(adapted, questions, row_tokens)
+    best = [lowest(options, of_options) for (_, options), of_options in zip(questions, losses)]
+    result = judge(best, [tuple(q.y) for q in task.queries], task.metric)
+    single = sum(len(set(options)) == 1 for _, options in questions)
+    if result.tied or single:
         how = "takes the first" if task.metric == "macro_f1" else "counts the share that is right"
-        warn(f"task {task.name!r}: of {len(right)} queries {tied} have several options of exactly the lowest loss, of "
-             f"which {task.metric} {how}, and {single} have only one option, or one twice, so they count as right.")
-    score = macro_f1([of[0] for of in best], gold) if task.metric == "macro_f1" else sum(right) / len(right)
-    return Result(score, right, tied)
+        warn(f"task {task.name!r}: of {len(best)} queries {result.tied} have several options of exactly the lowest "
+             f"loss, of which {task.metric} {how}, and {single} have only one option, or one twice, so they count as "
+             "right.")
+    return result
+
+
+def judge(best, gold, metric="accuracy"):
+    """The Result of n answers, ids or text. best: a list for each query, of the answers that tie; gold: the right one.
+
+    A query whose answers tie counts the share of them that is right; macro_f1 takes the first of them.
+    """
+    right = []
+    for tied, answer in zip(best, gold):
+        right.append(tied[0] == answer if len(tied) == 1 else tied.count(answer) / len(tied))
+    answers = [tied[0] for tied in best]
+    score = macro_f1(answers, gold) if metric == "macro_f1" else sum(right) / len(right)
+    return Result(score, right, sum(len(set(tied)) > 1 for tied in best), answers=answers)
+
+
+def option_losses(adapted, questions, row_tokens=1024):
+    """Mean loss per token, in nats, of the options of each question [(x, [y, …])]: a list of numbers for each."""
+    if not questions:
+        return []
+    losses, _ = score_questions(adapted, questions, row_tokens)
+    return [part.tolist() for part in losses.split([len(options) for _, options in questions])]
+
+
+def lowest(options, losses):
+    """The options with exactly the lowest loss: one, or those that tie."""
+    return [option for option, loss in zip(options, losses) if loss == min(losses)]
 
 
 def asked(task, query):
@@ -131,53 +158,45 @@ def constants(task):
     if any(q.options is None for q in task.queries):
         counts = Counter(gold)
         return max(counts.values()) / len(gold), 1 / len(counts)
-    options = [list(map(tuple, q.options)) for q in task.queries]
-    alike = [[of[i % len(of)] for of in options] for i in range(max(map(len, options)))]
+    scores = []
+    for i in range(max(len(q.options) for q in task.queries)):
+        alike = [[tuple(q.options[i % len(q.options)])] for q in task.queries]
+        scores.append(judge(alike, gold, task.metric).score)
     if task.metric == "macro_f1":
-        scores = [macro_f1(predicted, gold) for predicted in alike]
         return max(scores), sum(scores) / len(scores)
-    best = max(sum(map(tuple.__eq__, predicted, gold)) for predicted in alike)
-    return best / len(gold), sum(1 / len(of) for of in options) / len(gold)
+    return max(scores), sum(1 / len(q.options) for q in task.queries) / len(gold)
 
 
 def text_answers(adapted, task):
     """(decoded text, expected text) of every query, both normalised and without a terminator."""
-    if task.decode is None or not task.terminator:
+    if task.text is None or not task.text.terminator:
         raise ValueError(f"task {task.name!r} is scored by text, which takes the tokenizer's decode and a terminator.")
     longest = max(len(q.y) for q in task.queries)
-    prompts = [asked(task, q) for q in task.queries]
-    said = decode(adapted, prompts, longest + ROOM, task.decode, task.terminator, task.ends)
-    normalise = task.normalise or (lambda text: text)
-    return [(normalise(text), answer_text(task, q.y)) for text, q in zip(said, task.queries)]
+    said = decode(adapted, [asked(task, q) for q in task.queries], longest + ROOM, task.text)
+    return [(answer, task.text.answer(q.y)) for answer, q in zip(said, task.queries)]
 
 
-def answer_text(task, y):
-    """The text of an answer's ids, normalised and without a terminator."""
-    text = before(task.terminator, task.decode(list(y)))
-    return task.normalise(text) if task.normalise else text
+def decode(adapted, prompts, max_new_tokens, text):
+    """Decode the answer that follows each prompt: a string, up to its end and normalised, as the Text says.
 
-
-def decode(adapted, prompts, max_new_tokens, to_text, terminator, ends=()):
-    """Decode the text that follows each prompt, up to the terminator in the text or a token of `ends`.
-
-    A tokenizer may merge the terminator with the text before it, so it is looked for in the text. `generate` runs
-    on batches of prompts of similar length. Near the end of the model's context it makes fewer tokens.
+    `generate` runs on batches of prompts of similar length. Near the end of the model's context it makes fewer tokens.
     """
     start = adapted.prefix.next_position if adapted.prefix is not None else 0
-    room = lambda i: max(1, min(max_new_tokens, adapted.model.config.n_position - start - len(prompts[i]) + 1))
-    stop = lambda ids: ids[-1] in ends or terminator in to_text(ids)
-    by_length, texts = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [None] * len(prompts)
-    for batch in (by_length[i : i + BATCH] for i in range(0, len(prompts), BATCH)):
-        alike = room(batch[-1]) == max_new_tokens  # or the longest prompt would cut the others short
-        for group in [batch] if alike else [[i] for i in batch]:
-            for i, ids in zip(group, generate(adapted, [prompts[i] for i in group], room(group[-1]), stop)):
-                texts[i] = before(terminator, to_text(ids[:-1] if ids[-1] in ends else ids))
-    return texts
-
-
-def before(terminator, text):
-    """The text before the terminator, or all of it without one."""
-    return text.split(terminator)[0]
+    room = []  # how many tokens to make behind each prompt; the last of them is not read
+    for prompt in prompts:
+        left = adapted.model.config.n_position - start - len(prompt) + 1
+        room.append(max(1, min(max_new_tokens, left)))
+    by_length, groups = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), []
+    for first in range(0, len(prompts), BATCH):
+        batch = by_length[first : first + BATCH]
+        is_short = room[batch[-1]] == max_new_tokens  # or the longest prompt would cut the others short
+        groups += [batch] if is_short else [[i] for i in batch]
+    answers = [None] * len(prompts)
+    for group in groups:
+        new = generate(adapted, [prompts[i] for i in group], room[group[-1]], text.is_over)
+        for i, ids in zip(group, new):
+            answers[i] = text.answer(ids)
+    return answers
 
 
 @torch.no_grad()

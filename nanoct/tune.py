@@ -9,9 +9,8 @@ makes text of a line: x is what stands before {output}; y is {output} and what f
 compared by their mean loss per token. Without options the answer is decoded greedily up to the terminator. It is right
 if it is the output, except for spaces around it. The context keeps template, instruction and metric for --predict.
 
-The terminator is tokenised apart from the answer: a tokenizer that merges "." and a line break would end every
-answer differently. Most tokenizers join a space to the word behind it, so a template for words does best with
-"A:{output}" and outputs that begin with a space.
+Most tokenizers join a space to the word behind it, so a template for words does best with "A:{output}" and outputs that
+begin with a space.
 """
 
 import json
@@ -27,14 +26,14 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.benchmarks.nano import BOS, END, EQUALS, FOLDER
 from nanoct.fewshot import Demo, Task, check_fits
+from nanoct.io import weights
 from nanoct.io.files import read_json_lines, replace_file
-from nanoct.io.tokenizer import load_tokenizer
-from nanoct.io.weights import fetch, load_model, quiet_threads
 from nanoct.methods import METHODS
 from nanoct.runs.contexts import check_savable, load_adapted, read_about, save_adapted
-from nanoct.score import decode, macro_f1, score_questions
+from nanoct.score import decode, judge, lowest, option_losses
+from nanoct.template import PLAIN, check_ends, encode_example, split, text_of
 
-EMBEDDED, PLAIN = f"{{input}}{EQUALS}{{output}}{END}", "{input}\n{output}\n\n"  # templates
+EMBEDDED = f"{{input}}{EQUALS}{{output}}{END}"  # the template of the embedded vocabulary
 METRICS = None, "accuracy", "macro_f1", "text"  # None: depends on whether a line has options
 BASELINES = "icl", "zero_shot"  # their scores are printed beside a held-out score
 
@@ -71,14 +70,6 @@ def _read_line(where, values, need_output):
     return line
 
 
-def split(template):
-    """The text before {input}, between, after {output}. Raises ValueError unless both occur once, in this order."""
-    found = re.fullmatch(r"(.*?)\{input\}(.*?)\{output\}(.*)", template, re.DOTALL)
-    if not found or template.count("{input}") + template.count("{output}") != 2:
-        raise ValueError(f"the template {template!r} must contain {{input}} once and {{output}} once after it.")
-    return found.groups()
-
-
 def unescape(text):
     r"""\n, \t and \\ of a command line as the characters they stand for."""
     return re.sub(r"\\([nt\\])", lambda found: {"n": "\n", "t": "\t"}.get(found[1], "\\"), text)
@@ -95,20 +86,10 @@ def encode(line, model, tokenizer, template, metric, start=0):
     Raises ValueError with the line if it has no tokens or unknown ones, or does not fit the model behind `start`
     tokens of context; and where answers are decoded, if the template has no terminator or the output contains it.
     """
-    before, between, after = split(template)
-    if decoded(line, metric) and not after:
-        raise ValueError(f"the template {template!r} ends with {{output}}, so decoding cannot tell where an answer "
-                         "ends: put a terminator behind it, such as a line break, or give options.")
-    if decoded(line, metric) and after in (line.output or ""):
-        raise ValueError(f"{line.where}: the output {line.output!r:.60} contains {after!r}, which ends an answer in "
-                         "this template; take another --template.")
-    try:
-        x, end = tokenizer.encode(before + line.input + between), tokenizer.encode(after)
-        ys = {answer: tokenizer.encode(answer) + end for answer in line.options or [line.output] if answer is not None}
-    except ValueError as error:
-        raise ValueError(f"{line.where}: {error}.") from None
-    if not all([x, *ys.values()]):
-        raise ValueError(f"{line.where} gives an empty input or answer: put text around it in the template.")
+    if decoded(line, metric):
+        check_ends(line.where, line.output, template, "--template")
+    answers = [answer for answer in line.options or [line.output] if answer is not None]
+    x, ys = encode_example(line.where, line.input, answers, tokenizer, template)
     if max(map(max, [x, *ys.values()])) >= model.config.vocab_size:
         raise ValueError(f"{tokenizer.source} has tokens that the model does not: they do not belong together.")
     longest = max(map(len, ys.values()), default=1)
@@ -126,34 +107,32 @@ def answer(adapted, tokenizer, lines, template, metric, max_new_tokens):
     Raises ValueError on a line that cannot be encoded (see encode).
     """
     encoded = [encode(line, adapted.model, tokenizer, template, metric, start_of(adapted)) for line in lines]
-    answers, is_free = [None] * len(lines), [decoded(line, metric) for line in lines]
-    questions = [(x, list(ys.values())) for (x, ys), d in zip(encoded, is_free) if not d]
-    losses = iter(score_questions(adapted, questions)[0].tolist() if questions else [])
-    for i, (_, ys) in enumerate(encoded):
-        if not is_free[i]:
-            of_options = {option: next(losses) for option in ys}
-            answers[i] = min(of_options, key=of_options.get), of_options
-    free = [i for i, d in enumerate(is_free) if d]
-    ends = set(tokenizer.special.values())
+    free = [i for i, line in enumerate(lines) if decoded(line, metric)]
+    chosen = [i for i, line in enumerate(lines) if not decoded(line, metric)]
+    answers = [None] * len(lines)
+    questions = [(x, list(ys.values())) for x, ys in (encoded[i] for i in chosen)]
+    for i, losses in zip(chosen, option_losses(adapted, questions)):
+        options = list(encoded[i][1])
+        answers[i] = lowest(options, losses)[0], dict(zip(options, losses))
     prompts = [encoded[i][0] for i in free]
-    for i, text in zip(free, decode(adapted, prompts, max_new_tokens, tokenizer.decode, split(template)[2], ends)):
-        answers[i] = text.strip(), {}
+    for i, text in zip(free, decode(adapted, prompts, max_new_tokens, text_of(tokenizer, template))):
+        answers[i] = text, {}
     return answers
 
 
-def is_right(line, prediction):
-    """Whether a prediction is the output, except for spaces around it; every metric compares so."""
-    return prediction.strip() == line.output.strip()
+def judged(lines, answers, metric):
+    """The Result of lines with an output; answers are compared without the spaces around them, options too."""
+    best = []
+    for prediction, losses in answers:
+        tied = lowest(losses, losses.values()) or [prediction]
+        best.append([answer.strip() for answer in tied])
+    return judge(best, [line.output.strip() for line in lines], metric)
 
 
 def score(lines, answers, metric):
     """Score in [0, 1] over the lines with an output: the share that is right, or macro-F1; ties as in nanoct.score."""
-    known = [(line, *found) for line, found in zip(lines, answers) if line.output is not None]
-    if metric == "macro_f1":
-        return macro_f1([said.strip() for _, said, _ in known], [line.output.strip() for line, *_ in known])
-    best = [[option for option in losses if losses[option] == min(losses.values())] or [said]
-            for _, said, losses in known]
-    return sum(sum(is_right(line, one) for one in of) / len(of) for (line, *_), of in zip(known, best)) / len(known)
+    known = [i for i, line in enumerate(lines) if line.output is not None]
+    return judged([lines[i] for i in known], [answers[i] for i in known], metric).score
 
 
 def configure(method, settings):
@@ -192,9 +171,8 @@ def need_options(lines, metric):
 
 def load(name, device):
     """Load model and tokenizer; small matrices on a CPU run fastest in one thread."""
-    tokenizer = load_tokenizer(fetch(name, weights=False))
-    model = load_model(name, device)
-    quiet_threads(model)
+    model, tokenizer = weights.load(name, device)
+    weights.quiet_threads(model)
     return model, tokenizer
 
 
@@ -265,7 +243,10 @@ def predict(args):
     answers = answer(adapted, tokenizer, lines, **how)
     text = ""
     for line, (prediction, losses) in zip(lines, answers):
-        given = {} if line.output is None else dict(output=line.output, right=is_right(line, prediction))
+        given = {}
+        if line.output is not None:  # of options that tie, the one that is shown
+            (right,) = judged([line], [(prediction, {})], how["metric"]).per_query
+            given = dict(output=line.output, right=right)
         row = dict(input=line.input, prediction=prediction, **given, **(dict(losses=losses) if losses else {}))
         text += written(row) + "\n"
     if args.out:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nanoct
 
-FLOORS = ["model gpt2 io cli", "fewshot packing footprint adapters optimise score", "methods", "benchmarks",
+FLOORS = ["model gpt2 io cli", "fewshot packing footprint adapters optimise score template", "methods", "benchmarks",
           "runs conformance", "costs", "coins"]  # all else is a command, and so is every __main__
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 FOLDER = Path(nanoct.__file__).parent

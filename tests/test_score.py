@@ -10,8 +10,20 @@ import torch.nn.functional as F
 from helpers import V, float64_llama, random_ids, random_task, tiny_llama
 
 from nanoct.adapters import LoRA, attach
-from nanoct.fewshot import Adapted, Query, Task, encode_context
-from nanoct.score import BATCH, constants, decode, evaluate, generate, macro_f1, score_pairs, score_questions
+from nanoct.fewshot import Adapted, Query, Task, Text, encode_context
+from nanoct.score import (
+    BATCH,
+    constants,
+    decode,
+    evaluate,
+    generate,
+    judge,
+    lowest,
+    macro_f1,
+    option_losses,
+    score_pairs,
+    score_questions,
+)
 
 
 def icl(model, task):
@@ -238,7 +250,7 @@ def test_prompts_of_different_lengths_are_decoded_as_alone(model, demos):
 def test_a_long_prompt_does_not_shorten_what_is_decoded_beside_it(model):
     n, g = model.config.n_position, torch.Generator().manual_seed(4)
     prompts = [random_ids(m, g) for m in (n - 4, 2, *range(3, 3 + BATCH))]
-    new = decode(Adapted(model), prompts, 8, to_text, "\0")
+    new = decode(Adapted(model), prompts, 8, Text(to_text, "\0"))
     assert [len(text) for text in new] == [5] + [8] * (BATCH + 1)  # the last id is not read
     assert new == [to_text(generate(Adapted(model), [p], len(text))[0]) for p, text in zip(prompts, new)]
 
@@ -251,7 +263,8 @@ def test_text_ends_with_the_terminator_wherever_a_token_holds_it_or_with_a_token
         left = iter(ids)
         logits = lambda hidden: F.one_hot(torch.tensor([next(left)]), V).float()
         monkeypatch.setattr(model, "logits", logits)
-        found = decode(Adapted(model), [[1]], len(ids), lambda ids: "".join(map(texts.get, ids)), "\n\n", {9})
+        text = Text(lambda ids: "".join(map(texts.get, ids)), "\n\n", ends={9})
+        found = decode(Adapted(model), [[1]], len(ids), text)
         assert found == [said]
         cut = {"a)": 2, "a": len(ids) - 1, "": 1}.get(said, len(ids))
         assert len(list(left)) == len(ids) - cut  # nothing is decoded behind the end
@@ -262,7 +275,7 @@ def test_text_ends_with_the_terminator_wherever_a_token_holds_it_or_with_a_token
 def test_what_is_not_finite_gets_no_score(metric, broken):
     """argmax and argmin of NaN take the first: the right answer, where it is listed first."""
     model = tiny_llama()
-    adapted, _ = icl(model, task := random_task(options=3, metric=metric, decode=to_text, terminator="\0"))
+    adapted, _ = icl(model, task := random_task(options=3, metric=metric, text=Text(to_text, "\0")))
     if broken == "context":
         adapted.prefix.kv[1][1][0, 0, 2, 3] = math.nan
     else:
@@ -278,26 +291,49 @@ def to_text(ids):
 
 def text_task(model):
     """Queries of several lengths whose answers are what the model says up to a common terminator."""
-    task = random_task(decode=to_text, normalise=str.lower, metric="text", terminator="?")
+    task = random_task(metric="text", text=Text(to_text, "?", str.lower))
     adapted, context = icl(model, task)
     g = torch.Generator().manual_seed(5)
     prompts = [random_ids(1 + i % 3, g) for i in range(24)]
     said = [slow_greedy(model, context, p, 4) for p in prompts]
     stop = Counter(t for ids in said for t in ids[1:]).most_common(1)[0][0]
-    task.terminator = to_text([stop])
+    task.text.terminator = to_text([stop])
     ends = [(p, ids) for p, ids in zip(prompts, said) if stop in ids[1:] and ids[0] != stop]
     task.queries = [Query(p, ids[: ids.index(stop) + 1]) for p, ids in ends]
     assert len(task.queries) > 3
     return adapted, task
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_the_answers_are_the_options_of_the_lowest_loss(model, metric):
+    task = random_task(n_query=7, options=3, metric=metric)
+    adapted, _ = icl(model, task)
+    result = evaluate(adapted, task)
+    for query, answer, right in zip(task.queries, result.answers, result.per_query, strict=True):
+        losses = score_pairs(adapted, [(query.x, option) for option in query.options], row_tokens=1)[0].tolist()
+        assert answer == tuple(query.options[losses.index(min(losses))]) and right == (list(answer) == query.y)
+    assert set(result.per_query) == {True, False}
+    assert evaluate(adapted, replace(task, metric="ids")).answers is None
+
+
+def test_answers_are_judged_alike_be_they_ids_or_text():
+    best, gold = [["a"], ["b", "a"], ["c", "b", "c"], ["b"]], ["a", "a", "c", "c"]
+    result = judge(best, gold)
+    assert result.per_query == [True, 1 / 2, 2 / 3, False] and result.score == (1 + 1 / 2 + 2 / 3) / 4
+    assert result.answers == ["a", "b", "c", "b"] and result.tied == 2
+    assert judge(best, gold, "macro_f1").score == macro_f1(result.answers, gold)
+    assert lowest(["a", "b", "c"], [2.0, 1.0, 1.0]) == ["b", "c"] and option_losses(Adapted(None), []) == []
+
+
 def test_text_is_decoded_up_to_the_terminator_and_normalised(model):
     adapted, task = text_task(model)
     n = len(task.queries)
     assert evaluate(adapted, task).per_query == [True] * n
+    assert evaluate(adapted, task).answers == [task.text.answer(q.y) for q in task.queries]
     other_case = [Query(q.x, [t ^ 1 for t in q.y[:-1]] + q.y[-1:]) for q in task.queries]
     assert evaluate(adapted, replace(task, queries=other_case)).score == 1
-    assert evaluate(adapted, replace(task, queries=other_case, normalise=None)).score == 0
+    as_it_is = replace(task.text, normalise=str)
+    assert evaluate(adapted, replace(task, queries=other_case, text=as_it_is)).score == 0
     wrong = [Query(q.x, [(t + 2) % V for t in q.y[:-1]] + q.y[-1:]) for q in task.queries[:1]] + task.queries[1:]
     assert evaluate(adapted, replace(task, queries=wrong)).per_query == [False] + [True] * (n - 1)
     longer = [Query(q.x, [*q.y[:-1], q.y[0], q.y[-1]]) for q in task.queries]
@@ -308,14 +344,15 @@ def test_valid_is_the_share_of_answers_that_are_possible_ones_right_or_wrong(mod
     """Possible are the answers of demos and queries, or those that the task names, normalised."""
     adapted, task = text_task(model)
     n, (first, *others) = len(task.queries), task.queries
-    assert evaluate(adapted, task).valid == 1 and evaluate(adapted, replace(task, answers={"no"})).valid == 0
+    named = lambda answers: replace(task, text=replace(task.text, answers=answers))
+    assert evaluate(adapted, task).valid == 1 and evaluate(adapted, named({"no"})).valid == 0
     elsewhere = [Query(first.x, others[-1].y), *others]  # what the model says to it is no answer of the task any more
-    texts = [to_text(q.y).split(task.terminator)[0].lower() for q in elsewhere]
-    said = [to_text(q.y).split(task.terminator)[0].lower() for q in task.queries]
+    texts = [to_text(q.y).split(task.text.terminator)[0].lower() for q in elsewhere]
+    said = [to_text(q.y).split(task.text.terminator)[0].lower() for q in task.queries]
     result = evaluate(adapted, replace(task, queries=elsewhere))
     assert result.valid == sum(text in texts for text in said) / n == (n - 1) / n
     assert evaluate(adapted, replace(task, queries=elsewhere, demos=[first])).valid == 1
-    assert evaluate(adapted, replace(task, queries=elsewhere, answers=set(said))).valid == 1
+    assert evaluate(adapted, replace(named(set(said)), queries=elsewhere)).valid == 1
     assert evaluate(adapted, replace(random_task(), metric="ids")).valid is None
 
 
@@ -327,8 +364,8 @@ def test_valid_is_the_share_of_answers_that_are_possible_ones_right_or_wrong(mod
     (dict(metric="rouge"), "'rouge'"),
     (dict(metric="accuracy"), "without options"),
     (dict(metric="macro_f1"), "without options"),
-    (dict(metric="text", terminator="?"), "decode"),
-    (dict(metric="text", decode=to_text), "terminator"),
+    (dict(metric="text"), "decode"),
+    (dict(metric="text", text=Text(to_text, "")), "terminator"),
 ])
 def test_bad_tasks_are_refused(model, changes, named):
     with pytest.raises(ValueError) as error:

@@ -204,7 +204,7 @@ print(f"you said {my_guess}")
 # The check from above finds it: without a step, CT-KV must be ICL.
 
 # %%
-from nanoct.fewshot import Prefix, encode_context
+from nanoct.fewshot import Adapted, Prefix, encode_context
 
 task, model = tasks["strings"][0], models["strings"]
 alone = [encode_context(model, task.instruction), *(encode_context(model, (), [demo]) for demo in task.demos)]
@@ -212,7 +212,7 @@ keys, values = (torch.cat(parts, dim=3) for parts in zip(*(one.stack() for one i
 whole = encode_context(model, task.instruction, task.demos)
 side_by_side = Prefix(whole.kv, whole.owner, whole.next_position).of(keys, values)
 
-unstepped = ct_kv.adapt(model, task, ct_kv.Config(n_step=0), context=side_by_side)
+unstepped = Adapted(model, prefix=side_by_side)  # all that CT-KV makes of it without a step
 print(f"shapes {tuple(keys.shape)} and {tuple(whole.stack()[0].shape)}")
 print(f"no step: ICL {evaluate(icl.adapt(model, task), task).score:.0%}, side by side "
       f"{evaluate(unstepped, task).score:.0%}")
@@ -242,8 +242,8 @@ with breaks("each example was read alone"):
 
 # %% [markdown]
 # ## Change next
-# - **A start of your own.** `ct_kv.adapt(..., context=...)` takes any `Prefix`: the tuned context of another task, say,
-#   or the mean of two. Does a related task help?
+# - **A start of your own.** `adapt` in `nanoct/runs/ablations.py` is CT-KV's loop with other starts. Give it one more:
+#   the tuned context of another task, say, or the mean of two. Does a related task help?
 # - **m in strings.** Give prefix tuning as few entries there. Is a rule as short as a relation?
 # - **Other worlds.** Put `"grids"` or `"lexicon"` into `WORLDS`. Guess first: built, or found?
 #

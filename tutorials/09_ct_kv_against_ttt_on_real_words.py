@@ -22,6 +22,7 @@ from lesson import QUICK, breaks, claim, colour, few, label, plt
 
 from nanoct.benchmarks import words
 from nanoct.benchmarks.presets import SETTINGS
+from nanoct.fewshot import Text
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import load_model
 from nanoct.model import Llama, LlamaConfig
@@ -161,10 +162,11 @@ for name, task in tasks.items():
 def show(task, before, after, n=6):
     """Print the first n questions, with the answers of two Adapted and the right one."""
     asked = task.queries[:n]
-    said = [decode(who, [list(q.x) for q in asked], 8, tokenizer.decode, "\n") for who in (before, after)]
+    line = Text(tokenizer.decode, "\n", str.strip)  # an answer ends with its line; spaces around it do not count
+    said = [decode(who, [q.x for q in asked], 8, line) for who in (before, after)]
     print(f"{task.name:22}{'ICL':14}{'CT-KV':14}right")
     for q, *answers in zip(asked, *said):
-        texts = [tokenizer.decode(q.x), *(answer.strip()[:11] for answer in answers), tokenizer.decode(q.y).strip()]
+        texts = [tokenizer.decode(q.x), *(answer[:11] for answer in answers), tokenizer.decode(q.y).strip()]
         marks = ["", *("" if text == texts[3] else " ✗" for text in texts[1:3]), ""]
         print("{:22}{:14}{:14}{}".format(*(text + mark for text, mark in zip(texts, marks))))
 

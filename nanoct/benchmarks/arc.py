@@ -36,7 +36,7 @@ def make_task(folder, name, tokenizer, seed=0, k=K, length=LENGTH, limit_queries
     if k is not None and k > len(given):
         raise ValueError(f"{file} has {len(given)} demos: use --k {len(given)} or less.")
     demos = [Demo(*encode(tokenizer, *pair)) for pair in given[:k]]
-    task = Task(name, demos, [], common.bos(tokenizer), decode=tokenizer.decode)
+    task = Task(name, demos, [], common.bos(tokenizer))
     queries = (Query(*encode(tokenizer, *pair)) for pair in asked)
     return common.fill(task, queries, common.Counts(), length, limit_queries)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from nanoct import cli
 from nanoct.benchmarks import common
-from nanoct.fewshot import Demo, Query, Task
+from nanoct.fewshot import Demo, Query, Task, Text
 from nanoct.io.files import read_json
 
 K, LENGTH = 10, 2048
@@ -58,9 +58,9 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
     y = lambda text: tokenizer.encode(f" {text}") + end
     head = common.bos(tokenizer) + tokenizer.encode(instruction) + end
     normalise = lambda text: text.strip().lower()
-    task = Task(name, [Demo(x(i), y(t)) for i, t in given], [], head, "text", tokenizer.decode,
-                normalise, terminator=END, ends=set(tokenizer.special.values()),
-                answers={normalise(target) for _, target in examples})
+    possible = {normalise(target) for _, target in examples}
+    text = Text(tokenizer.decode, END, normalise, set(tokenizer.special.values()), possible)
+    task = Task(name, [Demo(x(i), y(t)) for i, t in given], [], head, "text", text)
     return common.fill(task, (Query(x(i), y(t)) for i, t in asked), common.Counts(), length, limit_queries)
 
 

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.io.files import read_json, replacing
+from nanoct.io.tokenizer import Tokenizer, load_tokenizer
 from nanoct.model import Llama, LlamaConfig
 
 SIZES = dict(vocab_size="vocab_size", n_layer="num_hidden_layers", n_head="num_attention_heads",
@@ -49,6 +50,18 @@ SMALL = """config.json adapter_config.json tokenizer.json tokenizer.model tokeni
     vocab.json""".split()  # files of a model that are no weights
 INDEX = "model.safetensors.index.json"
 EMBEDDED = Path(__file__).parents[2] / "weights"  # in the repository, not in an installed package
+
+
+def load(folder_or_name, device=None, dtype=None) -> tuple[Llama | GPT2, Tokenizer]:
+    """A frozen model and its tokenizer, from a folder or a hub name.
+
+    Raises what load_model and load_tokenizer raise, and ValueError if the two do not belong together.
+    device: "cuda", "mps" or "cpu"; default: the first there is. dtype: default: bfloat16 on cuda, float32 elsewhere.
+    """
+    tokenizer = load_tokenizer(fetch(folder_or_name, weights=False))
+    model = load_model(folder_or_name, device, dtype)
+    tokenizer.check_belongs(model.config.vocab_size)
+    return model, tokenizer
 
 
 def load_model(folder_or_name, device=None, dtype=None) -> Llama | GPT2:

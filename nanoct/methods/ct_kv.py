@@ -6,7 +6,7 @@
 phi is frozen, and every key (after RoPE) and value of theta is trained: 2·L·K·D·P numbers, float32.
 In-context learning starts and stops at theta_0. Pair i is not shown its own demo, or it would learn to copy it
 (leave-one-out); every entry is hidden from every pair with probability p at every step (token dropout).
-New tokens stand at positions P, P+1, … also while entries are hidden. Predictions see the whole of theta.
+New tokens always stand at positions P, P+1, …, and predictions see the whole of theta.
 
 Cost. A step runs the k pairs, T tokens, in one packed row behind the P entries of theta: 4·N·T FLOPs for N weights
 (forward and the gradient of the inputs, none of the weights) and 12·L·H·D·T·(P+T) for attention: a·k + b·k².
@@ -35,28 +35,25 @@ class Config:
     lr: float = 1e-2  # of AdamW, cosine decay to 0, no warm-up
     token_dropout: float = 0.1  # probability that an entry is hidden from a pair in a step
     leave_one_out: bool = True  # hide demo i from pair i
-    bf16: bool = False  # train bfloat16 numbers, as the authors' code does: steps below half an ulp are lost
 
 
-def adapt(model, task, config=Config(), seed=0, progress=None, adapter=None, context=None, values_only=False):
+def adapt(model, task, config=Config(), seed=0, progress=None, adapter=None):
     """Tune the KV cache of task.demos; returns (model, adapter, theta). progress(step, loss) is called every step.
 
-    Raises ValueError without demos, or if theta and the pairs do not fit the model. With a single demo
-    leave-one-out is off, and a warning says so. adapter: part of phi, not trained. context: another theta_0.
-    values_only: train no keys.
+    Raises ValueError without demos, or if theta and the pairs do not fit the model.
+    With a single demo leave-one-out is off, and a warning says so. adapter: part of phi, not trained.
     """
-    demos = task.need_demos("CT-KV")
+    task.need_demos(LABEL)
     generator = torch.Generator().manual_seed(seed)
-    context = context or encode_context(model, task.instruction, demos, adapter, task.separator)
+    context = encode_context(model, task.instruction, task.demos, adapter, task.separator)
     row = pack_demos(task, model, context.next_position)
     leave_one_out = config.leave_one_out and can_leave_one_out(task)
 
-    dtype = torch.bfloat16 if config.bf16 else torch.float32
-    keys, values = (part.to(dtype) for part in context.stack())  # (L, 1, K, P, D)
-    leaves = [part.requires_grad_() for part in ([values] if values_only else [keys, values])]
+    keys, values = (part.float() for part in context.stack())  # (L, 1, K, P, D)
+    leaves = [part.requires_grad_() for part in (keys, values)]
 
     def loss():
-        seen = visible(context.owner, len(demos), leave_one_out, config.token_dropout, generator)  # (k, P)
+        seen = visible(context.owner, len(task.demos), leave_one_out, config.token_dropout, generator)  # (k, P)
         logits = answer_logits(model, row, context.of(keys, values), adapter, row.mask(seen))
         return F.cross_entropy(logits, row.target)
 
@@ -64,8 +61,8 @@ def adapt(model, task, config=Config(), seed=0, progress=None, adapter=None, con
     return Adapted(model, adapter, context.of(keys, values), n_trained=sum(leaf.numel() for leaf in leaves))
 
 
-def footprint(config, lengths, settings):
+def footprint(model_config, lengths, config):
     """P entries are read, kept and trained; a step is the row of all pairs behind them."""
     P, T = lengths.context, lengths.row
-    theta = P * entry(config)
-    return Footprint(settings.n_step, [Pass(1, T, P + T, lengths.targets)], theta, start=theta, read=P, prefix=P)
+    theta = P * entry(model_config)
+    return Footprint(config.n_step, [Pass(1, T, P + T, lengths.targets)], theta, start=theta, read=P, prefix=P)

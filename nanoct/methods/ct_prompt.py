@@ -87,8 +87,8 @@ def read(model, embeds, owner, seen, one_pass=False):
     return Prefix(kv, owner.repeat(k), P), (own_prompt[:, :, None] & seen).flatten(1)
 
 
-def footprint(config, lengths, settings):
+def footprint(model_config, lengths, config):
     """P embeddings are trained; a step runs one prompt per pair (or one for all), then the row of pairs behind."""
-    P, T, k = lengths.context, lengths.row, 1 if settings.one_pass else len(lengths.demos)
+    P, T, k = lengths.context, lengths.row, 1 if config.one_pass else len(lengths.demos)
     passes = [Pass(k, P, P, masked=k > 1, kv_only=True), Pass(1, T, k * P + T, lengths.targets)]
-    return Footprint(settings.n_step, passes, trained=P * config.n_embd, read=P, prefix=P)
+    return Footprint(config.n_step, passes, trained=P * model_config.n_embd, read=P, prefix=P)

@@ -23,6 +23,6 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     return lora.adapt(model, task, config, seed, progress, adapters.DoRA)
 
 
-def footprint(config, lengths, settings):
+def footprint(model_config, lengths, config):
     """lora.footprint with DoRA in place of LoRA."""
-    return lora.footprint(config, lengths, settings, adapters.DoRA)
+    return lora.footprint(model_config, lengths, config, adapters.DoRA)

@@ -26,6 +26,6 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     return Adapted(model, prefix=encode_context(model, task.instruction, demos, separator=task.separator))
 
 
-def footprint(config, lengths, settings):
+def footprint(model_config, lengths, config):
     """The context is read."""
     return Footprint(read=lengths.context, prefix=lengths.context)

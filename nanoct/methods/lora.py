@@ -55,8 +55,8 @@ def adapt(model, task, config=Config(), seed=0, progress=None, kind=adapters.LoR
     return Adapted(model, adapter, theta, n_trained=sum(leaf.numel() for leaf in leaves))
 
 
-def footprint(config, lengths, settings, kind=adapters.LoRA):
+def footprint(model_config, lengths, config, kind=adapters.LoRA):
     """Low-rank weights are trained; a step is the row of all pairs, each with the instruction at its head."""
     T = lengths.headed_row
-    low_rank = LowRank(kind, settings.rank, settings.dropout)
-    return Footprint(settings.n_step, [Pass(1, T, T, lengths.targets)], low_rank=low_rank)
+    low_rank = LowRank(kind, config.rank, config.dropout)
+    return Footprint(config.n_step, [Pass(1, T, T, lengths.targets)], low_rank=low_rank)

@@ -5,7 +5,8 @@
 
 phi is frozen, and every key (after RoPE) and value of theta is trained: 2·L·K·D·P numbers, float32.
 It is CT-KV (ct_kv.py) from a start that knows nothing of the demos, so nothing need be hidden from pair i.
-New tokens stand at positions P, P+1, …; the instruction, if there is one, is at the head of every row.
+The instruction, if there is one, is at the head of every row.
+New tokens always stand at positions P, P+1, …, and predictions see the whole of theta.
 
 Cost. A step runs the k pairs, T tokens, in one packed row behind the P entries of theta: 4·N·T FLOPs for N weights
 (forward and the gradient of the inputs, none of the weights) and 12·L·H·D·T·(P+T) for attention: a·k + b·k².
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from nanoct.fewshot import Adapted, encode_context, first_tokens, noise_like, read_on
+from nanoct.fewshot import Adapted, check_start, encode_context, first_tokens, noise_like, read_on
 from nanoct.footprint import Footprint, Pass, entry
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos
@@ -39,12 +40,12 @@ class Config:
 def adapt(model, task, config=Config(), seed=0, progress=None):
     """Tune P keys and values on task.demos; returns (model, theta). progress(step, loss) is called every step.
 
-    Raises ValueError without demos, if theta and the pairs do not fit the model, or on an unknown start.
+    Raises ValueError without demos, or if theta and the pairs do not fit the model.
+    An unknown start raises it too.
     """
-    task.need_demos("prefix tuning")
+    task.need_demos(LABEL)
     generator = torch.Generator().manual_seed(seed)
-    if config.start not in ("tokens", "noise"):
-        raise ValueError(f'start = {config.start!r} must be "tokens" or "noise".')
+    check_start(config.start)
     context = encode_context(model, first_tokens(model, config.n_prefix))
     if config.start == "noise":
         context = noise_like(context, generator)
@@ -62,8 +63,8 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     return Adapted(model, prefix=theta, n_trained=sum(leaf.numel() for leaf in leaves))
 
 
-def footprint(config, lengths, settings):
+def footprint(model_config, lengths, config):
     """P entries are read, kept and trained; a step is the row of all pairs behind them."""
-    P, T = settings.n_prefix, lengths.headed_row
-    theta = P * entry(config)
-    return Footprint(settings.n_step, [Pass(1, T, P + T, lengths.targets)], theta, start=theta, read=P, prefix=P)
+    P, T = config.n_prefix, lengths.headed_row
+    theta = P * entry(model_config)
+    return Footprint(config.n_step, [Pass(1, T, P + T, lengths.targets)], theta, start=theta, read=P, prefix=P)

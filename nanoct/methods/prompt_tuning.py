@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from nanoct.fewshot import Adapted, Prefix, first_tokens, read_on
+from nanoct.fewshot import Adapted, Prefix, check_start, first_tokens, read_on
 from nanoct.footprint import Footprint, Pass
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos
@@ -43,8 +43,7 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     """
     task.need_demos("prompt tuning")
     generator = torch.Generator().manual_seed(seed)
-    if config.start not in ("tokens", "noise"):
-        raise ValueError(f'start = {config.start!r} must be "tokens" or "noise".')
+    check_start(config.start)
     tokens = torch.tensor([first_tokens(model, config.n_prefix)], device=model.device)
     owner = torch.full_like(tokens[0], -1)
     row = pack_demos(task, model, len(owner), task.instruction)
@@ -67,8 +66,8 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     return Adapted(model, prefix=read_on(model, tuned, task.instruction), n_trained=embeds.numel())
 
 
-def footprint(config, lengths, settings):
+def footprint(model_config, lengths, config):
     """m embeddings are trained; a step runs them, then the row of all pairs behind them."""
-    m, T = settings.n_prefix, lengths.headed_row
+    m, T = config.n_prefix, lengths.headed_row
     passes = [Pass(1, m, m, masked=False), Pass(1, T, m + T, lengths.targets)]
-    return Footprint(settings.n_step, passes, trained=m * config.n_embd, prefix=m)
+    return Footprint(config.n_step, passes, trained=m * model_config.n_embd, prefix=m)

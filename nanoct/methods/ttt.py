@@ -77,9 +77,9 @@ def sequences(model, instruction, orders, separator=()):
     return tokens, torch.tensor(is_answer, device=model.device)
 
 
-def footprint(config, lengths, settings):
+def footprint(model_config, lengths, config):
     """Low-rank weights are trained; a step runs `batch` orders of all demos. At the end the demos are read once."""
-    P, n = lengths.context, lengths.targets * settings.batch
-    low_rank = LowRank(adapters.LoRA, settings.rank, settings.dropout)
-    passes = [Pass(settings.batch, P - 1, P - 1, n, masked=False)]
-    return Footprint(settings.n_step, passes, read=P, prefix=P, low_rank=low_rank)
+    P, n = lengths.context, lengths.targets * config.batch
+    low_rank = LowRank(adapters.LoRA, config.rank, config.dropout)
+    passes = [Pass(config.batch, P - 1, P - 1, n, masked=False)]
+    return Footprint(config.n_step, passes, read=P, prefix=P, low_rank=low_rank)

@@ -52,14 +52,16 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
 
 def parts(config):
     """Split a Config of both into one of TTT and one of CT-KV."""
-    c = config
-    return (ttt.Config(c.ttt_n_step, c.batch, c.ttt_lr, c.rank, c.alpha, c.dropout),
-            ct_kv.Config(c.n_step, c.lr, c.token_dropout, c.leave_one_out))
+    first = ttt.Config(n_step=config.ttt_n_step, batch=config.batch, lr=config.ttt_lr, rank=config.rank,
+                       alpha=config.alpha, dropout=config.dropout)
+    second = ct_kv.Config(n_step=config.n_step, lr=config.lr, token_dropout=config.token_dropout,
+                          leave_one_out=config.leave_one_out)
+    return first, second
 
 
-def footprint(config, lengths, settings):
+def footprint(model_config, lengths, config):
     """The Footprint of TTT, then that of CT-KV beside TTT's adapter."""
-    first, second = parts(settings)
-    first = ttt.footprint(config, lengths, first)
+    first, second = parts(config)
+    first = ttt.footprint(model_config, lengths, first)
     low_rank = replace(first.low_rank, trained=False)
-    return replace(ct_kv.footprint(config, lengths, second), first=first, low_rank=low_rank)
+    return replace(ct_kv.footprint(model_config, lengths, second), first=first, low_rank=low_rank)

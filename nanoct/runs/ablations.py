@@ -2,18 +2,21 @@
 
     python -m nanoct.reproduce --ablations
 
-Theta is the KV cache that CT-KV trains. The module looks like a method: Config and adapt are CT-KV's, with another
-start or with fixed keys.
+Theta is the KV cache that CT-KV trains. The module looks like a method: adapt is CT-KV's loop, from another start, with
+fixed keys, or in the authors' bfloat16.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
-from nanoct.fewshot import encode_context, noise_like
+from nanoct.fewshot import Adapted, encode_context, noise_like
 from nanoct.io.files import publish
 from nanoct.methods import ct_kv
+from nanoct.optimise import optimise
+from nanoct.packing import answer_logits, can_leave_one_out, pack_demos, visible
 from nanoct.runs.report import Setting, difference, table
 from nanoct.runs.results import VARIANTS
 
@@ -35,28 +38,40 @@ WRONG = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of demos with a wrong label
 class Config(ct_kv.Config):
     start: str = "demos"  # theta_0; "noise": random entries; "others": the KV of task.others, another task's demos
     values_only: bool = False  # CT-V: the keys stay as they are
+    bf16: bool = False  # train bfloat16 numbers, as the authors' code does: steps below half an ulp are lost
 
 
 VARIANTS[NAME], footprint = Config, ct_kv.footprint  # the same work and memory
 
 
 def adapt(model, task, config=Config(), seed=0, progress=None):
-    """Run ct_kv.adapt from another start, or on the values alone. Another start has no demos to leave out.
+    """Tune as ct_kv.adapt does, with what `config` changes. Another start has no demos to leave out.
 
     Raises ValueError on an unknown start, and what ct_kv.adapt raises.
     """
     others = getattr(task, "others", ())
     if config.start not in ("demos", "noise", "others") or config.start == "others" and not others:
         raise ValueError(f'start = {config.start!r} must be "demos", "noise", or, if the task has others, "others".')
-    same = ct_kv.Config(**{f.name: getattr(config, f.name) for f in fields(ct_kv.Config)})
-    context = None
-    if config.start != "demos":
-        demos = others if config.start == "others" else task.demos
-        context = encode_context(model, task.instruction, demos, separator=task.separator)
-        same = replace(same, leave_one_out=False)
+    task.need_demos("CT-KV")
+    generator = torch.Generator().manual_seed(seed)
+    read = others if config.start == "others" else task.demos
+    context = encode_context(model, task.instruction, read, separator=task.separator)
     if config.start == "noise":
         context = noise_like(context, torch.Generator().manual_seed(seed + 1))  # token dropout draws from `seed`
-    return ct_kv.adapt(model, task, same, seed, progress, context=context, values_only=config.values_only)
+    row = pack_demos(task, model, context.next_position)
+    leave_one_out = config.leave_one_out and config.start == "demos" and can_leave_one_out(task)
+
+    dtype = torch.bfloat16 if config.bf16 else torch.float32
+    keys, values = (part.to(dtype) for part in context.stack())  # (L, 1, K, P, D)
+    leaves = [part.requires_grad_() for part in ([values] if config.values_only else [keys, values])]
+
+    def loss():
+        seen = visible(context.owner, len(task.demos), leave_one_out, config.token_dropout, generator)  # (k, P)
+        logits = answer_logits(model, row, context.of(keys, values), mask=row.mask(seen))
+        return F.cross_entropy(logits, row.target)
+
+    optimise(loss, leaves, config, progress)
+    return Adapted(model, prefix=context.of(keys, values), n_trained=sum(leaf.numel() for leaf in leaves))
 
 
 def rows(chosen):

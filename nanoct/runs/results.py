@@ -25,7 +25,7 @@ from nanoct.methods import METHODS
 KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed")  # lines that agree in these are one run
 MORE = "wrong dtype length limit_queries skip_queries tokenizer form data".split()  # and in these, where a job has them
 VARIANTS = {}  # {method: its Config}, as METHODS has them, of studies, which add theirs
-RETIRED = {}  # {field that a Config had once: the default that it had}, so that older lines are found
+RETIRED = {"bf16": False}  # {field that a Config had once: the default that it had}, so that older lines are found
 NEEDS = ("score", "seconds")  # what a report needs of a line
 KINDS = dict.fromkeys(("model", "world", "pool", "method", "task"), (str,)) | dict(  # types of a line's fields
     config=(dict,), seed=(int,), k=(int, NoneType), n_query=(int,), n_trained=(int,), peak_bytes=(int,))
@@ -60,7 +60,8 @@ def data_id(task):
     """12 hex digits that change with anything of a task that can change a score, but for its name."""
     pairs = [[list(pair.x), list(pair.y), [list(option) for option in getattr(pair, "options", None) or ()]]
              for pair in (*task.demos, *task.queries)]
-    more = len(task.demos), list(task.instruction), list(task.separator), task.metric, task.length, task.terminator
+    terminator = task.text.terminator if task.text else ""
+    more = len(task.demos), list(task.instruction), list(task.separator), task.metric, task.length, terminator
     return hashlib.sha256(json.dumps([pairs, *more]).encode()).hexdigest()[:12]
 
 

@@ -121,7 +121,7 @@ def test_an_answer_is_valid_if_it_is_any_target_of_the_file(tmp_path, monkeypatc
         monkeypatch.setattr("nanoct.score.generate", lambda adapted, prompts, *_: [list(said.encode())] * len(prompts))
         for seed in range(3):
             task, _ = make(tmp_path, seed=seed, limit_queries=1)
-            assert task.answers == {"(a)", "both"}
+            assert task.text.answers == {"(a)", "both"}
             assert evaluate(Adapted(tiny_llama(vocab_size=256)), task).valid == valid
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from nanoct import cli, score, tune
 from nanoct.benchmarks import nano
-from nanoct.fewshot import Adapted, Query, Task
+from nanoct.fewshot import Adapted, Query, Task, Text
 from nanoct.io.tokenizer import ALPHABET, load_tokenizer
 from nanoct.io.weights import load_model, save_model
 from nanoct.methods import METHODS, ct_kv, icl
@@ -75,11 +75,11 @@ def test_end_to_end_on_the_shipped_model(here, monkeypatch, capsys):
     model, tokenizer = load_model(STRINGS, "cpu"), load_tokenizer(STRINGS)
     demos = [nano.encode(tokenizer, row["input"], row["output"]) for row in DEMOS]
     task = Task("mine", [nano.Demo(*demo) for demo in demos], [Query(*demo) for demo in demos], [tokenizer.bos_id],
-                metric="text", decode=tokenizer.decode, terminator=";")
+                metric="text", text=Text(tokenizer.decode, ";"))
     adapted = ct_kv.adapt(model, task, ct_kv.Config(n_step=4, lr=0.1), seed=3)
     saved, about = load_adapted("new/ctx", model)
     assert all(map(torch.equal, saved.prefix.stack(), adapted.prefix.stack())) and about["k"] == 10
-    held_out = evaluate(adapted, Task("", [], task.queries[4:], metric="text", decode=tokenizer.decode, terminator=";"))
+    held_out = evaluate(adapted, Task("", [], task.queries[4:], metric="text", text=task.text))
     assert scores["ct_kv"] == f"{held_out.score:.1%}"
 
     call(monkeypatch, "--predict", "--context", "new/ctx", "--data", "questions.jsonl", "--device", "cpu")
@@ -236,8 +236,8 @@ def test_only_the_whole_terminator_ends_an_answer(small, words, monkeypatch):
 
 
 def test_settings_are_read_by_the_type_of_their_field():
-    config = configure("ct_kv", ["lr=3e-2", "n_step=7", "leave_one_out=False", "bf16=True"])
-    assert config == ct_kv.Config(lr=0.03, n_step=7, leave_one_out=False, bf16=True)
+    config = configure("ct_kv", ["lr=3e-2", "n_step=7", "leave_one_out=False"])
+    assert config == ct_kv.Config(lr=0.03, n_step=7, leave_one_out=False)
 
 
 def test_lines_may_hold_line_separators_and_come_from_windows(here):

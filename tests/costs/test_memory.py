@@ -14,6 +14,7 @@ from nanoct.benchmarks.presets import SETTINGS
 from nanoct.costs import memory
 from nanoct.costs.memory import Lengths, estimate, measure
 from nanoct.costs.task import random_task
+from nanoct.fewshot import Text
 from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.io.files import read_json_lines
 from nanoct.methods import METHODS, icl
@@ -75,7 +76,7 @@ def test_flops_are_those_that_torch_counts(method, checkpoint):
 
 
 @pytest.mark.parametrize("fields", [
-    dict(options=3, metric="accuracy"), dict(metric="ids"), dict(metric="text", decode=str, terminator="?"),
+    dict(options=3, metric="accuracy"), dict(metric="ids"), dict(metric="text", text=Text(str, "?")),
 ], ids=str)
 def test_flops_of_scoring_are_those_that_torch_counts(fields):
     """Of decoding, where no answer ends before its time, as a random model's does not."""

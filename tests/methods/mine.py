@@ -50,6 +50,7 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     return Adapted(model, adapter, context, n_trained=sum(leaf.numel() for leaf in leaves))
 
 
-def footprint(config, lengths, settings):
-    P, T, n_trained = lengths.context, lengths.row, config.n_layer * config.n_embd * config.n_head * config.head_dim
-    return Footprint(settings.n_step, [Pass(1, T, P + T, lengths.targets)], trained=n_trained, read=P, prefix=P)
+def footprint(model_config, lengths, config):
+    P, T = lengths.context, lengths.row
+    n_trained = model_config.n_layer * model_config.n_embd * model_config.n_head * model_config.head_dim
+    return Footprint(config.n_step, [Pass(1, T, P + T, lengths.targets)], trained=n_trained, read=P, prefix=P)

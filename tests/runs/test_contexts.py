@@ -17,6 +17,7 @@ from nanoct.io import files
 from nanoct.io.files import replace_file
 from nanoct.io.weights import fingerprint
 from nanoct.methods import METHODS, zero_shot
+from nanoct.runs import ablations
 from nanoct.runs.contexts import ENTRY, load_adapted, read_about, save_adapted
 from nanoct.score import score_pairs
 
@@ -64,8 +65,8 @@ def test_round_trip_is_exact(tmp_path, name, dtype):
 
 
 def test_bf16_leaves_stay_bf16_and_scales_exact(model, tmp_path):
-    adapted, config = adapt("ct_kv", model, bf16=True)
-    save_adapted(adapted, tmp_path / "a", "ct_kv", config, 4)
+    config = ablations.Config(n_step=3, bf16=True)
+    save_adapted(ablations.adapt(model, random_task(), config), tmp_path / "a", "ct_kv_variant", config, 4)
     assert load_adapted(tmp_path / "a", model)[0].prefix.kv[0][0].dtype == torch.bfloat16
     adapted, config = adapt("dora", model, alpha=0.1)
     save_adapted(adapted, tmp_path / "a", "dora", config, 4)

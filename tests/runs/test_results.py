@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nanoct.fewshot import Demo, Query, Task
+from nanoct.fewshot import Demo, Query, Task, Text
 from nanoct.io.files import lock
 from nanoct.runs import ablations, results
 from nanoct.runs.parallel import execute
@@ -130,6 +130,12 @@ def test_a_setting_at_its_default_is_no_other_run(tmp_path, monkeypatch):
     assert results.key(of(n_step=5)) != results.key(whole)
 
 
+def test_lines_of_the_time_when_ct_kv_had_bf16_are_found():
+    of = lambda method, **config: results.key(line(method=method, config=config))
+    assert of("ct_kv", bf16=False) == of("ct_kv") != of("ct_kv", bf16=True)
+    assert of(ablations.NAME, bf16=False) == of(ablations.NAME) != of(ablations.NAME, bf16=True)
+
+
 def test_a_method_that_is_not_known_is_left_as_it_is():
     unknown = line(method="gone", config=dict(b=1, a=2))
     assert results.completed(unknown) is unknown
@@ -149,7 +155,7 @@ def test_the_id_of_the_data_changes_with_what_can_change_a_score():
     queries = [Query([5], [6])], [Query([5], [7], [[6], [7]])], [Query([5], [6], [[6], [9]])], [Query([9], [6])]
     others = [replace(task, **change) for change in (
         *(dict(demos=of) for of in pairs), *(dict(queries=of) for of in queries), dict(instruction=[9]),
-        dict(separator=[1]), dict(metric="text"), dict(length=9), dict(terminator="x"))]
+        dict(separator=[1]), dict(metric="text"), dict(length=9), dict(text=Text(str, "x")))]
     assert len({results.data_id(each) for each in (task, *others)}) == len(others) + 1
     moved = replace(task, demos=task.demos[:1], queries=[Query([3], [4]), *task.queries])  # from one part to the other
     assert results.data_id(moved) != results.data_id(task)

@@ -20,7 +20,7 @@ Cost: at most |prior| · k · n_query calls of a task's function; no model runs.
 import random
 from math import exp, log
 
-from nanoct.score import Result, macro_f1, score_questions
+from nanoct.score import judge, score_questions
 
 PRIORS = ("training", "all")
 
@@ -65,8 +65,7 @@ def evaluate(world, predicted, queries, seed=0):
         among = options or list(p)
         best = max(p.get(y, 0.0) for y in among) * (1 - 1e-9)  # equal up to rounding, as sums run in another order
         guesses.append(rng.choice([y for y in among if p.get(y, 0.0) >= best]))
-    right = [guess == y for guess, y in zip(guesses, gold)]
-    return Result(macro_f1(guesses, gold) if world.metric == "macro_f1" else sum(right) / len(right), right)
+    return judge([[guess] for guess in guesses], gold, world.metric)
 
 
 def divergence(adapted, predicted, pairs):
