@@ -271,7 +271,7 @@ GOOD = '{"input": "ab", "output": "ba"}'
 @pytest.mark.parametrize("content, says", [
     ([], ["d.jsonl is empty"]),
     ([GOOD, "", GOOD], ["d.jsonl, line 2 is empty"]),
-    (["[" * 100_000], ["d.jsonl, line 1", "nested more than 100 deep"]),
+    (["[" * 100_000], ["d.jsonl, line 1", "nested too deep"]),
     ([GOOD, GOOD, '{"input": "a'], ["d.jsonl, line 3", "JSON", '{"input": "a']),
     (["[1]"], ["line 1", "JSON object"]),
     (['{"output": "a"}'], ["line 1: 'input' is missing"]),
