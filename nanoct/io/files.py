@@ -1,5 +1,6 @@
 """Read and write files: an error says in a sentence what is wrong, and no file is left half written."""
 
+import csv
 import json
 import os
 import struct
@@ -19,7 +20,7 @@ KINDS = {dict: "object", list: "list"}
 BOM = b"\xef\xbb\xbf"  # the byte order mark that some editors put first
 # what readers raise on a file of another kind, or a damaged one
 BROKEN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, EOFError, struct.error,
-          SafetensorError)
+          SafetensorError, csv.Error)
 
 
 @contextmanager
