@@ -45,7 +45,7 @@ def reading(file, kind, remedy="fetch it again"):
         raise ValueError(f"{file} is not {kind} ({reason(error)}): {remedy}.") from error
 
 
-def reason(error, most=200) -> str:
+def reason(error, most=300) -> str:
     """What an exception says, on one line, without a full stop."""
     said = " ".join(str(error).split()).rstrip(".")[:most]
     match error:
