@@ -23,13 +23,17 @@ BROKEN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, R
           SafetensorError, csv.Error)
 
 
+class BadFile(ValueError):
+    """A file is not what it should be; the sentence says which file, and why."""
+
+
 @contextmanager
 def reading(file, kind, remedy="fetch it again"):
     """with reading(file, "a list of words"): whatever a file makes go wrong inside becomes one sentence.
 
     Readers take a file for what it should be; this is the one place that says that it is something else. It raises
-    ValueError, or OSError for one that cannot be read, with the name of the file, the `kind` that was expected, the
-    reason, and the `remedy`. A ValueError or OSError that begins with the name of the file is such a sentence already.
+    BadFile, or OSError for one that cannot be read, with the name of the file, the `kind` that was expected, the
+    reason, and the `remedy`. A ValueError that begins with the name of the file is such a sentence already.
     """
     try:
         yield
@@ -40,9 +44,9 @@ def reading(file, kind, remedy="fetch it again"):
             raise FileNotFoundError(f"there is no file {file}: give one that is there.") from None
         raise OSError(f"cannot read {file} ({error.strerror}): give a file that can be read.") from None
     except BROKEN as error:
-        if isinstance(error, ValueError) and str(error).startswith(str(file)):
+        if isinstance(error, BadFile) or isinstance(error, ValueError) and str(error).startswith(str(file)):
             raise
-        raise ValueError(f"{file} is not {kind} ({reason(error)}): {remedy}.") from error
+        raise BadFile(f"{file} is not {kind} ({reason(error)}): {remedy}.") from error
 
 
 def reason(error, most=300) -> str:
@@ -84,7 +88,7 @@ def read_json(source, where=None, kind=object):
     with reading(where, "JSON", f"it begins with {text[:60]!r} and may be truncated; fetch or write it again"):
         value = json.loads(text)
     if not isinstance(value, kind):
-        raise ValueError(f"{where} holds {text[:60]!r}, expected a JSON {KINDS[kind]}: fetch or write it again.")
+        raise BadFile(f"{where} holds {text[:60]!r}, expected a JSON {KINDS[kind]}: fetch or write it again.")
     return value
 
 

@@ -54,7 +54,7 @@ def test_broken_json_is_a_sentence_in_both_readers(tmp_path, name):
     (UnicodeDecodeError("utf-8", b"x", 0, 1, "no"), "decode"), (ValueError(), "ValueError"),
     (FileNotFoundError(2, "No such file"), "there is no file x.bin"), (PermissionError(13, "denied"), "(denied)")])
 def test_whatever_goes_wrong_with_a_file_is_a_sentence(error, said):
-    kind = type(error) if isinstance(error, FileNotFoundError) else OSError if isinstance(error, OSError) else ValueError
+    kind = OSError if isinstance(error, OSError) else files.BadFile
     with pytest.raises(kind) as caught, reading("x.bin", "a model", "fetch it again"):
         raise error
     message = str(caught.value)

@@ -54,7 +54,6 @@ def sentence(error, call, *arguments, **options):
     """The message with which call(...) fails: one line that ends as a sentence does."""
     with pytest.raises(error) as caught:
         call(*arguments, **options)
-    assert type(caught.value) is error
     message = str(caught.value)
     assert "\n" not in message and message.endswith(".")
     return message
