@@ -204,8 +204,9 @@ def _ends(path, file, fields, first):
     """
     config, found, added = read_json(path, kind=dict) if path.is_file() else {}, {}, fields.get("plain", {})
     id_of = lambda name: (fields["special"] | added).get(name, fields["ids"].get(name.encode()))
+    usually = dict(bos=["<|begin_of_text|>", "<s>"], eos=["<|end_of_text|>", "</s>", "<|endoftext|>"])
     with reading(path, "a tokenizer_config.json that fits", "fetch it again"):
-        for key, usual in [("bos", ["<|begin_of_text|>", "<s>"]), ("eos", ["<|end_of_text|>", "</s>", "<|endoftext|>"])]:
+        for key, usual in usually.items():
             token = config.get(key + "_token", next((name for name in usual if name in fields["special"]), None))
             token = token.get("content", token) if isinstance(token, dict) else token
             found[key + "_id"] = id_of(token) if isinstance(token, str) else None
