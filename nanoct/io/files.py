@@ -38,11 +38,12 @@ def reading(file, kind, remedy="fetch it again"):
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # a sentence already
+        if error.errno is None and str(error).endswith("."):  # a sentence already
             raise
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"there is no file {file}: give one that is there.") from None
-        raise OSError(f"cannot read {file} ({error.strerror}): give a file that can be read.") from None
+        why = error.strerror or reason(error)
+        raise OSError(f"cannot read {file} ({why}): give a file that can be read.") from None
     except BROKEN as error:
         if isinstance(error, BadFile) or isinstance(error, ValueError) and str(error).startswith(str(file)):
             raise

@@ -592,7 +592,8 @@ def test_command(tmp_path, parts, monkeypatch, capsys):
     file.write_bytes(b"nothing")
     command = [sys.executable, "-m", "nanoct", "gguf", file, "--out", folder]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and "not a whole GGUF file" in done.stderr
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "not a whole GGUF file" in done.stderr
 
 
 # ---- SmolLM2
