@@ -176,8 +176,8 @@ def from_hub(source, folder):
                           local_dir=folder)
     except Exception as error:  # the library raises many kinds, and all mean the same here
         there = f"{source.inside}/<task> of https://huggingface.co/datasets/{source.name}"
-        raise OSError(f"the dataset {source.name} could not be fetched ({reason(error, 100)}); the same command goes "
-                      f"on where it stopped. Without a network: put {there} at {folder}/<task>.") from None
+        raise OSError(f"the dataset {source.name} could not be fetched ({reason(error, 100)}); the same command "
+                      f"goes on where it stopped. Without a network: put {there} at {folder}/<task>.") from None
 
 
 def main():

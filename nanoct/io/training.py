@@ -29,7 +29,7 @@ def read_state(path, model, settings, n_step):
         expected |= {f"{name}.exp_avg": ("F32", *p.shape), f"{name}.exp_avg_sq": ("F32", *p.shape)}
     with reading(path, "the state of this training", "give another --out, or delete it to begin anew"):
         with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()[ENTRY])
+            about = json.loads((file.metadata() or {})[ENTRY])
             headers = {name: file.get_slice(name) for name in file.keys()}
             seen = {name: (header.get_dtype(), *header.get_shape()) for name, header in headers.items()}
         for name, value in json.loads(json.dumps(settings)).items():  # JSON has no tuples

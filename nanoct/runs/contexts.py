@@ -129,7 +129,7 @@ def read_about(path):
         raise FileNotFoundError(f"there is no context {path}: give a file that nanoct.tune wrote.")
     with reading(path, "a context that nanoct.tune wrote", "tune or copy it again"):
         with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()[ENTRY])
+            about = json.loads((file.metadata() or {})[ENTRY])
         if about["version"] != VERSION:
             raise ValueError(f"{path} has version {about['version']!r} of the format and this nanoct reads {VERSION}: "
                              "update it, or tune again.")

@@ -25,6 +25,7 @@ BROKEN = {
     "binary": bytes(range(256)),
     "a very long number": b"1" * 10_000,
     "two values": b"1 2",
+    "a key twice": b'{"a": 1, "b": {"c": 1, "c": 2}}',
     "single quotes": b"{'a': 1}",
 }
 
