@@ -362,9 +362,9 @@ def context(small, tmp_path_factory):
 @pytest.mark.parametrize("changes, says", [
     ({"--context": None}, ["--predict needs a --context"]),
     ({"--context": "nothing"}, ["no context nothing"]),
-    ({"--context": "test.jsonl"}, ["test.jsonl", "no safetensors file"]),
-    ({"--context": "cut"}, ["cut is truncated"]),
-    ({"--context": "plain"}, ["plain", "no context"]),
+    ({"--context": "test.jsonl"}, ["test.jsonl is not a context"]),
+    ({"--context": "cut"}, ["cut is not a context"]),
+    ({"--context": "plain"}, ["plain", "not a context"]),
     ({"--context": "bare"}, ["bare was saved without a template"]),
     ({"--context": "picky"}, ["test.jsonl, line 1", "'options'"]),
     ({"--model": STRINGS}, ["was tuned on the model"]),
