@@ -166,6 +166,8 @@ def _answer(main):
         stop(130, str(stopped) or "\nstopped; the same command goes on from what is saved")
     except (ValueError, OSError) as error:
         stop(2, "error: " + re.sub(r"\s*[\r\n]+\s*", " ", str(error)))
+    except RecursionError:
+        stop(2, "error: a file is nested too deep to be worked with: fetch or write it again.")
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

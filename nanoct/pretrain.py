@@ -22,7 +22,7 @@ Cost: 6·N FLOPs a token for N weights, and 12·L·H·D·T/2 for causal attentio
 
 Batch number `step` depends on (seed, step) alone, and the state holds the optimiser's moments and the settings. So a
 run that was killed at any moment and is started again sees the same batches and ends in the same place. Log, state and
-model are written in this order, each whole. A model that is older than the state is written from it. A run goes on
+model are written in this order, each whole; a run that goes on writes its model first, from the state. A run goes on
 with the settings of its state; only --n-step and --every may change. A loss that is not finite ends the run: the state
 saved last stays.
 """
@@ -37,7 +37,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
@@ -45,7 +44,7 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.benchmarks import arc, nano
 from nanoct.benchmarks.common import bos
-from nanoct.io.files import lock, read_json_lines, replace_file
+from nanoct.io.files import lock, read_json_lines, reading, replace_file
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.training import load_state, read_state, save_state
 from nanoct.io.weights import fetch, fingerprint, lasting, load_model, pick_device, read_config, save_model
@@ -139,15 +138,6 @@ def has_fast_bf16(device):
     return bool(can.get("avx512_bf16") or can.get("amx_bf16") or can.get("bf16"))
 
 
-def step_of(folder):
-    """The training step of the model in a folder, or None if it has no such model."""
-    try:
-        with safe_open(folder / "model.safetensors", "pt") as file:
-            return int(file.metadata()["step"])
-    except (SafetensorError, OSError, TypeError, KeyError, ValueError):
-        return None
-
-
 @torch.no_grad()
 def start_from(model, folder, vocabulary):
     """Copy the weights in `folder` to the model. An embedding goes to the token of the same name, if there is one.
@@ -183,33 +173,26 @@ def check(config):
                          f"{config.n_token}: raise that, or lower this.")
 
 
-def begin(config, out, world, init, data, device):
-    """What a run begins with: (model, world, fingerprint of the public model or None, {name: tokenizer file}).
+def embedded(config, name, init, device):
+    """(model, world, {name: tokenizer file}) of an embedded world; init: a folder whose weights the model starts from.
 
-    Raises ValueError on options that do not go together.
+    Raises what start_from raises.
     """
-    if (world == "arc") != (data is not None):
-        raise ValueError("--data is the folder of ARC-AGI-1, for --world arc, which needs it.")
-    if world == "arc" and not init:
-        raise ValueError("--world arc fine-tunes a public model: name it, or its folder, with --init.")
-    if world == "arc":
-        folder, world = fetch(init, weights=False), arc.Training(data)
-        load_tokenizer(folder).check_belongs(read_config(folder).vocab_size)
-        model = load_model(init, device, torch.float32).requires_grad_(True)
-        model.checkpoint, mark = True, fingerprint(model)
-        parts = "tokenizer", "vocab", "merges", "special_tokens"
-        files = {file.name: file.read_bytes() for file in folder.glob("*") if file.name.startswith(parts)}
-    else:
-        world, mark = nano.WORLDS[world], None
-        model = Llama(LlamaConfig(vocab_size=len(nano.VOCABULARY), **ARCHITECTURE))
-        model.init_weights(torch.Generator().manual_seed(config.seed)).to(device)
-        if init and not (out / "state.safetensors").exists():
-            start_from(model, init, nano.VOCABULARY)
-        files = {"vocab.json": json.dumps(nano.VOCABULARY).encode() + b"\n"}
-    if 2 * config.row > model.config.n_position:
-        raise ValueError(f"--row {config.row}: a row is at times twice as long, and the model takes "
-                         f"{model.config.n_position} tokens.")
-    return model, world, mark, files
+    model = Llama(LlamaConfig(vocab_size=len(nano.VOCABULARY), **ARCHITECTURE))
+    model.init_weights(torch.Generator().manual_seed(config.seed)).to(device)
+    if init:
+        start_from(model, init, nano.VOCABULARY)
+    return model, nano.WORLDS[name], {"vocab.json": json.dumps(nano.VOCABULARY).encode() + b"\n"}
+
+
+def public(init, device, data):
+    """(model, ARC's training tasks, {name: tokenizer file}) of a public model. Raises what the loaders raise."""
+    folder, world = fetch(init, weights=False), arc.Training(data)
+    load_tokenizer(folder).check_belongs(read_config(folder).vocab_size)
+    model = load_model(init, device, torch.float32).requires_grad_(True)
+    model.checkpoint = True
+    parts = "tokenizer", "vocab", "merges", "special_tokens"
+    return model, world, {file.name: file.read_bytes() for file in folder.glob("*") if file.name.startswith(parts)}
 
 
 def train(config, out, world="strings", init=None, device=None, data=None):
@@ -219,6 +202,10 @@ def train(config, out, world="strings", init=None, device=None, data=None):
     the files of --world arc. Raises ValueError or OSError with a sentence; what is saved stays.
     """
     check(config)
+    if (world == "arc") != (data is not None):
+        raise ValueError("--data is the folder of ARC-AGI-1, for --world arc, which needs it.")
+    if world == "arc" and not init:
+        raise ValueError("--world arc fine-tunes a public model: name it, or its folder, with --init.")
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -228,36 +215,42 @@ def train(config, out, world="strings", init=None, device=None, data=None):
         return _train(config, out, world, init, pick_device(device), data)
 
 
-def _train(config, out, world_name, init, device, data):
+def _train(config, out, name, init, device, data):
     state, log = out / "state.safetensors", out / "log.jsonl"
-    if not state.exists() and (theirs := next((file.name for file in out.iterdir() if file.name == "config.json"
-                                               or file.suffix == ".safetensors"), None)):
-        raise ValueError(f"{out} holds {theirs} and no state to go on from: give another --out.")
-    model, world, mark, files = begin(config, out, world_name, init, data, device)
-    settings = dict(world=world_name, init=mark, **lasting(model.config),
-                    **{name: value for name, value in asdict(config).items() if name not in FREE})
-    first = read_state(state, model, settings, config.n_step) if state.exists() else 0
-    for name in (state.name, log.name, "model.safetensors", "config.json"):
-        for left in out.glob(f".{name}.*"):  # left by a run that was killed while it wrote
+    goes_on = state.exists()
+    theirs = [file.name for file in out.iterdir() if file.name == "config.json" or file.suffix == ".safetensors"]
+    if theirs and not goes_on:
+        raise ValueError(f"{out} holds {theirs[0]} and no state to go on from: give another --out.")
+    if name == "arc":
+        model, world, files = public(init, device, data)
+        mark = fingerprint(model)
+    else:
+        model, world, files = embedded(config, name, None if goes_on else init, device)
+        mark = None
+    if 2 * config.row > model.config.n_position:
+        raise ValueError(f"--row {config.row}: a row is at times twice as long, and the model takes "
+                         f"{model.config.n_position} tokens.")
+    optimizer = optimizer_of(model, config)
+    fixed = {name: value for name, value in asdict(config).items() if name not in FREE}
+    settings = dict(world=name, init=mark, **lasting(model.config), **fixed)
+    first, lines = 0, []
+    if goes_on:
+        first = read_state(state, model, settings, config.n_step)
+        lines = read_log(log, first)
+        load_state(state, model, optimizer)
+    for file in (state.name, log.name, "model.safetensors", "config.json"):
+        for left in out.glob(f".{file}.*"):  # left by a run that was killed while it wrote
             left.unlink()
-    for name, content in files.items():
-        replace_file(out / name, content)
+    for file, content in files.items():
+        replace_file(out / file, content)
     tokenizer = load_tokenizer(out)
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    gains = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [dict(params=matrices, weight_decay=config.weight_decay), dict(params=gains, weight_decay=0.0)],
-        lr=config.lr, betas=(0.9, 0.98), fused=True)
-    lines = read_log(log, first) if first else []
 
     def save(step):
         about = {name: str(value) for name, value in asdict(config).items()}
         save_model(model, out, torch.bfloat16, metadata={"step": str(step), **about})
 
-    if first:
-        load_state(state, model, optimizer)
-        if step_of(out) != first:
-            save(first)
+    if first:  # the run before may have ended behind its state and before its model
+        save(first)
     rows = Rows(world, tokenizer, config)
     # other processes make the batches, or a GPU would wait for Python
     ahead = dict(num_workers=8, multiprocessing_context="fork") if device.type == "cuda" else {}
@@ -296,20 +289,30 @@ def _train(config, out, world_name, init, device, data):
     return model
 
 
+def optimizer_of(model, config):
+    """AdamW, with weight decay for matrices alone."""
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    gains = [p for p in model.parameters() if p.dim() == 1]
+    groups = [dict(params=matrices, weight_decay=config.weight_decay), dict(params=gains, weight_decay=0.0)]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
+
+
 def read_log(path, step):
     """The lines of a log up to a step; later steps are done again."""
-    found = read_json_lines(path) if path.exists() else []
-    for where, line in found:
-        if not isinstance(line.get("step"), int):
-            raise ValueError(f"{where} is no line of a training, it has no step: delete it.")
-    return [line for _, line in found if line["step"] <= step]
+    lines = read_json_lines(path) if path.exists() else []
+    with reading(path, "the log of a training", "delete the line that is none"):
+        return [line for _, line in lines if line["step"] <= step]
 
 
 def draw(lines, path):
     """Draw the curve of a log, with a gap where no row was long enough."""
-    number = lambda value: math.nan if value is None else value
-    shares = lambda line, pool: {str(k): number(value) for k, value in line[pool].items()}
-    plots.pretraining([line | {pool: shares(line, pool) for pool in ("train", "validation")} for line in lines], path)
+    curve = []
+    for line in lines:
+        line = dict(line)
+        for pool in ("train", "validation"):
+            line[pool] = {str(k): math.nan if share is None else share for k, share in line[pool].items()}
+        curve.append(line)
+    plots.pretraining(curve, path)
 
 
 def need_finite(step, out, *tensors):

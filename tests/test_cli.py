@@ -196,3 +196,13 @@ def test_ranks_that_cannot_be(environment, wrong):
 def test_a_setting_that_is_given_twice_is_no_silent_choice():
     with pytest.raises(ValueError, match=r"--set ct_kv\.lr is given twice"):
         cli.overrides(["ct_kv.lr=1e-3", "icl.lr=1", "ct_kv.lr=1e-2"], ["ct_kv", "icl"])
+
+
+def test_nesting_that_is_met_late_is_a_sentence(capsys):
+    """Python reads some hundred levels; to show or copy them it needs as many again."""
+    def main():
+        raise RecursionError("maximum recursion depth exceeded")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith("error: a file is nested too deep")

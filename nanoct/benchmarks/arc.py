@@ -17,7 +17,7 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.benchmarks import common
 from nanoct.fewshot import Demo, Query, Task
-from nanoct.io.files import read_json
+from nanoct.io.files import read_json, reading
 
 K, LENGTH = None, 8192  # all demos
 SEEDS = (0,)  # nothing is drawn; the seed is the method's
@@ -94,26 +94,24 @@ def text_to_grid(text):
 
 def read(file):
     """Return the demos and the tests of a file as pairs of grids."""
-    data = read_json(common.there(file))
-    pairs = []
-    for part in "train", "test":
-        if not isinstance(data, dict) or not isinstance(data.get(part), list) or not data[part]:
-            raise ValueError(f"{file} has no {part} pairs of grids: fetch it again.")
-        for n, pair in enumerate(data[part]):
-            for side in "input", "output":
-                if not is_grid(pair.get(side) if isinstance(pair, dict) else None):
-                    raise ValueError(f"{file}: the {side} of {part} pair {n} is no grid, 1 to {SIDE} rows of one "
-                                     "length of colours 0 to 9: fetch it again.")
-        pairs.append([(pair["input"], pair["output"]) for pair in data[part]])
-    return pairs
+    with reading(common.there(file), "a task of ARC-AGI-1"):
+        data, pairs = read_json(file), {}
+        for part in "train", "test":
+            pairs[part] = [(pair["input"], pair["output"]) for pair in data[part]]
+            if not pairs[part]:
+                raise ValueError(f"it has no {part} pairs")
+            for n, pair in enumerate(pairs[part]):
+                if not all(map(is_grid, pair)):
+                    raise ValueError(f"{part} pair {n} is not two grids, 1 to {SIDE} rows of one length of colours 0 "
+                                     "to 9")
+    return pairs["train"], pairs["test"]
 
 
 def is_grid(rows):
     """Whether `rows` is a grid: 1 to SIDE lists of one length, 1 to SIDE, of colours 0 to 9."""
-    if not isinstance(rows, list) or not 1 <= len(rows) <= SIDE or not all(isinstance(row, list) for row in rows):
+    if not 1 <= len(rows) <= SIDE or not 1 <= len(rows[0]) <= SIDE or any(len(row) != len(rows[0]) for row in rows):
         return False
-    return (1 <= len(rows[0]) <= SIDE and all(len(row) == len(rows[0]) for row in rows)
-            and all(type(cell) is int and 0 <= cell <= 9 for row in rows for cell in row))
+    return all(type(cell) is int and 0 <= cell <= 9 for row in rows for cell in row)
 
 
 if __name__ == "__main__":

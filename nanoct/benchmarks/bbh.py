@@ -22,7 +22,7 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.benchmarks import common
 from nanoct.fewshot import Demo, Query, Task, Text
-from nanoct.io.files import read_json
+from nanoct.io.files import read_json, reading
 
 K, LENGTH = 10, 2048
 SEEDS = (42, 43, 44, 45, 46)
@@ -81,18 +81,16 @@ def form_of(targets):
 
 def read(file):
     """Return the (input, target) of all examples of a file."""
-    data = read_json(common.there(file))
-    examples = data.get("examples") if isinstance(data, dict) else None
-    if not isinstance(examples, list) or not examples:
-        raise ValueError(f"{file} has no examples, a list of {{'input', 'target'}}: fetch it again.")
-    for n, example in enumerate(examples):
-        parts = [example.get(part) for part in ("input", "target")] if isinstance(example, dict) else [None]
-        if not all(isinstance(part, str) and part.strip() for part in parts):
-            raise ValueError(f"{file}: example {n} is {example!r:.60}, expected an input and a target: fetch it again.")
-        if END in example["target"]:
-            raise ValueError(f"{file}: the target of example {n} holds an empty line, which ends an answer: leave the "
-                             "task out of --tasks.")
-    return [(example["input"], example["target"]) for example in examples]
+    pairs = []
+    with reading(common.there(file), "a task of BBH, with examples of an input and a target"):
+        for n, example in enumerate(read_json(file)["examples"]):
+            pairs.append((example["input"], example["target"]))
+            if not all(part.strip() for part in pairs[-1]):
+                raise ValueError(f"example {n} has an empty part")
+            if END in example["target"]:
+                raise ValueError(f"{file}: the target of example {n} holds an empty line, which ends an answer: leave "
+                                 "the task out of --tasks.")
+    return pairs
 
 
 def read_instruction(file):

@@ -10,7 +10,6 @@ reader checks its rows. A broken download is renamed, and the same command fetch
 import hashlib
 import re
 import shutil
-import stat
 import tarfile
 import zipfile
 from dataclasses import dataclass
@@ -23,9 +22,8 @@ from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
 from nanoct import cli
-from nanoct.io.files import read_bytes, replace_file
+from nanoct.io.files import read_bytes, reason, replace_file
 
-LARGEST, LARGEST_IN_ALL = 2**26, 2**30  # bytes of one file in an archive, and of all; public ones have less than 10%
 SUMS = Path(__file__).with_name("SHA256SUMS")
 NLP_LR = """ai2_arc climate_fever codah commonsense_qa dream ethos-national_origin ethos-race ethos-religion
     financial_phrasebank glue-mrpc glue-rte glue-wnli hate_speech18 medical_questions_pairs openbookqa poem_sentiment
@@ -106,39 +104,18 @@ def place(answer, have):
 def contents(file, keep):
     """Yield (path, bytes) of every file in a zip or tar whose name matches `keep`. Raises ValueError if broken."""
     try:
-        is_zip, in_all = zipfile.is_zipfile(file), 0
-        with zipfile.ZipFile(file) if is_zip else tarfile.open(file) as packed:
-            for member in packed.infolist() if is_zip else packed:
-                name = member.filename if is_zip else member.name
-                if not (match := re.fullmatch(keep, name)):
-                    continue
-                is_link = is_zip and stat.S_ISLNK(member.external_attr >> 16)
-                if is_link or not (is_zip or member.isfile()):
-                    raise ValueError(f"{name} in it is no plain file")
-                with packed.open(member) if is_zip else packed.extractfile(member) as source:
-                    content = source.read(LARGEST + 1)
-                in_all += len(content)
-                if len(content) > LARGEST or in_all > LARGEST_IN_ALL:
-                    raise ValueError(f"{name} in it is far larger than a public file")
-                yield match[1], content
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as packed:
+                for name in packed.namelist():
+                    if match := re.fullmatch(keep, name):
+                        yield match[1], packed.read(name)
+        else:
+            with tarfile.open(file) as packed:
+                for member in packed:
+                    if match := re.fullmatch(keep, member.name):
+                        yield match[1], packed.extractfile(member).read()
     except Exception as error:  # an archive can be broken in many ways, and each has its own error
-        raise ValueError(f"{file} is broken ({' '.join(str(error).split()) or type(error).__name__:.200})") from None
-
-
-def unpack(archive, file, folder):
-    """Write the files of an archive into a folder.
-
-    Raises ValueError if it is broken or incomplete, and renames it first, so that it is fetched again.
-    """
-    kept = set()
-    try:
-        for path, content in tqdm(contents(file, archive.keep), desc=str(folder), total=archive.n_file):
-            replace_file(folder / path, content)
-            kept.add(path)
-        if len(kept) < archive.n_file:
-            raise ValueError(f"{file} holds {len(kept)} of the {archive.n_file} files of {folder.name}")
-    except ValueError as error:
-        raise ValueError(f"{error}; {set_aside(file)}.") from None
+        raise ValueError(f"{file} is broken ({reason(error)})") from None
 
 
 def set_aside(file):
@@ -150,42 +127,45 @@ def set_aside(file):
     return f"it is now {aside}, and the same command fetches it anew"
 
 
-def check(folder):
-    """Return how many files of a folder have a known SHA-256. Raises ValueError if one has another."""
-    known = [line.split(maxsplit=1) for line in SUMS.read_text().splitlines()]
-    files = [(digest, folder.parent / path) for digest, path in known if path.startswith(f"{folder.name}/")]
-    there = [(digest, file) for digest, file in files if file.exists()]
-    for digest, file in there:
-        if hashlib.sha256(read_bytes(file)).hexdigest() != digest:
-            raise ValueError(f"{file} is not the public file of that name (its SHA-256 is another)")
-    return len(there)
+def is_known(path, content):
+    """Whether SHA256SUMS has the sum of a file, such as bbh/bbh/x.json. Raises ValueError if it has another."""
+    known = dict(line.split(maxsplit=1)[::-1] for line in SUMS.read_text().splitlines())
+    if path in known and hashlib.sha256(content).hexdigest() != known[path]:
+        raise ValueError(f"{path} is not the public file of that name (its SHA-256 is another), so the download is "
+                         "broken")
+    return path in known
 
 
 def fetch(name, out):
-    """Fetch all files of a benchmark into its folder below `out`. Raises OSError or ValueError if that fails."""
+    """Fetch all files of a benchmark into its folder below `out`. Raises OSError or ValueError if that fails.
+
+    What is broken, incomplete or of another sum is renamed first, so that it is fetched again.
+    """
     source, folder = SOURCES[name], out / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot write {folder} ({error.strerror}): give another folder with --out.") from None
     if isinstance(source, Archive):
-        whole = out / (name + Path(source.url).suffix)
+        whole, n_file = out / (name + Path(source.url).suffix), source.n_file
         download(source.url, whole)
-        unpack(source, whole, folder)
+        files = contents(whole, source.keep)
     else:
-        whole = folder / source.inside
+        whole, n_file = folder / source.inside, 1
         from_hub(source, folder)
-        files = [file for file in whole.rglob("*") if file.is_file()]
-        if not files:
-            raise ValueError(f"the dataset {source.name} has no files in {source.inside}: look at its page on the hub.")
-        for file in files:
-            replace_file(folder / file.relative_to(whole), read_bytes(file))
+        files = ((file.relative_to(whole).as_posix(), read_bytes(file)) for file in whole.rglob("*") if file.is_file())
+    kept, n_known = set(), 0
     try:
-        n_known = check(folder)
+        for path, content in tqdm(files, desc=str(folder)):
+            n_known += is_known(f"{name}/{path}", content)
+            replace_file(folder / path, content)
+            kept.add(path)
+        if len(kept) < n_file:
+            raise ValueError(f"{whole} holds {len(kept)} of the {n_file} files of {name}")
     except ValueError as error:
-        raise ValueError(f"{error}, so the download is broken: {set_aside(whole)}.") from None
-    n_file = sum(file.is_file() for file in folder.rglob("*"))
-    print(f"{folder}: {n_file} files, {n_known} of them with a known SHA-256; "
+        said = set_aside(whole) if whole.exists() else "look at its page on the hub"
+        raise ValueError(f"{error}; {said}.") from None
+    print(f"{folder}: {len(kept)} files, {n_known} of them with a known SHA-256; "
           f"python -m nanoct.benchmarks.{name} --data {folder} --show 1")
 
 
@@ -195,10 +175,9 @@ def from_hub(source, folder):
         snapshot_download(source.name, repo_type="dataset", revision=source.revision, allow_patterns=source.patterns,
                           local_dir=folder)
     except Exception as error:  # the library raises many kinds, and all mean the same here
-        said = (str(error).splitlines() or [type(error).__name__])[0]
         there = f"{source.inside}/<task> of https://huggingface.co/datasets/{source.name}"
-        raise OSError(f"the dataset {source.name} could not be fetched ({said:.100}); the same command goes on where "
-                      f"it stopped. Without a network: put {there} at {folder}/<task>.") from None
+        raise OSError(f"the dataset {source.name} could not be fetched ({reason(error, 100)}); the same command "
+                      f"goes on where it stopped. Without a network: put {there} at {folder}/<task>.") from None
 
 
 def main():

@@ -17,6 +17,7 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.benchmarks import common
 from nanoct.fewshot import Demo, Query, Task
+from nanoct.io.files import reading
 
 K, LENGTH = 16, 4096
 SEEDS = (42, 43, 44, 45, 46)
@@ -43,17 +44,13 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
 
 def read(file):
     """Return the rows of a file: question, four options, letter. Empty lines at the end are ignored."""
-    try:
+    with reading(file, "a CSV of MMLU, question, A, B, C, D, letter, without a header"):
         rows = list(csv.reader(io.StringIO(common.read(file))))
-    except csv.Error as error:
-        raise ValueError(f"{file} is no CSV ({error}): fetch it again.") from None
-    while rows and not any(cell.strip() for cell in rows[-1]):
-        rows.pop()
-    for n, row in enumerate(rows, 1):
-        if len(row) != 6 or row[5] not in tuple("ABCD") or not all(row):
-            shown = ", ".join(row)
-            raise ValueError(f"{file}, row {n}: {shown[:60]!r} is not question, A, B, C, D, letter, as MMLU's files "
-                             "have it without a header: fetch it again.")
+        while not any(cell.strip() for cell in rows[-1]):
+            rows.pop()
+        for n, row in enumerate(rows, 1):
+            if len(row) != 6 or row[5] not in tuple("ABCD") or not all(row):
+                raise ValueError(f"row {n} is {', '.join(row)[:60]!r}")
     return rows
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.benchmarks import common
 from nanoct.fewshot import Demo, Query, Task
-from nanoct.io.files import read_json_lines
+from nanoct.io.files import read_json_lines, reading
 
 K, LENGTH, LONGEST, PATIENCE = 16, 1024, 256, 100
 SEEDS = (13, 21, 42, 87, 100)
@@ -62,20 +62,16 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
 
 def read(file):
     """The rows of a file."""
-    found, test = read_json_lines(common.there(file)), file.stem.endswith("test")
-    if not found:
+    rows = read_json_lines(common.there(file))
+    if not rows:
         raise ValueError(f"{file} is empty: fetch it again.")
-    for where, row in found:
-        fields = {"input": str, "output": str, "options": list}
-        if wrong := [field for field, kind in fields.items() if not isinstance(row.get(field), kind)]:
-            raise ValueError(f"{where}, has no {' or '.join(wrong)} as MetaICL's files have them: fetch it again.")
-        if not row["input"] or not row["output"] or not all(isinstance(o, str) and o for o in row["options"]):
-            raise ValueError(f"{where}, has an empty input, output or option: fetch it again.")
-        if not row["options"] and test:
-            raise ValueError(f"{where}, has an empty list of options, which an answer is chosen from: fetch it again.")
-        if row["output"] not in row["options"] and test:
-            raise ValueError(f"{where}: the output {cli.not_among(row['output'], row['options'])}: fetch it again.")
-    return [row for _, row in found]
+    for where, row in rows:
+        with reading(where, "a line of MetaICL's files"):
+            if not all(isinstance(text, str) and text for text in [row["input"], row["output"]] + row["options"]):
+                raise ValueError("its input, output or an option is empty, or no text")
+            if row["output"] not in row["options"] and file.stem.endswith("test"):
+                raise ValueError(f"its output {cli.not_among(row['output'], row['options'])}")
+    return [row for _, row in rows]
 
 
 if __name__ == "__main__":

@@ -1,31 +1,72 @@
 """Read and write files: an error says in a sentence what is wrong, and no file is left half written."""
 
+import csv
 import json
 import os
-from contextlib import contextmanager
+import struct
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 try:
-    import fcntl
+    import fcntl  # for runs/results.py
 except ImportError:  # Windows
     fcntl = None
 
-LARGEST, DEEPEST = 2**30, 100  # bytes of a file that is read at once; levels of nested lists and objects
+LARGEST = 2**30  # bytes of a file that is read at once
 KINDS = {dict: "object", list: "list"}
 BOM = b"\xef\xbb\xbf"  # the byte order mark that some editors put first
+# what readers raise on a file of another kind, or a damaged one
+BROKEN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, EOFError, struct.error,
+          SafetensorError, csv.Error)
+
+
+class BadFile(ValueError):
+    """A file is not what it should be; the sentence says which file, and why."""
+
+
+@contextmanager
+def reading(file, kind, remedy="fetch it again"):
+    """with reading(file, "a list of words"): whatever a file makes go wrong inside becomes one sentence.
+
+    Readers take a file for what it should be; this is the one place that says that it is something else. It raises
+    BadFile, or OSError for one that cannot be read, with the name of the file, the `kind` that was expected, the
+    reason, and the `remedy`. A ValueError that begins with the name of the file is such a sentence already.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None and str(error).endswith("."):  # a sentence already
+            raise
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"there is no file {file}: give one that is there.") from None
+        why = error.strerror or reason(error)
+        raise OSError(f"cannot read {file} ({why}): give a file that can be read.") from None
+    except BROKEN as error:
+        if isinstance(error, BadFile) or isinstance(error, ValueError) and str(error).startswith(str(file)):
+            raise
+        raise BadFile(f"{file} is not {kind} ({reason(error)}): {remedy}.") from error
+
+
+def reason(error, most=300) -> str:
+    """What an exception says, on one line, without a full stop."""
+    said = " ".join(str(error).split()).rstrip(".")[:most]
+    match error:
+        case RecursionError():
+            return "it is nested too deep"
+        case KeyError():
+            return f"it has no {said}"
+        case ValueError() | SafetensorError() if said:
+            return said
+    return f"{type(error).__name__}: {said}"
 
 
 def read_bytes(path) -> bytes:
     """Read the bytes of a file. Raises FileNotFoundError, OSError or ValueError with a sentence."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(LARGEST + 1)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}: give one that is there.") from None
-    except OSError as error:
-        raise OSError(f"cannot read {path} ({error.strerror}): give a file that can be read.") from None
+    with reading(path, "a file"), open(path, "rb") as file:
+        content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise ValueError(f"{path} has more than {LARGEST:,} bytes: it is another file, or give it in parts.")
     return content
@@ -33,10 +74,8 @@ def read_bytes(path) -> bytes:
 
 def as_text(content, where) -> str:
     """Decode bytes that came from `where`. Raises ValueError with a sentence if they are not UTF-8."""
-    try:
+    with reading(where, "UTF-8 text", "save it so, or fetch it again"):
         return content.removeprefix(BOM).decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not UTF-8 text (byte {error.start}): save it so, or fetch it again.") from None
 
 
 def read_json(source, where=None, kind=object):
@@ -47,27 +86,19 @@ def read_json(source, where=None, kind=object):
     """
     content, where = (source, where) if isinstance(source, bytes) else (read_bytes(source), where or source)
     text = as_text(content, where)
-    try:
-        value = json.loads(text)
-        too_deep = _is_deeper(value, DEEPEST)
-    except RecursionError:
-        too_deep = True
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON, perhaps truncated ({error}): {text[:60]!r}; fetch or write it "
-                         "again.") from None
-    if too_deep:
-        raise ValueError(f"{where} is nested more than {DEEPEST} deep: {text[:20]!r}; fetch or write it again.")
+    with reading(where, "JSON", f"it begins with {text[:60]!r} and may be truncated; fetch or write it again"):
+        value = json.loads(text, object_pairs_hook=_each_once)
     if not isinstance(value, kind):
-        raise ValueError(f"{where} holds {text[:60]!r}, expected a JSON {KINDS[kind]}: fetch or write it again.")
+        raise BadFile(f"{where} holds {text[:60]!r}, expected a JSON {KINDS[kind]}: fetch or write it again.")
     return value
 
 
-def _is_deeper(value, n):
-    level = [value]
-    for _ in range(n + 1):
-        level = [part for outer in level if isinstance(outer, (dict, list))
-                 for part in (outer.values() if isinstance(outer, dict) else outer) if isinstance(part, (dict, list))]
-    return bool(level)
+def _each_once(pairs):
+    """A JSON object as a dict. Raises ValueError if it has a key twice, as which of the two counts is chance."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return value
 
 
 def read_json_lines(path, kind=dict) -> list:
@@ -77,11 +108,14 @@ def read_json_lines(path, kind=dict) -> list:
     ignored. Raises OSError or ValueError with a sentence that names the line.
     """
     lines = read_bytes(path).removeprefix(BOM).rstrip().split(b"\n")
-    if lines == [b""]:
-        return []
-    if empty := next((n for n, line in enumerate(lines, 1) if not line.strip()), None):
-        raise ValueError(f"{path}, line {empty} is empty: delete it.")
-    return [(where, read_json(line, where, kind)) for n, line in enumerate(lines, 1) for where in [f"{path}, line {n}"]]
+    rows = []
+    for n, line in enumerate(lines, 1):
+        where = f"{path}, line {n}"
+        if line.strip():
+            rows.append((where, read_json(line, where, kind)))
+        elif len(lines) > 1:
+            raise ValueError(f"{where} is empty: delete it.")
+    return rows
 
 
 @contextmanager
@@ -131,15 +165,15 @@ def publish(text, path):
 
 @contextmanager
 def lock(folder):
-    """with lock(folder): no other process can lock that folder. Raises ValueError if one has. No-op on Windows."""
-    here = os.open(folder, os.O_RDONLY)
+    """with lock(folder): no other process can lock that folder. Raises ValueError if one has."""
+    file = Path(folder) / ".lock"
     try:
-        if fcntl:
+        with FileLock(file, timeout=0):
             try:
-                fcntl.flock(here, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another process is at work in {folder}: wait for its end, or take another "
-                                 "folder.") from None
-        yield
-    finally:
-        os.close(here)
+                yield
+            finally:
+                with suppress(OSError):  # Windows removes it only behind the release, and does so itself
+                    file.unlink()
+    except Timeout:
+        raise ValueError(f"another process is at work in {folder}: wait for its end, or take another "
+                         "folder.") from None

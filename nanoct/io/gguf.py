@@ -6,18 +6,13 @@ Tensors may be F32, F16, BF16, or of any quantised type that the package `gguf` 
 are written as bfloat16 or float16 where that holds every value of the file, and otherwise as float32, so that what was
 quantised is not rounded a second time.
 
-A GGUF file is a header, then the tensors. The header has metadata as (key, type, value), and the name, sizes, type and
-place of every tensor. None of its sizes is trusted before it has been compared with the size of the file.
-
 RoPE rotates pairs of components. llama.cpp pairs neighbours, (0, 1), (2, 3), …, Hugging Face the halves of a head.
 So a Llama's GGUF files have W_Q's and W_K's rows in another order, per head (D/2, 2) for (2, D/2); Qwen's do not.
 """
 
 import json
-import math
 import os
 import re
-import struct
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,13 +21,11 @@ import numpy as np
 import torch
 
 from nanoct import cli
+from nanoct.io.files import reading
 from nanoct.io.tokenizer import LLAMA3, load_tokenizer
 from nanoct.io.weights import resolve_dtype, save_model
 from nanoct.model import Llama, LlamaConfig, rope_frequencies
 
-SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # GGUF's types of values, as struct's letters
-STRING, ARRAY = 8, 9
-MOST = 2**20  # entries in a list; the largest vocabularies have half as many merges
 # llama.cpp's name: (ours, shape). D is head_dim, Q is H·D, K is n_kv_head·D, F is n_ffn.
 WHOLE = {"token_embd": ("model.embed_tokens", "VC"), "output_norm": ("model.norm", "C"), "output": ("lm_head", "VC")}
 LAYER = {"attn_norm": ("input_layernorm", "C"), "ffn_norm": ("post_attention_layernorm", "C"),
@@ -64,9 +57,10 @@ def convert(file, folder, dtype=None) -> Path:
     """
     file, folder = Path(file), Path(folder)
     meta, tensors = read(file)
-    config = read_config(file, meta, tensors)
-    tokenizer = read_tokenizer(file, meta)
-    model = read_weights(file, config, tensors, dtype)
+    with reading(file, "a model that nanoct computes", "take another file"):
+        config = read_config(meta, tensors)
+        tokenizer = read_tokenizer(meta)
+        model = read_weights(config, tensors, dtype)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -88,111 +82,43 @@ def convert(file, folder, dtype=None) -> Path:
 
 
 def read(file):
-    """Read a GGUF file: ({key: value}, {name: (type, shape, bytes)}); bytes (…, n) are views of the mapped file."""
+    """Read a GGUF file: ({key: value}, {name: (type, shape, array)}); arrays are views of the mapped file."""
     package = _package()
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {str(file)!r}; give the path of a GGUF file.")
-    size = file.stat().st_size
-    data = np.memmap(file, mode="r").view(np.ndarray) if size else b""
-    at = 0
 
-    def broken(what):
-        raise ValueError(f"{file} is truncated or broken ({what}, byte {at} of {size}); download it again.")
+    class Reader(package.GGUFReader):
+        """The package's reader, which by itself goes on behind the end of a file for as long as its header says."""
 
-    def take(n):
-        nonlocal at
-        if n > size - at:
-            broken(f"{n} bytes are to come")
-        at += n
-        return data[at - n:at]
+        def _get(self, offset, dtype, count=1, override_order=None):
+            if self.byte_order == "S":
+                raise ValueError("it is big-endian")
+            return np.frombuffer(self.data, dtype, int(count), offset)  # ValueError behind the end
 
-    def number(letter):
-        return struct.unpack("<" + letter, take(struct.calcsize("<" + letter)))[0]
-
-    def count():
-        n = number("Q")
-        return n if n <= MOST else broken(f"{n} entries")
-
-    def string():
-        try:
-            return str(take(number("Q")), "utf-8")
-        except UnicodeDecodeError:
-            broken("no UTF-8")
-
-    def value(kind):
-        if kind == STRING:
-            return string()
-        if kind in SCALARS:
-            return number(SCALARS[kind])
-        if kind == ARRAY:
-            kind, n = number("I"), count()
-            if kind == STRING:
-                return [string() for _ in range(n)]
-            if kind in SCALARS:
-                return list(struct.unpack(code := f"<{n}{SCALARS[kind]}", take(struct.calcsize(code))))
-        broken(f"type {kind} of a value")
-
-    def new(known):
-        name = string()
-        return name if name not in known else broken(f"{name!r} comes twice")
-
-    if bytes(data[:4]) != b"GGUF":
-        raise ValueError(f"{file} is no GGUF file: it begins with {bytes(data[:4])!r}.")
-    _, version = take(4), number("I")
-    if version not in (2, 3):
-        found = f"GGUF version {version}" if version & 0xFFFF else "a big-endian GGUF file"
-        raise ValueError(f"{file} is {found}; nanoct reads versions 2 and 3 in little-endian order.")
-    n_tensor, n_key = count(), count()
-    meta, places, tensors = {}, {}, {}
-    for _ in range(n_key):
-        key = new(meta)
-        meta[key] = value(number("I"))
-    for _ in range(n_tensor):
-        name, n_dim = new(places), number("I")
-        if n_dim not in (1, 2):
-            broken(f"{name!r} has {n_dim} dimensions")
-        places[name] = [number("Q") for _ in range(n_dim)][::-1], number("I"), number("Q")
-    alignment, total = meta.get("general.alignment", 32), 0
-    if not isinstance(alignment, int) or alignment < 1:
-        broken(f"alignment {alignment!r}")
-    start = at + -at % alignment
-    for name, (shape, kind, offset) in places.items():
-        try:
-            kind = package.GGMLQuantizationType(kind)
-            n_value, n_byte = package.GGML_QUANT_SIZES[kind]
-            package.quants.dequantize(np.zeros((1, n_byte), np.uint8), kind)
-        except (KeyError, ValueError, NotImplementedError):
-            raise ValueError(f"{file}: {name} is of type {kind!r}, which the package gguf does not dequantise; take a "
-                             "file of another type, such as Q8_0.") from None
-        if shape[-1] % n_value or not all(shape):
-            broken(f"{name!r} is {kind.name} {tuple(shape)}")
-        rows = *shape[:-1], shape[-1] // n_value * n_byte
-        total += math.prod(rows)
-        if total > size:  # tensors that share their bytes would make a large model of a small file
-            broken(f"{total} bytes of tensors")
-        at = start + offset
-        tensors[name] = kind, tuple(shape), take(math.prod(rows)).reshape(rows)
+    with reading(file, "a whole GGUF file that nanoct reads", "download it again"), np.errstate(over="raise"):
+        opened = Reader(file)
+        meta = {name: field.contents() for name, field in opened.fields.items()}
+        tensors = {t.name: (t.tensor_type, tuple(t.shape.tolist()[::-1]), t.data) for t in opened.tensors}
+        # tensors that share their bytes would make a large model of a small file
+        if sum(t.n_bytes for t in opened.tensors) > len(opened.data):
+            raise ValueError("its tensors overlap")
     return meta, tensors
 
 
-def read_config(file, meta, tensors) -> LlamaConfig:
+def read_config(meta, tensors) -> LlamaConfig:
     """The config that the metadata gives. Raises ValueError with a key that nanoct does not compute."""
     if (arch := meta.get("general.architecture")) not in list(ARCHITECTURES):
-        raise ValueError(f"{file}: the architecture is {_short(arch)}; nanoct takes {', '.join(ARCHITECTURES)} from "
-                         "GGUF files.")
+        raise ValueError(f"the architecture is {_short(arch)}; nanoct takes {', '.join(ARCHITECTURES)} from GGUF files")
     known = {key.replace("ARCH", arch): plain for key, plain in PLAIN.items()}
     for key, plain in known.items():
         if meta.get(key, plain) != plain:
-            raise ValueError(f"{file}: {key} is {_short(meta[key])}; nanoct takes {plain!r} only.")
-    if "token_embd.weight" not in tensors:
-        raise ValueError(f"{file}: token_embd.weight is missing; take a file of a whole model.")
+            raise ValueError(f"{key} is {_short(meta[key])}; nanoct takes {plain!r} only")
 
     def number(name, kind=int, default=None):
         known.setdefault(key := f"{arch}.{name}")
-        if (value := meta.get(key, default)) is None:
-            raise ValueError(f"{file}: {key} is missing; take another file of the model.")
+        value = meta[key] if default is None else meta.get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < 2**31:
-            raise ValueError(f"{file}: {key} is {_short(value)}; it must be a positive {kind.__name__}.")
+            raise ValueError(f"{key} is {_short(value)}; it must be a positive {kind.__name__}")
         return kind(str(np.float32(value))) if kind is float else value  # 1e-5, not the float32 next to it
 
     vocab_size = tensors["token_embd.weight"][1][0]
@@ -201,7 +127,7 @@ def read_config(file, meta, tensors) -> LlamaConfig:
     for name, size in {"attention.value_length": head_dim, "rope.dimension_count": head_dim,
                        "vocab_size": vocab_size}.items():
         if number(name, default=size) != size:
-            raise ValueError(f"{file}: {arch}.{name} is {meta[f'{arch}.{name}']}; nanoct computes {size} only.")
+            raise ValueError(f"{arch}.{name} is {meta[f'{arch}.{name}']}; nanoct computes {size} only")
     fields = dict(vocab_size=vocab_size, n_head=n_head, n_embd=n_embd, head_dim=head_dim,
                   n_kv_head=number("attention.head_count_kv", default=n_head), n_layer=number("block_count"),
                   n_ffn=number("feed_forward_length"), n_position=number("context_length"),
@@ -209,12 +135,9 @@ def read_config(file, meta, tensors) -> LlamaConfig:
                   rope_theta=number("rope.freq_base", float, 10000.0), tied="output.weight" not in tensors,
                   **ARCHITECTURES[arch])
     if unknown := [key for key in meta if key.startswith(f"{arch}.") and key not in known]:
-        raise ValueError(f"{file}: {unknown[0]} is {_short(meta[unknown[0]])}; nanoct's Llama has no such setting.")
-    try:
-        config = LlamaConfig(**fields)
-        return _with_llama3(config, tensors.pop("rope_freqs.weight")) if "rope_freqs.weight" in tensors else config
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+        raise ValueError(f"{unknown[0]} is {_short(meta[unknown[0]])}; nanoct's Llama has no such setting")
+    config = LlamaConfig(**fields)
+    return _with_llama3(config, tensors.pop("rope_freqs.weight")) if "rope_freqs.weight" in tensors else config
 
 
 def _with_llama3(config, tensor):
@@ -225,10 +148,10 @@ def _with_llama3(config, tensor):
         scaled = replace(config, rope_scaling=dict(factor=stretch.max().item(), **scaling))
         if torch.allclose(stretch, rope_frequencies(config) / rope_frequencies(scaled), rtol=1e-4):
             return scaled
-    raise ValueError("rope_freqs.weight is not Llama 3's scaling of 8192 positions, the only one nanoct can read back.")
+    raise ValueError("rope_freqs.weight is not Llama 3's scaling of 8192 positions, the only one nanoct can read back")
 
 
-def read_weights(file, config, tensors, dtype=None) -> Llama:
+def read_weights(config, tensors, dtype=None) -> Llama:
     """Build the model of a config from the tensors of a file, one at a time. Raises ValueError if they do not fit."""
     c = config
     D = c.head_dim
@@ -248,14 +171,16 @@ def read_weights(file, config, tensors, dtype=None) -> Llama:
               if name in tensors and tensors[name][1] != shape]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise ValueError(f"{file}: the tensors do not fit the metadata: {wrong[0]}{more}.")
+        raise ValueError(f"the tensors do not fit the metadata: {wrong[0]}{more}")
     dtype, state = resolve_dtype(dtype, "cpu") if dtype else _narrowest(tensors), {}
     in_pairs = not c.attention_bias and not c.qk_norm  # the Llama, and not Qwen
     for name, tensor in tensors.items():
         rows = _floats(*tensor)
         if in_pairs and name.endswith(("attn_q.weight", "attn_k.weight")):
             rows = rows.view(-1, D // 2, 2, c.n_embd).transpose(1, 2).reshape(rows.shape)
-        state[places[name][0]] = rows.to(dtype)
+        state[places[name][0]] = rows = rows.to(dtype)
+        if not rows.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite in {dtype}")
     with torch.device("meta"):  # shapes without memory
         model = Llama(config).requires_grad_(False).eval()
     model.load_state_dict(state, assign=True)
@@ -264,7 +189,11 @@ def read_weights(file, config, tensors, dtype=None) -> Llama:
 
 def _floats(kind, shape, rows):
     """A tensor's values, float32."""
-    return torch.from_numpy(_package().quants.dequantize(np.array(rows), kind).reshape(shape))
+    try:
+        return torch.from_numpy(_package().quants.dequantize(np.array(rows), kind).reshape(shape))
+    except NotImplementedError:
+        raise ValueError(f"it has tensors of type {kind.name}, which the package gguf does not dequantise; take a file "
+                         "of another type, such as Q8_0") from None
 
 
 def _narrowest(tensors):
@@ -276,6 +205,7 @@ def _narrowest(tensors):
 
 
 def _package():
+    """The package gguf, which only this needs."""
     try:
         import gguf.quants
     except ModuleNotFoundError:
@@ -283,33 +213,35 @@ def _package():
     return gguf
 
 
-def read_tokenizer(file, meta):
+def read_tokenizer(meta):
     """The tokenizer's files for transformers: {name: content}. Raises ValueError for a kind that nanoct lacks."""
     get = lambda name, default=None: meta.get(f"tokenizer.ggml.{name}", default)
     kind, pre = get("model"), get("pre")
     if kind != "gpt2" or pre not in list(PIECES):
-        raise ValueError(f"{file}: the tokenizer is {_short(kind)} with the pre-tokenizer {_short(pre)}; "
-                         f"nanoct reads 'gpt2' with {', '.join(PIECES)}.")
-    tokens, types, merges = get("tokens"), get("token_type"), get("merges", [])
-    strings = lambda them: isinstance(them, list) and all(isinstance(one, str) for one in them)
-    if not (strings(tokens) and strings(merges) and isinstance(types, list) and len(types) == len(tokens)):
-        raise ValueError(f"{file}: the tokenizer has no list of tokens with a token_type for each; download it again.")
-    if odd := [pair for pair in zip(tokens, types) if pair[1] not in (NORMAL, CONTROL, USER_DEFINED, UNUSED)]:
-        raise ValueError(f"{file}: token {odd[0][0]!r} is of type {odd[0][1]}, which byte-level BPE does not have.")
-    vocab = {token: i for i, (token, t) in enumerate(zip(tokens, types)) if t != UNUSED}
-    if len(vocab) != len(types) - types.count(UNUSED):
-        raise ValueError(f"{file}: the tokenizer has a token twice; download it again.")
-    if bad := [m for m in merges if len(m.split(" ")) != 2 or not vocab.keys() >= {*m.split(" "), m.replace(" ", "")}]:
-        raise ValueError(f"{file}: the tokenizer's merge {bad[0]!r} does not make a token of two; download it again.")
+        raise ValueError(f"the tokenizer is {_short(kind)} with the pre-tokenizer {_short(pre)}; nanoct reads 'gpt2' "
+                         f"with {', '.join(PIECES)}")
+    tokens, types, merges = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"], get("merges", [])
+    vocab = {}
+    for i, (token, kind) in enumerate(zip(tokens, types, strict=True)):
+        if kind not in (NORMAL, CONTROL, USER_DEFINED, UNUSED):
+            raise ValueError(f"token {token!r} is of type {kind}, which byte-level BPE does not have")
+        if token in vocab:
+            raise ValueError(f"the tokenizer has the token {token!r} twice")
+        if kind != UNUSED:
+            vocab[token] = i
+    for merge in merges:
+        left, right = merge.split(" ")
+        if not vocab.keys() >= {left, right, left + right}:
+            raise ValueError(f"the tokenizer's merge {merge!r} does not make a token of two")
     names = {}
     for name, key in dict(bos_token="bos_token_id", eos_token="eos_token_id", pad_token="padding_token_id").items():
         if (i := get(key)) is not None and not (isinstance(i, int) and i in vocab.values()):
-            raise ValueError(f"{file}: the tokenizer's {key} is {_short(i)}, which is no token.")
+            raise ValueError(f"the tokenizer's {key} is {_short(i)}, which is no token")
         names[name] = None if i is None else tokens[i]
     adds = dict(bos=pre in WHOLE_PIECES, eos=False)  # what llama.cpp does if the file does not say
     around = [name for name, default in adds.items() if get(f"add_{name}_token", default)]
     if lacking := [name for name in around if names[f"{name}_token"] is None]:
-        raise ValueError(f"{file}: the tokenizer adds a {lacking[0]} token and names none; download it again.")
+        raise ValueError(f"the tokenizer adds a {lacking[0]} token and names none")
     added = [dict(id=i, content=token, special=types[i] == CONTROL, single_word=False, lstrip=False, rstrip=False,
                   normalized=False) for token, i in vocab.items() if types[i] in (CONTROL, USER_DEFINED)]
     model = dict(type="BPE", dropout=None, unk_token=None, continuing_subword_prefix=None, end_of_word_suffix=None,

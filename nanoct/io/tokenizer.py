@@ -20,7 +20,7 @@ from pathlib import Path
 import regex
 import tiktoken
 
-from nanoct.io.files import read_bytes, read_json
+from nanoct.io.files import read_bytes, read_json, reading
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 LLAMA3 = (CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -181,18 +181,15 @@ def load_tokenizer(folder) -> Tokenizer:
         ids = {bytes([byte]): byte for byte in range(256)}
         return Tokenizer("bytes", r"[\s\S]", list(ids), ids, special={})
     folder = Path(folder)
-    kinds = {"tokenizer.json": _hugging_face, "tokenizer.model": _llama3, "vocab.json": _word_list}
-    file = next((folder / name for name in kinds if (folder / name).is_file()), None)
+    file = next((folder / name for name in KINDS if (folder / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(f"no tokenizer.json, tokenizer.model (Llama-3) or vocab.json in {folder}: "
                                 "put the tokenizer file of the model there")
-    try:
-        first, fields = kinds[file.name](file)
-        _check_ids(file, fields)
+    read, kind = KINDS[file.name]
+    with reading(file, kind, "use the tokenizer of another model, or fetch it again"):
+        first, fields = read(file)
+        _check_ids(fields)
         return Tokenizer(file, **fields, **_ends(folder / "tokenizer_config.json", file, fields, first))
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{file} has a token with half of a surrogate pair, {error.object[:60]!a}: fetch it "
-                         "again") from None
 
 
 def _ends(path, file, fields, first):
@@ -202,35 +199,39 @@ def _ends(path, file, fields, first):
     """
     config, found, added = read_json(path, kind=dict) if path.is_file() else {}, {}, fields.get("plain", {})
     id_of = lambda name: (fields["special"] | added).get(name, fields["ids"].get(name.encode()))
-    for key, usual in [("bos", ["<|begin_of_text|>", "<s>"]), ("eos", ["<|end_of_text|>", "</s>", "<|endoftext|>"])]:
-        token = config.get(key + "_token", next((name for name in usual if name in fields["special"]), None))
-        token = token.get("content", token) if isinstance(token, dict) else token
-        found[key + "_id"] = id_of(token) if isinstance(token, str) else None
-        if token is not None and found[key + "_id"] is None:
-            raise ValueError(f"{path} has {key}_token {token!r:.60}, which {file} has no token for")
-        if key == "eos" and token is not None:  # it ends an answer, as special tokens do, whatever the file calls it
-            fields["special"].setdefault(token, found["eos_id"])
-    said = config.get("add_bos_token")
-    if said not in (None, True, False):
-        raise ValueError(f"{path} has add_bos_token {said!r:.60}: expected true or false")
+    usually = dict(bos=["<|begin_of_text|>", "<s>"], eos=["<|end_of_text|>", "</s>", "<|endoftext|>"])
+    with reading(path, "a tokenizer_config.json that fits", "fetch it again"):
+        for key, usual in usually.items():
+            token = config.get(key + "_token", next((name for name in usual if name in fields["special"]), None))
+            token = token.get("content", token) if isinstance(token, dict) else token
+            found[key + "_id"] = id_of(token) if isinstance(token, str) else None
+            if token is not None and found[key + "_id"] is None:
+                raise ValueError(f"it has {key}_token {token!r:.60}, which {file} has no token for")
+            if key == "eos" and token is not None:  # it ends an answer, as special tokens do, whatever the file calls it
+                fields["special"].setdefault(token, found["eos_id"])
+        said = config.get("add_bos_token")
+        if said not in (None, True, False):
+            raise ValueError(f"it has add_bos_token {said!r:.60}, expected true or false")
     if said is None and isinstance(first, str):
         found["bos_id"] = id_of(first)
         if found["bos_id"] is None:
-            raise ValueError(f"{file} puts {first!r:.60} first, which is no special token of it: fetch it again")
+            raise ValueError(f"it puts {first!r:.60} first, which is no token of it")
     return found | dict(adds_bos=bool(first if said is None else said))
 
 
-def _check_ids(file, fields):
+def _check_ids(fields):
     """Raise ValueError unless there are tokens, each with an id of its own from 0 to below MOST_IDS."""
-    if not fields["ids"]:
-        raise ValueError(f"{file} has no tokens: fetch it again")
+    tokens = [*fields["ids"].items()]
+    if not tokens:
+        raise ValueError("it has no tokens")
+    for kind in "special", "plain":
+        tokens += [(name.encode(), i) for name, i in fields.get(kind, {}).items()]
     names = {}
-    for token, i in [*fields["ids"].items(), *((name.encode(), i) for kind in ("special", "plain")
-                                               for name, i in fields.get(kind, {}).items())]:
+    for token, i in tokens:
         if type(i) is not int or not 0 <= i < MOST_IDS:
-            raise ValueError(f"{file} has the id {i!r:.60} for {token[:60]!r}: expected a number up to {MOST_IDS:,}")
+            raise ValueError(f"it has the id {i!r:.60} for {token[:60]!r}, expected a number up to {MOST_IDS:,}")
         if names.setdefault(i, token) != token:
-            raise ValueError(f"{file} has the id {i} for {names[i][:60]!r} and for {token[:60]!r}: fetch it again")
+            raise ValueError(f"it has the id {i} for {names[i][:60]!r} and for {token[:60]!r}")
 
 
 @contextmanager
@@ -246,17 +247,12 @@ def _no_panic(what):
 
 
 def _llama3(path):
-    data, ids = read_bytes(path), {}
-    if b"\0" in data or not data.isascii():
-        raise ValueError(f"{path} is binary, as Llama-2's SentencePiece: supported are Llama-3's lines of base64")
-    for number, line in enumerate(data.splitlines()):
-        try:
-            token, rank = line.split()
-            ids[base64.b64decode(token, validate=True)] = int(rank)
-        except ValueError:
-            raise ValueError(f"{path}, line {number + 1}: {line[:60]!r} is not a base64 token and its rank") from None
+    ids = {}
+    for number, line in enumerate(read_bytes(path).splitlines()):
+        token, rank = line.split()
+        ids[base64.b64decode(token, validate=True)] = int(rank)
         if int(rank) != number or len(ids) != number + 1:
-            raise ValueError(f"{path}, line {number + 1}: {line[:60]!r} repeats a token or is out of order")
+            raise ValueError(f"line {number + 1} repeats a token or is out of order")
     special = {name: len(ids) + i for i, name in enumerate(LLAMA3_SPECIAL)}
     return True, dict(pattern=LLAMA3, merges=list(ids), ids=ids, special=special)
 
@@ -264,8 +260,8 @@ def _llama3(path):
 def _word_list(path):
     vocab = {}
     for i, token in enumerate(read_json(path, kind=list)):
-        if not isinstance(token, str) or not token or token in vocab:
-            raise ValueError(f"{path} has {token!r:.60} as token {i}: expected strings, none empty, none twice")
+        if not token or token in vocab:
+            raise ValueError(f"token {i} is {token!r:.60}, which is empty or comes twice")
         vocab[token] = i
     special = {token: i for token, i in vocab.items() if re.fullmatch("<.+>", token)}
     words = sorted(vocab.keys() - special, key=len, reverse=True)
@@ -275,59 +271,50 @@ def _word_list(path):
 
 
 def _hugging_face(path):
-    def refuse(found):
-        raise ValueError(f"{path} has {found:.400}: supported is byte-level BPE as Llama-3, Qwen and GPT-2 have it, "
-                         "with NFC or no normalizer")
-
-    def need(kind, found, what):
-        return found if isinstance(found, kind) else refuse(f"{what} {found!r:.60}")
-
     file = read_json(path, kind=dict)
-    model, normalizer = need(dict, file.get("model") or {}, "model"), file.get("normalizer")
+    model, normalizer = file["model"] or {}, file.get("normalizer")
     if (kind := model.get("type", "BPE" if "merges" in model else None)) != "BPE":  # old files name no type
-        refuse(f"model type {kind!r}")
-    if not model.get("vocab") or "merges" not in model:
-        refuse("a BPE model without vocab or merges")
-    vocab, merges = need(dict, model["vocab"], "vocab"), need(list, model["merges"], "merges")
+        raise ValueError(f"it has the model type {kind!r:.60}")
     for option in "byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix":
         if model.get(option):
-            refuse(f"{option} {model[option]!r}")
+            raise ValueError(f"it has {option} {model[option]!r:.60}")
     if isinstance(normalizer, dict) and normalizer.get("type") == "Sequence":
-        normalizer = normalizer.get("normalizers")
+        normalizer = normalizer["normalizers"]
     if normalizer and normalizer not in ({"type": "NFC"}, [{"type": "NFC"}]):
-        refuse(f"normalizer {normalizer.get('type') if isinstance(normalizer, dict) else normalizer!r}")
-    pattern, prefix_space = _pieces(need(dict, file.get("pre_tokenizer") or {}, "pre-tokenizer"), refuse)
+        raise ValueError(f"it has the normalizer {json.dumps(normalizer)[:100]}")
+    pattern, prefix_space = _pieces(file.get("pre_tokenizer") or {})
     added = {}
-    for token in need(list, file.get("added_tokens") or [], "added_tokens"):
-        name = need(dict, token, "added token").get("content")
-        if not isinstance(name, str) or not name or "id" not in token:
-            refuse(f"added token {token!r:.100}")
-        if option := next((option for option in ("lstrip", "rstrip", "single_word") if token.get(option)), None):
-            refuse(f"added token {name!r} with {option}")
-        added[name] = token
+    for token in file.get("added_tokens") or []:
+        if not token["content"]:
+            raise ValueError("it has an added token without a name")
+        for option in "lstrip", "rstrip", "single_word":
+            if token.get(option):
+                raise ValueError(f"it has an added token {token['content']!r:.60} with {option}")
+        added[token["content"]] = token
     special = {name: token["id"] for name, token in added.items() if token.get("special")}
     plain = {name: token["id"] for name, token in added.items() if name not in special}
     late = {name for name, token in added.items() if token.get("normalized", name in plain)}
-
-    def as_bytes(token):
-        if not token or not BYTE_OF.keys() >= set(token):
-            refuse(f"token {token!r}, not spelled in GPT-2's byte alphabet")
-        return bytes(map(BYTE_OF.get, token))
-
     made = {}
-    for merge in merges:
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or list(map(type, pair)) != [str, str] or "".join(pair) not in vocab:
-            refuse(f"merge {merge!r}, which makes no token of its vocabulary")
-        made.setdefault("".join(pair))
-    ids = {as_bytes(token): i for token, i in vocab.items() if token in made or token not in added}
-    merges = dict.fromkeys(token for token in ids if len(token) == 1) | dict.fromkeys(map(as_bytes, made))
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        if left + right not in model["vocab"]:
+            raise ValueError(f"its merge {merge!r:.60} makes no token of its vocabulary")
+        made.setdefault(left + right)
+    ids = {_as_bytes(token): i for token, i in model["vocab"].items() if token in made or token not in added}
+    merges = dict.fromkeys(token for token in ids if len(token) == 1) | dict.fromkeys(map(_as_bytes, made))
     # tiktoken looks for a whole piece before it merges, as ignore_merges does. Without ignore_merges, a token that no
     # merge makes must never be found, so it gets no rank. (In a trained vocabulary, merging makes every token.)
     if model.get("ignore_merges"):
         merges |= dict.fromkeys(ids)
     fields = dict(merges=list(merges), ids=ids, special=special, plain=plain, late=late, nfc=bool(normalizer))
     return _first(file.get("post_processor")), fields | dict(pattern=pattern, prefix_space=prefix_space)
+
+
+def _as_bytes(token):
+    """The bytes of a token in GPT-2's alphabet."""
+    if not token or not BYTE_OF.keys() >= set(token):
+        raise ValueError(f"it has token {token!r:.60}, not spelled in GPT-2's byte alphabet")
+    return bytes(BYTE_OF[character] for character in token)
 
 
 def _first(processor):
@@ -341,11 +328,9 @@ def _first(processor):
             return name
 
 
-def _pieces(pre_tokenizer, refuse):
+def _pieces(pre_tokenizer):
     """(regex of the pieces, whether text gets a leading space) of a tokenizer.json's pre-tokenizer."""
-    steps = pre_tokenizer.get("pretokenizers") if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        refuse(f"pre-tokenizer {json.dumps(pre_tokenizer)[:300]}")
+    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
     match [{"use_regex": True, **step} for step in steps]:  # old files lack use_regex
         case [{"type": "Split", "pattern": {"Regex": str(split)}, "behavior": "Isolated", "invert": False},
               {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
@@ -356,4 +341,11 @@ def _pieces(pre_tokenizer, refuse):
             return SMOLLM, False
         case [{"type": "ByteLevel", "add_prefix_space": bool(prefix_space), "use_regex": True}]:
             return GPT2, prefix_space
-    refuse(f"pre-tokenizer {json.dumps(pre_tokenizer)[:300]}")
+    raise ValueError(f"it has the pre-tokenizer {json.dumps(pre_tokenizer)[:250]}")
+
+
+KINDS = {  # name of a file -> its reader, and what it should be
+    "tokenizer.json": (_hugging_face, "byte-level BPE as Llama-3, Qwen and GPT-2 have it, with NFC or no normalizer"),
+    "tokenizer.model": (_llama3, "Llama-3's lines of base64 and rank, but another kind, such as SentencePiece's"),
+    "vocab.json": (_word_list, "a list of words"),
+}

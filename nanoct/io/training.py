@@ -3,10 +3,10 @@
 import json
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from nanoct.io.files import read_json, replacing
+from nanoct.io.files import reading, replacing
 
 MOMENTS = "exp_avg", "exp_avg_sq", "step"
 ENTRY = "nanoct_training"  # the only entry of a state's metadata, as safetensors does not keep an order
@@ -23,30 +23,25 @@ def save_state(path, model, optimizer, step, settings):
 
 def read_state(path, model, settings, n_step):
     """The step of a saved state. Raises ValueError if it is broken, or of another model or other settings."""
-    anew = "give another --out, or delete it to begin anew"
-    try:
+    expected = {}
+    for name, p in model.named_parameters():
+        expected |= {name: ("F32", *p.shape), f"{name}.step": ("F32",)}
+        expected |= {f"{name}.exp_avg": ("F32", *p.shape), f"{name}.exp_avg_sq": ("F32", *p.shape)}
+    with reading(path, "the state of this training", "give another --out, or delete it to begin anew"):
         with safe_open(path, "pt") as file:
-            about = (file.metadata() or {}).get(ENTRY)
-            seen = {name: (file.get_slice(name).get_dtype(), *file.get_slice(name).get_shape()) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"{path} is truncated or no state of a training ({said:.100}): {anew}.") from None
-    about = read_json(about.encode(), f"{path}, its metadata,", dict) if about else {}
-    step, then = about.get("step"), about.get("settings")
-    if type(step) is not int or step < 1 or not isinstance(then, dict):
-        raise ValueError(f"{path} does not say its step and its settings, as nanoct.pretrain's states do: {anew}.")
-    if other := [name for name in settings if then.get(name) != settings[name]]:
-        differ = ", ".join(f"{name} = {then.get(name)!r:.60} and not {settings[name]!r:.60}" for name in other[:3])
-        raise ValueError(f"{path} is of a training with {differ}: {anew}.")
-    expected = {name: ("F32", *p.shape) for name, p in model.named_parameters()}
-    expected |= {f"{name}.{key}": ("F32", *(p.shape if key != "step" else ())) for name, p in model.named_parameters()
-                 for key in MOMENTS}
-    if wrong := [name for name in expected | seen if expected.get(name) != seen.get(name)]:
-        raise ValueError(f"{path} does not fit the model: {wrong[0]} is {seen.get(wrong[0], 'missing')}, expected "
-                         f"{expected.get(wrong[0], 'none')}: {anew}.")
-    if step > n_step:
-        raise ValueError(f"{path} is at step {step}, behind --n-step {n_step}: raise it, or {anew}.")
-    return step
+            about = json.loads((file.metadata() or {})[ENTRY])
+            headers = {name: file.get_slice(name) for name in file.keys()}
+            seen = {name: (header.get_dtype(), *header.get_shape()) for name, header in headers.items()}
+        for name, value in json.loads(json.dumps(settings)).items():  # JSON has no tuples
+            if about["settings"].get(name) != value:
+                raise ValueError(f"it is of a training with {name} = {about['settings'].get(name)!r:.60} and not "
+                                 f"{value!r:.60}")
+        for name in expected | seen:
+            if seen.get(name) != expected.get(name):
+                raise ValueError(f"its {name} is {seen.get(name, 'missing')}, expected {expected.get(name, 'none')}")
+        if not 1 <= about["step"] <= n_step:
+            raise ValueError(f"it is at step {about['step']}, behind --n-step {n_step}")
+        return int(about["step"])
 
 
 @torch.no_grad()

@@ -17,11 +17,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from nanoct.gpt2 import GPT2, GPT2Config
-from nanoct.io.files import read_json, replacing
+from nanoct.io.files import read_json, reading, reason, replacing
 from nanoct.io.tokenizer import Tokenizer, load_tokenizer
 from nanoct.model import Llama, LlamaConfig
 
@@ -44,7 +44,7 @@ LLAMA3 = dict(factor=float, low_freq_factor=float, high_freq_factor=float, origi
 FLOATS = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16)
 CONSTANTS = "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"  # in older files
 HEAD = "lm_head.weight"
-LARGEST, MOST_LAYERS = {int: 10**9, float: 1e15}, 10**4  # of the numbers in a config.json
+LARGEST = {int: 10**9, float: 1e15}  # of the numbers in a config.json
 FIRST = {*SIZES, "n_kv_head", "head_dim", "rope_theta", "rope_scaling", "norm_eps", "tied"}  # of a config's fields
 SMALL = """config.json adapter_config.json tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json
     vocab.json""".split()  # files of a model that are no weights
@@ -74,30 +74,21 @@ def load_model(folder_or_name, device=None, dtype=None) -> Llama | GPT2:
     dtype = resolve_dtype(dtype, device)
     folder = fetch(folder_or_name)
     config = read_config(folder)
-    tensors = {name: file.get_slice(name) for file in map(_open, _weight_files(folder)) for name in file.keys()
-               if not name.endswith(CONSTANTS)}
+    tensors = _tensors(folder)
     body = "transformer." if isinstance(config, GPT2Config) else "model."
     if not any(name.startswith(body) for name in tensors):  # as in the files of a model that had no head
         tensors = {name if name == HEAD else body + name: t for name, t in tensors.items()}
-    seen = {name: (t.get_dtype(), tuple(t.get_shape())) for name, t in tensors.items()}
-    _check_room(folder, config, [shape for _, shape in seen.values()])
+    _check_room(folder, config, tensors.values())
     with torch.device("meta"):  # shapes without memory
         model = (GPT2 if isinstance(config, GPT2Config) else Llama)(config).requires_grad_(False).eval()
     shapes = {name: tuple(_as_in_file(name, p).shape) for name, p in model.named_parameters()}
     embedding = next(name for name in shapes if name.endswith(("embed_tokens.weight", "wte.weight")))
     if config.tied and HEAD in tensors:
         if embedding not in tensors:  # the head is the embedding, and a file may call it by either name
-            tensors[embedding], seen[embedding] = tensors.pop(HEAD), seen.pop(HEAD)
+            tensors[embedding] = tensors.pop(HEAD)
         else:  # or by both
             shapes[HEAD] = shapes[embedding]
-    wrong = dict(missing=[name for name in shapes if name not in seen],
-                 unexpected=[name for name in seen if name not in shapes],
-                 misshapen=[f"{name} is {dtype} {shape}, expected floats {shapes[name]}"
-                            for name, (dtype, shape) in seen.items()
-                            if name in shapes and (shape != shapes[name] or dtype not in FLOATS)])
-    if any(wrong.values()):
-        raise ValueError(f"{folder}: the weights do not fit config.json: "
-                         + "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names) + ".")
+    _check_fits(folder, tensors, shapes)
     # copy: a view of the mapped file would change, and die, with the file
     state = {name: _as_in_file(name, t[:]).to(device, dtype, copy=True).contiguous() for name, t in tensors.items()}
     if config.tied and not torch.allclose(state.pop(HEAD, state[embedding]), state[embedding], 0, 0, equal_nan=True):
@@ -105,6 +96,47 @@ def load_model(folder_or_name, device=None, dtype=None) -> Llama | GPT2:
                          "false.")
     model.load_state_dict(state, assign=True)
     return model
+
+
+def _tensors(folder):
+    """{name: a tensor that is not yet read} of all files of weights."""
+    tensors = {}
+    for path in _weight_files(folder):
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no {path}; download it, or convert the pickled weights (.bin, .pth) "
+                                    "with transformers' save_pretrained.")
+        with reading(path, "a whole safetensors file", "download it again"):
+            file = safe_open(path, framework="pt")
+            for name in file.keys():
+                if name in tensors:
+                    raise ValueError(f"{name} stands in another file too")
+                if not name.endswith(CONSTANTS):
+                    tensors[name] = file.get_slice(name)
+    return tensors
+
+
+def _check_fits(folder, tensors, shapes):
+    """Raise ValueError unless the tensors are floats of these shapes {name: shape}, none missing and none more."""
+    missing = [name for name in shapes if name not in tensors]
+    unexpected = [name for name in tensors if name not in shapes]
+    misshapen = []
+    for name in shapes.keys() & tensors.keys():
+        kind, shape = tensors[name].get_dtype(), tuple(tensors[name].get_shape())
+        if shape != shapes[name] or kind not in FLOATS:
+            misshapen.append(f"{name} is {kind} {shape}, expected floats {shapes[name]}")
+    wrong = dict(missing=missing, unexpected=unexpected, misshapen=sorted(misshapen))
+    if any(wrong.values()):
+        raise ValueError(f"{folder}: the weights do not fit config.json: "
+                         + "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names) + ".")
+
+
+def _check_room(folder, config, tensors):
+    """Raise ValueError on sizes far above those of the tensors. Building such a model first could take minutes."""
+    longest = max((side for tensor in tensors for side in tensor.get_shape()), default=0)
+    widest = max(config.vocab_size, config.n_embd, config.n_ffn, config.n_head * config.head_dim)
+    if config.n_layer > len(tensors) or widest > 10 * longest:
+        raise ValueError(f"{folder}: the weights do not fit config.json: it asks for {config.n_layer} layers and sides "
+                         f"of {widest}, and there are {len(tensors)} tensors with sides of {longest} at most.")
 
 
 def save_model(model, folder, dtype=None, metadata=None) -> Path:
@@ -233,7 +265,7 @@ def _download(name, files, needed):
                                 "in the cache, and the hub cannot be reached; connect, or give the folder of a "
                                 "download.") from None
     except Exception as error:  # a download fails in many ways: disk, proxy, time-out
-        raise ValueError(f"{name!r} could not be fetched ({_line(error)}); try again, or give the folder of "
+        raise ValueError(f"{name!r} could not be fetched ({reason(error)}); try again, or give the folder of "
                          "a download.") from error
 
 
@@ -254,44 +286,45 @@ def read_config(folder) -> LlamaConfig | GPT2Config:
     Raises ValueError with the key and the value that these models do not compute.
     """
     file = Path(folder) / "config.json"
-    c = _read_object(file)
-    family, gpt2 = c.get("model_type"), c.get("model_type") == "gpt2"
-    rope = c.get("rope_scaling") or c.get("rope_parameters") or {}  # as transformers 4 and 5 write it
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else [rope]
-    if not gpt2 and (family not in list(FAMILIES) or kind not in ("default", "llama3")):
-        raise ValueError(f"{file}: model_type is {family!r:.60} and the RoPE type {kind!r:.60}; nanoct runs 'gpt2', "
-                         f"and {', '.join(FAMILIES)} with 'default' or 'llama3'.")
     if (Path(folder) / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds adapter_config.json: its weights are a base and a LoRA beside it; give a "
                          "folder that peft's merge_and_unload has made of both, or delete that file to run the base.")
+    with reading(file, "the config of a model that nanoct computes", "give another model, or the file that came with "
+                 "the weights"):
+        return _config(read_json(file, kind=dict))
+
+
+def _config(c):
+    family, gpt2 = c["model_type"], c["model_type"] == "gpt2"
+    rope = c.get("rope_scaling") or c.get("rope_parameters") or {}  # as transformers 4 and 5 write it
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else [rope]
+    if not gpt2 and (family not in list(FAMILIES) or kind not in ("default", "llama3")):
+        raise ValueError(f"model_type is {family!r:.60} and the RoPE type {kind!r:.60}; nanoct runs 'gpt2', and "
+                         f"{', '.join(FAMILIES)} with 'default' or 'llama3'")
     c = {**FAMILIES.get(family, {}), **c, **rope}
     for key, value in (GPT2_PLAIN if gpt2 else PLAIN).items():
         if c.get(key, value) not in (value, None):
-            raise ValueError(f"{file}: {key} is {c[key]!r:.60}; nanoct's {'GPT-2' if gpt2 else 'Llama'} computes "
-                             f"{value!r} only.")
+            raise ValueError(f"{key} is {c[key]!r:.60}; nanoct computes {value!r} only")
     for key in SWITCHES:
         if c.get(key) not in (None, True, False):
-            raise ValueError(f"{file}: {key} is {c[key]!r:.60}; it must be true or false.")
+            raise ValueError(f"{key} is {c[key]!r:.60}; it must be true or false")
 
     def number(key, kind, default=None):
         value = default if c.get(key) is None else c[key]
         if value is None:
-            raise ValueError(f"{file}: {key} is missing; take the config.json that came with the weights.")
-        most = MOST_LAYERS if key in (SIZES["n_layer"], GPT2_SIZES["n_layer"]) else LARGEST[kind]
-        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value <= most:
-            raise ValueError(f"{file}: {key} is {value!r:.60}; it must be a positive {kind.__name__}, at most "
-                             f"{most:,}.")
+            raise KeyError(key)
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value <= LARGEST[kind]:
+            raise ValueError(f"{key} is {value!r:.60}; it must be a positive {kind.__name__}, at most {LARGEST[kind]}")
         return kind(value)
 
     if gpt2:
         sizes = {ours: number(theirs, int) for ours, theirs in GPT2_SIZES.items()}
-        rest = dict(n_ffn=number("n_inner", int, 4 * sizes["n_embd"]),
-                    norm_eps=number("layer_norm_epsilon", float, 1e-5), tied=bool(c.get("tie_word_embeddings", True)))
-        return _checked(GPT2Config, file, **sizes, **rest)
+        return GPT2Config(**sizes, n_ffn=number("n_inner", int, 4 * sizes["n_embd"]),
+                          norm_eps=number("layer_norm_epsilon", float, 1e-5),
+                          tied=bool(c.get("tie_word_embeddings", True)))
     scaling = {key: number(key, type_) for key, type_ in LLAMA3.items()} if kind == "llama3" else None
     if scaling and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
-        raise ValueError(f"{file}: low_freq_factor is {scaling['low_freq_factor']}; it must be less than "
-                         f"high_freq_factor, {scaling['high_freq_factor']}.")
+        raise ValueError(f"low_freq_factor is {scaling['low_freq_factor']}; it must be less than high_freq_factor")
     sizes = {ours: number(theirs, int) for ours, theirs in SIZES.items()}
     sizes.update(n_kv_head=number("num_key_value_heads", int, sizes["n_head"]),
                  head_dim=number("head_dim", int, sizes["n_embd"] // sizes["n_head"]))
@@ -299,40 +332,18 @@ def read_config(folder) -> LlamaConfig | GPT2Config:
                 norm_eps=number("rms_norm_eps", float), tied=bool(c.get("tie_word_embeddings", False)))
     window = number("sliding_window", int, sizes["n_position"]) if c.get("use_sliding_window") else math.inf
     if window < sizes["n_position"] and number("max_window_layers", int, 1) < sizes["n_layer"]:
-        raise ValueError(f"{file}: sliding_window is {window} and the context {sizes['n_position']}; nanoct's Llama "
-                         f"attends to all of it: set max_position_embeddings to {window} to run it on shorter texts.")
+        raise ValueError(f"sliding_window is {window} and the context {sizes['n_position']}; nanoct's Llama attends "
+                         f"to all of it: set max_position_embeddings to {window} to run it on shorter texts")
     bias = family not in ("mistral", "qwen2") and bool(c.get("attention_bias"))  # which have no such setting
     rest |= dict(attention_bias=bias or family == "qwen2", output_bias=bias, norm_after=family == "olmo2",
                  qk_norm=dict(qwen3="head", olmo2="width").get(family))
     if family == "smollm3":
         every, n = number("no_rope_layer_interval", int, 4), sizes["n_layer"]
         has_rope = c.get("no_rope_layers") or [(i + 1) % every for i in range(n)]
-        if not isinstance(has_rope, list) or len(has_rope) != n:
-            raise ValueError(f"{file}: no_rope_layers is {has_rope!r:.60}; it must have a 0 or 1 for each layer.")
+        if len(has_rope) != n:
+            raise ValueError(f"no_rope_layers is {has_rope!r:.60}; it must have a 0 or 1 for each layer")
         rest["no_rope"] = tuple(i for i in range(n) if not has_rope[i])
-    return _checked(LlamaConfig, file, **sizes, **rest)
-
-
-def _checked(Config, file, **fields):
-    try:
-        return Config(**fields)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-
-
-def _check_room(folder, config, shapes):
-    """Raise ValueError on sizes far above those of the tensors. Building such a model first could take minutes."""
-    most, names = max((side for shape in shapes for side in shape), default=0), dict(SIZES)
-    sizes = dict(vocab_size=config.vocab_size, n_embd=config.n_embd, n_ffn=config.n_ffn,
-                 n_head=config.n_head * config.head_dim)
-    if isinstance(config, GPT2Config):
-        names, sizes["n_position"] = dict(GPT2_SIZES, n_ffn="n_inner"), config.n_position
-    wrong = [f"{names[size]} asks for a side of {n}, and the longest of any tensor is {most}"
-             for size, n in sizes.items() if n > 10 * most]
-    if config.n_layer > len(shapes):
-        wrong.append(f"{names['n_layer']} is {config.n_layer}, and there are {len(shapes)} tensors")
-    if wrong:
-        raise ValueError(f"{folder}: the weights do not fit config.json: {'; '.join(wrong)}.")
+    return LlamaConfig(**sizes, **rest)
 
 
 def quiet_threads(model):
@@ -367,36 +378,19 @@ def resolve_dtype(dtype, device) -> torch.dtype:
     return chosen
 
 
-def _read_object(file):
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no {file}; the folder of a model holds config.json and model.safetensors.")
-    return read_json(file, kind=dict)
-
-
 def _weight_files(folder):
     """model.safetensors, or the shards that model.safetensors.index.json names."""
     whole, index = folder / "model.safetensors", folder / INDEX
     if whole.exists() or not index.exists():
         return [whole]
-    shards = _read_object(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards or any(Path(str(s)).name != s for s in shards.values()):
-        raise ValueError(f"{index}: weight_map must map each tensor to a file of this folder; download it again.")
-    return [folder / shard for shard in sorted(set(shards.values()))]
-
-
-def _open(file):
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no {file}; download it, or convert the pickled weights (.bin, .pth) "
-                                "with transformers' save_pretrained.")
-    try:
-        return safe_open(file, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{file} is truncated or no safetensors file ({_line(error)}); download it again.") from None
+    with reading(index, "an index of shards", "download it again"):
+        shards = sorted(set(read_json(index)["weight_map"].values()))
+        if not shards or any(Path(shard).name != shard for shard in shards):
+            raise ValueError("weight_map must map each tensor to a file of this folder")
+    return [folder / shard for shard in shards]
 
 
 def _some(names, limit=5):
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _line(error):
-    return " ".join(str(error).split()) or type(error).__name__

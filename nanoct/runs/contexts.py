@@ -23,12 +23,12 @@ from dataclasses import asdict
 from pathlib import Path
 from types import NoneType
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 
 from nanoct import adapters
 from nanoct.fewshot import Adapted, Prefix
-from nanoct.io.files import read_json, replace_file
+from nanoct.io.files import reading, replace_file
 from nanoct.io.weights import FLOATS, fingerprint
 from nanoct.methods import METHODS
 
@@ -127,28 +127,15 @@ def read_about(path):
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no context {path}: give a file that nanoct.tune wrote.")
-    try:
+    with reading(path, "a context that nanoct.tune wrote", "tune or copy it again"):
         with safe_open(path, "pt") as file:
-            entry = (file.metadata() or {}).get(ENTRY)
-    except SafetensorError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is truncated or no safetensors file ({reason}): tune or copy it again.") from None
-    try:
-        about = read_json((entry or "").encode(), f"{ENTRY} of its metadata", dict)
-        version = about["version"]
-    except (KeyError, ValueError) as error:
-        reason = str(error).partition(":")[0]
-        raise ValueError(f"{path} is a safetensors file but no context ({reason}): give a file that nanoct.tune "
-                         "wrote.") from None
-    if version != VERSION:
-        raise ValueError(f"{path} has version {version!r} of the format and this nanoct reads {VERSION}: update it, or "
-                         "tune again.")
-    if wrong := [name for name, kind in ABOUT.items() if name not in about or not isinstance(about[name], kind)]:
-        found = about.get(wrong[0], "missing")
-        raise ValueError(f"{path}: {wrong[0]} is {found!r} in its metadata: tune or copy it again.")
-    if about["next_position"] is not None and about["next_position"] < 1:
-        raise ValueError(f"{path}: next_position is {about['next_position']} in its metadata and must be at least 1: "
-                         "tune or copy it again.")
+            about = json.loads((file.metadata() or {})[ENTRY])
+        if about["version"] != VERSION:
+            raise ValueError(f"{path} has version {about['version']!r} of the format and this nanoct reads {VERSION}: "
+                             "update it, or tune again.")
+        for name, kind in ABOUT.items():
+            if not isinstance(about[name], kind):
+                raise ValueError(f"{name} is {about[name]!r:.60}")
     return about
 
 

@@ -80,19 +80,19 @@ def test_a_query_is_dropped_if_any_option_does_not_fit(tmp_path):
 @pytest.mark.parametrize("rows, said", [
     ([], "is empty"),
     ([["question", "A", "B", "C", "D", "answer"], *ROWS],
-     "row 1: 'question, A, B, C, D, answer' is not question, A, B, C, D, letter"),
+     "row 1 is 'question, A, B, C, D, answer'"),
     ([*ROWS, ["q", "1", "2", "3", "4", "E"]], "row 9"),
     ([*ROWS, ["q", "1", "2", "3", "A"]], "row 9"),
     ([*ROWS, ["q", "1", "", "3", "4", "A"]], "row 9"),
     ([*ROWS, [], ROWS[0]], "row 9"),
-    ([*ROWS, ["q" * 200_000, "1", "2", "3", "4", "A"]], "sums_test.csv is no CSV (field larger than"),
+    ([*ROWS, ["q" * 200_000, "1", "2", "3", "4", "A"]], "field larger than"),
     (ROWS[:2], "2 examples, too few for k = 2"),
 ])
 def test_bad_files_are_named_in_a_sentence(tmp_path, rows, said):
     write(tmp_path, rows)
     with pytest.raises(ValueError) as error:
         make(tmp_path)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert "sums_test.csv" in str(error.value) and said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_question_that_repeats_a_demo_is_asked_and_counted(tmp_path, capsys):

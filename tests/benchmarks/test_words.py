@@ -175,14 +175,14 @@ def test_inner_blanks_and_other_letters_stay(tmp_path):
 
 
 @pytest.mark.parametrize("content, sentence", [
-    ("a\tb\nc d\n", r"own.tsv, line 2, has no tab: 'c d'"),
-    ("a\tb\tc\nd\te\n", r"own.tsv, line 1, has more than one tab: 'a\\tb\\tc'"),
-    ("a\tb\n\tc\n", r"own.tsv, line 2, has an empty input: '\\tc'"),
-    ("a\tb\nc\t \nd\te\n", r"own.tsv, line 2, has an empty output: 'c\\t '"),
-    ("a\tb\nc\t\n", r"own.tsv, line 2, has an empty output: 'c\\t'"),
-    ("a\tb\n\nc\td\n", r"own.tsv, line 2, has no tab: ''"),
-    ("a\tb\nc\td\na \te\n", r"own.tsv, line 3, has the input 'a' of line 1 again"),
-    (b"a\tb\nc\t\xe9t\xe9\n", r"own.tsv, line 2, is not UTF-8 text"),
+    ("a\tb\nc d\n", r"own.tsv, line 2 is 'c d': write input<TAB>output"),
+    ("a\tb\tc\nd\te\n", r"own.tsv, line 1 is 'a\\tb\\tc'"),
+    ("a\tb\n\tc\n", r"own.tsv, line 2 is '\\tc'"),
+    ("a\tb\nc\t \nd\te\n", r"own.tsv, line 2 is 'c\\t '"),
+    ("a\tb\nc\t\n", r"own.tsv, line 2 is 'c\\t'"),
+    ("a\tb\n\nc\td\n", r"own.tsv, line 2 is ''"),
+    ("a\tb\nc\td\na \te\n", r"own.tsv, line 3 has the input 'a' of line 1 again"),
+    (b"a\tb\nc\t\xe9t\xe9\n", r"own.tsv, line 2 is not UTF-8 text"),
     ("\ufeff\n \n", r"own.tsv is empty"),
     ("a\tb\nc\td\n", r"own.tsv has 2 examples, too few for k = 2 demos and a query: use a lower --k"),
 ])
@@ -225,7 +225,7 @@ def test_command(tmp_path):
     own = command("--data", str(write(tmp_path, "a\tb\nc\td\n")), "--k", "1")
     assert "1 of 1 tasks" in own.stdout and not own.returncode
     wrong = command("--data", str(write(tmp_path, "a\tb\nc d\n")), "--k", "1")
-    assert wrong.returncode == 2 and "own.tsv, line 2, has no tab" in wrong.stderr
+    assert wrong.returncode == 2 and "own.tsv, line 2 is 'c d'" in wrong.stderr
     assert wrong.stderr.count("\n") == 1
 
 

@@ -11,7 +11,7 @@ from helpers import tiny_llama
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from nanoct import cli, pretrain
+from nanoct import pretrain
 from nanoct.benchmarks import nano
 from nanoct.benchmarks.nano import facts, grids, lexicon, strings
 from nanoct.io import files, training
@@ -50,6 +50,12 @@ def tokenizer(tmp_path_factory):
 
 def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def step_of(folder):
+    """The training step of the model in a folder."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return int(file.metadata()["step"])
 
 
 def weights(model):
@@ -143,12 +149,10 @@ def test_a_model_older_than_the_state_is_written(tmp_path):
         spoil(tmp_path / "model.safetensors")
         train(SHORT, tmp_path, device="cpu")
         assert contents(tmp_path) == whole
-    written = (tmp_path / "model.safetensors").stat().st_mtime_ns
     for name in ("state.safetensors", "model.safetensors", "config.json", "log.jsonl"):
         (tmp_path / f".{name}.123").write_bytes(b"half")  # as a kill leaves it
     train(SHORT, tmp_path, device="cpu")
-    assert not list(tmp_path.glob(".*"))
-    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
+    assert not list(tmp_path.glob(".*")) and contents(tmp_path) == whole
 
 
 def refused(*arguments, error=ValueError, **options):
@@ -205,16 +209,14 @@ NORM = "model.norm.weight"
 
 
 @pytest.mark.parametrize("spoil, said", [
-    (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is truncated"),
-    (lambda path: path.write_bytes(b""), "is truncated"),
-    (lambda path: path.write_bytes(b"{}" * 50), "no state of a training"),
-    (lambda path: (path.unlink(), path.mkdir()), "no state of a training"),
-    (lambda path: says(path, None), "does not say its step"), (lambda path: says(path, "{}"), "does not say its step"),
-    (lambda path: says(path, '{"step": 4}'), "does not say its step and its settings"),
-    (lambda path: says(path, '{"step": -4, "settings": {}}'), "does not say its step"),
-    (lambda path: says(path, '{"step": "4", "settings": {}}'), "does not say its step"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is not the state"),
+    (lambda path: path.write_bytes(b""), "is not the state"),
+    (lambda path: path.write_bytes(b"{}" * 50), "is not the state of this training"),
+    (lambda path: (path.unlink(), path.mkdir()), "state.safetensors (OSError: No such device"),
+    (lambda path: says(path, None), "is not the state"), (lambda path: says(path, "{}"), "no 'settings'"),
+    (lambda path: says(path, '{"step": 4}'), "no 'settings'"),
     (lambda path: says(path, '{"step": 4, "settings": {}}'), "world = None and not 'strings'"),
-    (lambda path: says(path, "["), "its metadata, is not JSON"), (lambda path: says(path, "[]"), "a JSON object"),
+    (lambda path: says(path, "["), "is not the state"), (lambda path: says(path, "[]"), "is not the state"),
     (lambda path: says(path, "[" * 10**5), "nested"),
     (lambda path: spoilt(path, lambda t: t.pop(NORM)), f"{NORM} is missing"),
     (lambda path: spoilt(path, lambda t: t.pop(f"{NORM}.exp_avg")), f"{NORM}.exp_avg is missing"),
@@ -227,14 +229,15 @@ def test_a_broken_or_foreign_state_is_refused(tmp_path, spoil, said):
     train(SHORT, tmp_path, device="cpu")
     spoil(tmp_path / "state.safetensors")
     model = (tmp_path / "model.safetensors").read_bytes()
-    assert said in refused(SHORT, tmp_path) and (tmp_path / "model.safetensors").read_bytes() == model
+    assert said in refused(SHORT, tmp_path, error=(ValueError, OSError))
+    assert (tmp_path / "model.safetensors").read_bytes() == model
 
 
 @pytest.mark.parametrize("line", ["{", '{"a": 1}', "[1]", '{"step": "2"}'])
 def test_a_broken_log_is_said(tmp_path, line):
     train(SHORT, tmp_path, device="cpu")
     (tmp_path / "log.jsonl").write_text((tmp_path / "log.jsonl").read_text() + line + "\n")
-    assert "log.jsonl, line 3" in refused(SHORT, tmp_path)
+    assert "log.jsonl" in refused(SHORT, tmp_path)
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
@@ -265,7 +268,7 @@ def test_the_first_loss_that_is_not_finite_ends_a_run(tmp_path, monkeypatch, at,
     if at == 1:
         assert [file.name for file in tmp_path.iterdir()] == ["vocab.json"]
     else:
-        assert [line["step"] for line in log_of(tmp_path)] == [2] and pretrain.step_of(tmp_path) == 2
+        assert [line["step"] for line in log_of(tmp_path)] == [2] and step_of(tmp_path) == 2
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
@@ -289,7 +292,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(training, "save_file", full)
         assert "cannot write" in (said := refused(SHORT, tmp_path / "out", error=OSError)) and "No space" in said
-    assert pretrain.step_of(tmp_path / "out") == 2
+    assert step_of(tmp_path / "out") == 2
     train(SHORT, tmp_path / "out", device="cpu")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 

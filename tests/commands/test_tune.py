@@ -271,7 +271,7 @@ GOOD = '{"input": "ab", "output": "ba"}'
 @pytest.mark.parametrize("content, says", [
     ([], ["d.jsonl is empty"]),
     ([GOOD, "", GOOD], ["d.jsonl, line 2 is empty"]),
-    (["[" * 100_000], ["d.jsonl, line 1", "nested more than 100 deep"]),
+    (["[" * 100_000], ["d.jsonl, line 1", "nested too deep"]),
     ([GOOD, GOOD, '{"input": "a'], ["d.jsonl, line 3", "JSON", '{"input": "a']),
     (["[1]"], ["line 1", "JSON object"]),
     (['{"output": "a"}'], ["line 1: 'input' is missing"]),
@@ -362,9 +362,9 @@ def context(small, tmp_path_factory):
 @pytest.mark.parametrize("changes, says", [
     ({"--context": None}, ["--predict needs a --context"]),
     ({"--context": "nothing"}, ["no context nothing"]),
-    ({"--context": "test.jsonl"}, ["test.jsonl", "no safetensors file"]),
-    ({"--context": "cut"}, ["cut is truncated"]),
-    ({"--context": "plain"}, ["plain", "no context"]),
+    ({"--context": "test.jsonl"}, ["test.jsonl is not a context"]),
+    ({"--context": "cut"}, ["cut is not a context"]),
+    ({"--context": "plain"}, ["plain", "not a context"]),
     ({"--context": "bare"}, ["bare was saved without a template"]),
     ({"--context": "picky"}, ["test.jsonl, line 1", "'options'"]),
     ({"--model": STRINGS}, ["was tuned on the model"]),

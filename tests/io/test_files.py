@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 from nanoct.io import files
-from nanoct.io.files import lock, read_bytes, read_json, read_json_lines, replace_file, replacing
+from nanoct.io.files import lock, read_bytes, read_json, read_json_lines, reading, replace_file, replacing
 
 DEEP = 100_000
 BROKEN = {
@@ -24,6 +25,7 @@ BROKEN = {
     "binary": bytes(range(256)),
     "a very long number": b"1" * 10_000,
     "two values": b"1 2",
+    "a key twice": b'{"a": 1, "b": {"c": 1, "c": 2}}',
     "single quotes": b"{'a': 1}",
 }
 
@@ -45,11 +47,27 @@ def test_broken_json_is_a_sentence_in_both_readers(tmp_path, name):
     assert "x.jsonl, line 2" in sentence(ValueError, read_json_lines, tmp_path / "x.jsonl")
 
 
-def test_nesting_that_can_be_read_and_not_shown(tmp_path):
-    """Python reads some hundred levels; repr, json.dumps and copies of them need as many again."""
-    nested = lambda n: b"[" * n + b"]" * n
-    assert read_json(nested(files.DEEPEST), "x") is not None
-    assert "nested more than 100 deep" in sentence(ValueError, read_json, nested(files.DEEPEST + 2), "x")
+@pytest.mark.parametrize("error, said", [
+    (KeyError("weight_map"), "it has no 'weight_map'"), (TypeError("unhashable type: 'list'"), "unhashable type"),
+    (IndexError("list index out of range"), "out of range"), (AttributeError("'int' has no get"), "no get"),
+    (RecursionError("maximum"), "nested too deep"), (OverflowError("too\nlarge."), "OverflowError: too large)"),
+    (SafetensorError("header too large"), "(header too large)"), (struct.error("unpack"), "unpack"),
+    (UnicodeDecodeError("utf-8", b"x", 0, 1, "no"), "decode"), (ValueError(), "ValueError"),
+    (FileNotFoundError(2, "No such file"), "there is no file x.bin"), (PermissionError(13, "denied"), "(denied)")])
+def test_whatever_goes_wrong_with_a_file_is_a_sentence(error, said):
+    kind = OSError if isinstance(error, OSError) else files.BadFile
+    with pytest.raises(kind) as caught, reading("x.bin", "a model", "fetch it again"):
+        raise error
+    message = str(caught.value)
+    assert "x.bin" in message and said in message and message.endswith(".") and "\n" not in message, message
+
+
+@pytest.mark.parametrize("error", [ValueError("x.bin has two heads."), OSError("it is full."), MemoryError("no"),
+                                   RuntimeError("out of memory"), KeyboardInterrupt(), AssertionError("a bug")])
+def test_what_is_a_sentence_or_no_fault_of_the_file_goes_through(error):
+    with pytest.raises(type(error)) as caught, reading("x.bin", "a model", "fetch it again"):
+        raise error
+    assert caught.value is error
 
 
 @pytest.mark.parametrize("content, kind, said", [

@@ -147,8 +147,8 @@ Q = "adapter.layers.1.self_attn.q_proj"
 
 @pytest.mark.parametrize("edit, said", [
     (lambda t, m: m.update(version=2), ["version 2", "reads 1"]),
-    (lambda t, m: m.pop("version"), ["no context"]),
-    (lambda t, m: m.pop("next_position"), ["next_position", "missing"]),
+    (lambda t, m: m.pop("version"), ["no 'version'"]),
+    (lambda t, m: m.pop("next_position"), ["no 'next_position'"]),
     (lambda t, m: m.update(k="4"), ["k is '4'"]),
     (lambda t, m: m.update(model="0" * 12), ["000000000000", fingerprint(tiny_llama())]),
     (lambda t, m: t.pop("prefix.values"), ["prefix.values is missing", "expected floats (2, 1, 2,"]),
@@ -170,7 +170,7 @@ Q = "adapter.layers.1.self_attn.q_proj"
     (lambda t, m: t["prefix.keys"].view(-1)[3:4].fill_(math.nan), ["prefix.keys", "not finite"]),
     (lambda t, m: t[Q + ".b"].view(-1)[:1].fill_(math.inf), [Q + ".b", "not finite"]),
     (lambda t, m: m["scale"].update({"layers.1.self_attn.q_proj": math.inf}), ["scale inf"]),
-    (lambda t, m: m.update(next_position=-3), ["next_position is -3"]),
+    (lambda t, m: m.update(next_position=-3), ["next_position = -3"]),
     (lambda t, m: m.update(next_position=2), ["next_position = 2"]),
     (lambda t, m: t.update({name: t[name][..., :0, :].clone() if t[name].dim() == 5 else t[name][:0].clone()
                             for name in list(t) if name.startswith("prefix.")}), ["0 entries"]),
@@ -191,13 +191,13 @@ def test_a_context_of_another_model(file):
 def test_a_damaged_file(model, file, damage):
     file.write_bytes(damage(file.read_bytes()))
     message = sentence(ValueError, load_adapted, file, model)
-    assert str(file) in message and "truncated or no safetensors file" in message
+    assert str(file) in message and "is not a context that nanoct.tune wrote" in message
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"a": "b"}, *({ENTRY: text} for text in ("", "{", "[]", "7", "{}"))])
 def test_a_safetensors_file_that_is_no_context(model, tmp_path, metadata):
     save_file({"a": torch.ones(1)}, tmp_path / "a", metadata)
-    assert "no context" in sentence(ValueError, load_adapted, tmp_path / "a", model)
+    assert "not a context" in sentence(ValueError, load_adapted, tmp_path / "a", model)
 
 
 def test_no_file(model, tmp_path):

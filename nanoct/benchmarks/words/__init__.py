@@ -65,20 +65,19 @@ def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=N
 def read(file):
     """Return the (input, output) of all lines of a file, without blanks around them or blank lines at the end."""
     if not file.is_file():
-        raise FileNotFoundError(f"there is no {file}: take other --tasks, or write it, a line input<TAB>output a pair.")
-    text = read_bytes(file).removeprefix(BOM)
-    pairs, first = [], {}  # first: {input: the number of its line}
-    for n, line in enumerate(text.rstrip(b" \r\n").splitlines(), 1):
-        at = f"{file}, line {n}"
-        cells = [cell.strip() for cell in as_text(line, f"{at},").split("\t")]
-        wrong = ("no tab" if len(cells) == 1 else "more than one tab" if len(cells) > 2 else
-                 "an empty input" if not cells[0] else "an empty output" if not cells[1] else None)
-        if wrong:
-            raise ValueError(f"{at}, has {wrong}: {line.decode()[:60]!r}; write input<TAB>output.")
-        if cells[0] in first:
-            raise ValueError(f"{at}, has the input {cells[0]!r:.60} of line {first[cells[0]]} again: leave one out.")
-        first[cells[0]] = n
-        pairs.append(cells)
+        raise FileNotFoundError(f"there is no file {file}: take other --tasks, or write it, a line input<TAB>output a "
+                                "pair.")
+    lines = read_bytes(file).removeprefix(BOM).rstrip(b" \r\n").splitlines()
+    pairs = {}
+    for n, line in enumerate(lines, 1):
+        where = f"{file}, line {n}"
+        cells = [cell.strip() for cell in as_text(line, where).split("\t")]
+        if len(cells) != 2 or not all(cells):
+            raise ValueError(f"{where} is {line.decode()[:60]!r}: write input<TAB>output.")
+        x, y = cells
+        if x in pairs:
+            raise ValueError(f"{where} has the input {x!r:.60} of line {[*pairs].index(x) + 1} again: leave one out.")
+        pairs[x] = y
     if not pairs:
         raise ValueError(f"{file} is empty: write a line input<TAB>output a pair.")
-    return pairs
+    return [[x, y] for x, y in pairs.items()]
