@@ -31,13 +31,13 @@ from nanoct.costs import memory
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import fetch, fingerprint, load_model, pick_device, read_config, resolve_dtype
 from nanoct.methods import METHODS
-from nanoct.runs import ablations
+from nanoct.runs import ablations, sweep
 from nanoct.runs.measure import measure
 from nanoct.runs.parallel import NoRoom, execute, join
-from nanoct.runs.public import report, report_ablations, report_sweep
-from nanoct.runs.report import table
+from nanoct.runs.report import report_public
 from nanoct.runs.results import data_id, distinct, n_core
 from nanoct.runs.results import read as read_lines
+from nanoct.runs.table import table
 from nanoct.score import BATCH, ROOM, constants
 
 RATES = 0.05, 50, 400  # TFLOP/s, in the order of two CPU cores, a consumer's GPU, and a data centre's
@@ -329,11 +329,11 @@ def main():
         raise ValueError(f"{len(runs) - len(lines)} of {len(runs)} runs came to no result, for the reasons above, and "
                          "without them there is nothing to compare with.")
     if args.ablations:
-        report_ablations(lines, args, args.rows)
+        ablations.report(lines, args.out, args.model)
     elif args.sweep:
-        report_sweep(lines, args)
+        sweep.report_public(lines, args.model, len(args.tasks) * len(args.seeds), args.out)
     else:
-        report(lines, args, alike, args.timed)
+        report_public(lines, args.model, len(args.tasks) * len(args.seeds), args.out, alike, args.timed)
     print(f"{len(lines)} of {len(runs)} runs; lines in {results.path}")
 
 

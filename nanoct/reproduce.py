@@ -37,8 +37,9 @@ from nanoct.methods import METHODS
 from nanoct.runs import ablations, scaling, sweep
 from nanoct.runs.measure import check_finite, finite, measure
 from nanoct.runs.parallel import execute
-from nanoct.runs.report import CEILINGS, comparison, report, settings
-from nanoct.runs.results import Results, about, compare, completed, distinct, key, n_core, read
+from nanoct.runs.report import CEILINGS, against_committed, report
+from nanoct.runs.results import Results, about, distinct, n_core, read
+from nanoct.runs.stats import settings
 from nanoct.score import evaluate
 
 N_STEP = {"ct_kv": (4, 16, 64), "ttt": (2, 8, 32)}  # the curves; TTT takes about twice the seconds
@@ -259,24 +260,6 @@ def seeds(world, args):
     return list(dict.fromkeys(args.seeds or range(n)))
 
 
-def show(lines, folder):
-    """Compare the main job's lines with the committed ones; report all of those, or the lines alone if some are new."""
-    presets, committed, lines = read_settings(), committed_lines(), list(map(completed, lines))
-    pairs, own = compare(lines, committed)
-    if not committed:
-        print(f"There is no {COMMITTED} to hold these runs against.")
-    elif not {line["model"] for line in lines} & {line["model"] for line in committed}:
-        print(f"{COMMITTED} is of other models: there is nothing to hold these runs against.")
-    elif own:
-        methods = ", ".join(dict.fromkeys(line["method"] for line in own))
-        print(f"{len(own)} of {len(lines)} runs ({methods}) have no partner in {COMMITTED}, as of other models, tasks "
-              "or settings: this table is of the live runs alone.", comparison(pairs) if pairs else "")
-    if own:
-        return report(lines, presets, folder)
-    live = {key(line): line for line in lines}
-    report([live.get(key(line), line) for line in committed], presets, folder, pairs)
-
-
 def main():
     args = parse()
     if args.report:
@@ -317,7 +300,7 @@ def main():
         embedded = load_model(folder_of(args.model, "strings"), args.device)
         scaling.report(lines, scaling.passes(embedded, Path(args.out)), args.out)
     else:
-        show(lines, args.out)
+        against_committed(lines, committed_lines(), COMMITTED, read_settings(), args.out)
     print(f"{len(lines)} of {len(runs)} runs, {time.perf_counter() - start:.0f} seconds; lines in {results.path}")
     of_model = lambda among: {run["world"] for run in among if run["method"] not in CEILINGS}
     if nothing := of_model(runs) - of_model(lines):

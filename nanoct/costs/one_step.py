@@ -33,7 +33,7 @@ from nanoct.costs import peers
 from nanoct.fewshot import encode_context
 from nanoct.methods import METHODS, ct_kv, ttt
 from nanoct.runs.measure import clock, peak
-from nanoct.runs.report import table
+from nanoct.runs.table import table
 
 
 def adapting(model, method, config, task, seed=0):

@@ -17,8 +17,9 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.io.files import publish, replace_file
 from nanoct.methods import METHODS
-from nanoct.runs.report import complete, difference, highest, many, settings, table, varied, words
 from nanoct.runs.results import distinct
+from nanoct.runs.stats import complete, difference, highest, settings, varied
+from nanoct.runs.table import many, named_values, one_benchmark, seeds_of_demos, table
 
 N_TASK = 16  # of the validation pool of each world; a pool with fewer has several seeds of each task
 EXTEND = dict(lr=3, n_step=1)  # more steps cost more
@@ -99,35 +100,71 @@ def search(worlds, methods, overridden, presets, do):
 
 
 def text(lines, start):
-    """All settings in Markdown, one table a world, each with its paired difference to the chosen one."""
-    groups, chosen = settings(lines), choose(lines)
-    of_world = {world: [line for line in lines if line["world"] == world] for world in groups}
-    parts = ["validation pool; " + "; ".join(f"{world}: {many(here, 'task')}, {many(here, 'seed')}"
-                                             for world, here in of_world.items())
-             + ". The chosen setting is bold, the highest mean. The difference to it is paired by task, with its 95% "
-             "interval; a tie is one whose interval holds 0. Added are neighbours of what was best; methods had up to "
-             f"{max(map(len, start.values()))} settings before."]
+    """All settings of the worlds in Markdown, one table a world, each with its paired difference to the chosen one."""
+    groups, scopes = settings(lines), []
+    for world in groups:
+        here = [line for line in lines if line["world"] == world]
+        scopes.append(f"{world}: {many(here, 'task')}, {many(here, 'seed')}")
+    parts = [f"validation pool; {'; '.join(scopes)}. The chosen setting is bold, the highest mean. The difference to "
+             "it is paired by task, with its 95% interval; a tie is one whose interval holds 0. Added are neighbours "
+             f"of what was best; methods had up to {max(map(len, start.values()))} settings before."]
     for world, methods in groups.items():
         rows, at_edge = [], []
         for method, among in methods.items():
-            best = next((s for s in among if s.config == chosen[world].get(method)), None)
-            for s in among:
-                cells = [words(varied(s, among)), s.cell]
-                marks = ["added"] * (s.config not in start[world, method])
-                if best and s is not best and len(s.lines) == len(best.lines):
-                    centre, half = s.minus(best)
-                    marks = ["tie"] * (abs(centre) <= half) + marks
-                if s is best:
+            best = highest(among)
+            for setting in among:
+                cells, marks = [named_values(varied(setting, among)), setting.cell], []
+                if setting is best and setting.config:
                     cells = [f"**{cell}**" for cell in cells]
-                rows.append([method, *cells, difference(s, best) if best and s is not best else "", ", ".join(marks)])
-            values = {name: [s.config[name] for s in among] for name in EXTEND if name in varied(among[0], among)}
-            at_edge += [f"{method} {name}={best.config[name]}" for name, of in values.items()
-                        if best.config[name] in (min(of), max(of))]
+                if is_tie(setting, best):
+                    marks.append("tie")
+                if setting.config not in start[world, method]:
+                    marks.append("added")
+                rows.append([method, *cells, minus_best(setting, best), ", ".join(marks)])
+            at_edge += [f"{method} {name}={best.config[name]}" for name in edges(best, among)]
         parts.append(table(rows, [world, "setting", "score % ± s.e.", "minus the chosen", ""]))
         if at_edge:
             parts.append(f"{world}: at the edge still, as a grid is extended so far and no farther, and to more steps "
                          f"only where steps paid: {', '.join(at_edge)}.")
     return "\n\n".join(parts) + "\n"
+
+
+def minus_best(setting, best):
+    """The difference to the best setting as text; nothing for the best itself."""
+    return "" if setting is best else difference(setting, best)
+
+
+def is_tie(setting, best):
+    """Whether a setting with as many lines as the best has an interval of the difference that holds 0."""
+    if setting is best or len(setting.lines) < len(best.lines):
+        return False
+    centre, half = setting.minus(best)
+    return abs(centre) <= half
+
+
+def edges(best, among):
+    """The names of EXTEND in which the settings vary and the best has the lowest or highest value of all."""
+    names = []
+    for name in EXTEND:
+        if name in varied(best, among):
+            values = [setting.config[name] for setting in among]
+            if best.config[name] in (min(values), max(values)):
+                names.append(name)
+    return names
+
+
+def report_public(lines, model, n_asked, folder):
+    """Print all settings on one benchmark, and write them to sweep.md. n_asked: runs of each that were asked for."""
+    rows, (methods,) = [], settings(lines).values()
+    for method, among in methods.items():
+        best = highest(among)  # never one that gave no result on some tasks
+        for setting in among:
+            is_chosen = setting is best and len(among) > 1
+            rows.append([method, named_values(varied(setting, among)), f"{len(setting.lines)} of {n_asked}",
+                         setting.cell, "best" if is_chosen else minus_best(setting, best), f"{setting.seconds:.1f}"])
+    header = ["method", "setting", "runs", "score % ± s.e.", "minus the best, 95%", "s to adapt"]
+    head = f"{one_benchmark(lines, model)}, {seeds_of_demos(lines)}; differences are over the runs that both have"
+    publish(f"{head}\n\n{table(rows, header)}\n", folder / "sweep.md")
 
 
 def report(lines, start, folder):

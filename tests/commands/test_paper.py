@@ -26,7 +26,7 @@ from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import save_model
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
-from nanoct.runs import ablations, public, stats
+from nanoct.runs import ablations, report, stats, sweep
 from nanoct.runs.results import key, read
 from nanoct.score import evaluate
 
@@ -89,17 +89,18 @@ def test_all_methods_in_a_table_beside_the_papers(model, data, tmp_path, monkeyp
 
 def test_ties_are_said_and_valid_is_shown_where_lines_have_it(tmp_path, capsys):
     """Lines of an older version have neither: a blank cell, or no column at all."""
-    args = SimpleNamespace(tasks=["a"], seeds=[1, 2], benchmark="bbh", model="m", pool="test", k=2, out=tmp_path)
-    line = dict(world="bbh", task="a", config={}, score=0.5, seconds=1.0, dtype="float32", n_query=20, n_trained=0)
+    line = dict(world="bbh", pool="test", k=2, task="a", config={}, score=0.5, seconds=1.0, dtype="float32",
+                n_query=20, n_trained=0)
     of = lambda method, **more: [dict(line, method=method, seed=seed, **more) for seed in (1, 2)]
     alike = {("a", seed): (0.5, 0.25) for seed in (1, 2)}
-    public.report([*of("icl"), *of("ct_kv", valid=0.345, tied=3), *of("lora", valid=0.0)], args, alike)
+    lines = [*of("icl"), *of("ct_kv", valid=0.345, tied=3), *of("lora", valid=0.0)]
+    report.report_public(lines, "m", 2, tmp_path, alike)
     said = capsys.readouterr().out
     valid = {row.split("|")[1].strip(): row.split("|")[-6].strip() for row in said.splitlines() if row.count("|") == 11}
     assert "Options tie for the lowest loss in 6 queries of 2 of the 6 runs." in said
     assert valid["method"] == "valid %" and valid["ct_kv"] == "34" and valid["icl"] == "" and valid["lora"] == "0"
-    assert valid[public.CONSTANT[0]] == valid[public.CONSTANT[1]] == ""
-    public.report([*of("icl"), *of("ct_kv")], args, alike)
+    assert valid[report.CONSTANT[0]] == valid[report.CONSTANT[1]] == ""
+    report.report_public([*of("icl"), *of("ct_kv")], "m", 2, tmp_path, alike)
     assert "valid" not in (said := capsys.readouterr().out) and "tie" not in said
 
 
@@ -421,7 +422,7 @@ def test_seconds_and_memory_of_a_quiet_run_stand_in_the_table(model, data, tmp_p
     run(monkeypatch, *arguments, "--seconds", str(quiet))
     table = (tmp_path / "out" / "table.md").read_text()
     rows = cells_of(table)
-    assert rows["prefix_tuning"][4:7] == ["13.0", "3.0", "9.00"] and rows["icl"][4] == "0.0"
+    assert rows["prefix_tuning"][5:8] == ["13.0", "3.0", "9.00"] and rows["icl"][5] == "0.0"
     assert "The timed lines lack icl: seconds and memory are those of the lines themselves." in table
 
 
@@ -496,7 +497,7 @@ def test_a_sweep_runs_every_setting_on_validation_tasks_and_compares_them(model,
     assert sorted(bool(re.fullmatch(points, row[4])) for row in ours) == [False, True, True, True]
     assert [row[4] for row in ours].count("best") == 1 and [row[4] for row in rows if row[0] == "icl"] == [""]
     monkeypatch.setattr(paper, "execute", lambda runs, *_: [dict(run, score=0, seconds=0) for run in runs])
-    monkeypatch.setattr(paper, "report_sweep", lambda lines, args: seen.extend(lines))
+    monkeypatch.setattr(sweep, "report_public", lambda lines, *_: seen.extend(lines))
     seen = []  # a benchmark without a list of its own takes that of words
     run(monkeypatch, *job(model, data, tmp_path / "bbh", "--sweep", "--methods", "ttt"))
     assert {(line["config"]["lr"], line["seed"]) for line in seen} == {(lr, 42) for lr in (1e-4, 3e-4, 1e-3, 3e-3)}

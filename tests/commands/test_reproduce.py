@@ -255,7 +255,7 @@ def test_the_job_itself_leaves_them_out(arguments, left_out, model_folder, tmp_p
     monkeypatch.setattr("nanoct.reproduce.COMMITTED", tmp_path / "full.jsonl")
     asked = []
     monkeypatch.setattr("nanoct.reproduce.execute", lambda runs, *_: asked.extend(runs) or lines)
-    monkeypatch.setattr("nanoct.reproduce.show", lambda *_: None)
+    monkeypatch.setattr("nanoct.reproduce.against_committed", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["reproduce", "--model", str(model_folder), "--world", "facts", "--out",
                                       str(tmp_path), *arguments])
     main()
