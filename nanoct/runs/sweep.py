@@ -10,6 +10,7 @@ tie. TTT+CT-KV keeps the settings chosen for TTT, as in the paper; only its CT-K
 """
 
 import json
+import math
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -24,6 +25,14 @@ from nanoct.runs.table import many, named_values, one_benchmark, seeds_of_demos,
 N_TASK = 16  # of the validation pool of each world; a pool with fewer has several seeds of each task
 EXTEND = dict(lr=3, n_step=1)  # more steps cost more
 AFTER = {"ttt_ct_kv": "ttt"}  # {method: the method whose chosen settings it takes}
+
+
+def n_seed(world, n_task, n_pool):
+    """How many seeds each task of a world gets: where its pool is small, more make as many runs of each setting."""
+    n = math.ceil(N_TASK / n_task) if n_task == n_pool else 1
+    if n > 1:
+        print(f"{world}: the validation pool has {n_task} tasks, fewer than {N_TASK}: each gets {n} seeds.")
+    return n
 
 
 def grid(method, overridden, chosen):
