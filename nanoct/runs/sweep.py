@@ -37,23 +37,27 @@ def n_seed(world, n_task, n_pool):
 
 def grid(method, overridden, chosen):
     """The configs that a method starts with. chosen: {method: config} of this world; overridden: {field: [texts]}."""
-    first, names = AFTER.get(method), {f.name for f in fields(METHODS[method].Config)}
-    own = lambda name: f"{first}_{name}" if f"{first}_{name}" in names else name
-    values = {own(name): [value] for name, value in chosen.get(first, {}).items()}
+    first, names, values = AFTER.get(method), {f.name for f in fields(METHODS[method].Config)}, {}
+    for name, value in chosen.get(first, {}).items():
+        longer = f"{first}_{name}"
+        values[longer if longer in names else name] = [value]
     values |= getattr(METHODS[method], "SWEEP", {})
     return distinct(cli.configs(method, METHODS[method].Config, values, overridden))
 
 
 def choose(lines):
     """{world: {method: config}} of the highest mean score. If equal, fewer steps win, then the lower lr."""
-    return {world: {method: highest(among).config for method, among in methods.items() if among[0].config}
-            for world, methods in settings(lines).items()}
+    best = {}
+    for world, methods in settings(lines).items():
+        best[world] = {method: highest(among).config for method, among in methods.items() if among[0].config}
+    return best
 
 
 def paid(among):
     """Whether steps paid: the best setting minus the best one of fewer steps has a 95% interval above 0."""
-    n_step, best = lambda s: s.config.get("n_step", 0), highest(among)
-    fewer = [s for s in complete(among) if n_step(s) < n_step(best)]
+    best = highest(among)
+    n_step = best.config.get("n_step", 0)
+    fewer = [setting for setting in complete(among) if setting.config.get("n_step", 0) < n_step]
     centre, half = best.minus(highest(fewer)) if fewer else (0, 0)
     return centre > half
 
@@ -93,18 +97,25 @@ def search(worlds, methods, overridden, presets, do):
             print(f"{method} has no SWEEP, the values worth trying: it runs at its defaults.")
     start, tried, lines = {}, {}, []
     for is_after in (False, True):
-        best = choose(lines)
-        todo = {(world, method): grid(method, overridden.get(method, {}), presets.get(world, {}) | best.get(world, {}))
-                for world, method in product(worlds, methods) if (method in AFTER) == is_after}
+        best, todo = choose(lines), {}
+        for world, method in product(worlds, methods):
+            if (method in AFTER) == is_after:
+                chosen = presets.get(world, {}) | best.get(world, {})
+                todo[world, method] = grid(method, overridden.get(method, {}), chosen)
         start |= todo
         while todo:
-            tried = {at: tried.get(at, []) + todo.get(at, []) for at in start}
+            for pair, configs in todo.items():
+                tried[pair] = tried.get(pair, []) + configs
             lines += do(todo)
-            best, of = choose(lines), settings(lines)
-            beside = {(world, method): neighbours(best[world][method], tried[world, method], start[world, method],
-                                                  paid(of[world][method]))
-                      for world, method in todo if method in best.get(world, {})}
-            todo = {at: configs for at, configs in beside.items() if configs}
+            best, groups, following = choose(lines), settings(lines), {}
+            for world, method in todo:
+                if method not in best.get(world, {}):
+                    continue
+                more = neighbours(best[world][method], tried[world, method], start[world, method],
+                                  paid(groups[world][method]))
+                if more:
+                    following[world, method] = more
+            todo = following
     return lines, start
 
 
