@@ -289,19 +289,9 @@ def note_on_few(lines):
 
 def by_task(floors, main):
     """A table of every task's scores, each the mean over its seeds."""
-    columns = [scores_by_task(setting) for setting in (*floors, *main.values())]
-    rows = []
-    for task in columns[0]:
-        rows.append([task, *(f"{sum(column[task]) / len(column[task]):.0f}" for column in columns)])
+    columns = [setting.by_task() for setting in (*floors, *main.values())]
+    rows = [[task, *(f"{column[task]:.0f}" for column in columns)] for task in columns[0]]
     return table(rows, ["task, score %", "most frequent", "mean answer", *main])
-
-
-def scores_by_task(setting):
-    """{task: its scores in percent, seed by seed}."""
-    scores = {}
-    for (task, _), score in setting.scores().items():
-        scores.setdefault(task, []).append(score)
-    return scores
 
 
 def with_times(lines, timed):

@@ -75,6 +75,13 @@ class Setting:
         """{(task, seed): score in percent}."""
         return {(line["task"], line["seed"]): 100 * line["score"] for line in self.lines}
 
+    def by_task(self):
+        """{task: the mean of its scores in percent over seeds}."""
+        scores = {}
+        for (task, _), score in self.scores().items():
+            scores.setdefault(task, []).append(score)
+        return {task: sum(of_seeds) / len(of_seeds) for task, of_seeds in scores.items()}
+
     @property
     def score(self):
         return average(self.scores())[0]
