@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from nanoct import cli
 from nanoct.benchmarks import arc, bbh, mmlu, nano, nlp_lr, words
+from nanoct.benchmarks.nano.benchmark import Benchmark
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import fetch, fingerprint, load_model
 from nanoct.methods import METHODS
@@ -32,7 +33,7 @@ from nanoct.runs.results import about
 from nanoct.score import evaluate
 
 PUBLIC = {"nlp_lr": nlp_lr, "mmlu": mmlu, "bbh": bbh, "arc": arc, "words": words}
-BENCHMARKS = PUBLIC | {world: nano.Benchmark(world) for world in nano.WORLDS}
+BENCHMARKS = PUBLIC | {world: Benchmark(world) for world in nano.WORLDS}
 MODULES = ChainMap(METHODS, {ablations.NAME: ablations})
 JOB = None  # the one that this process works on
 HELPS = "use --checkpoint, --dtype bfloat16, or a lower --k or --length."  # where memory is short

@@ -15,7 +15,7 @@ from nanoct.benchmarks.nano import FOLDER, WORLDS, pick, read_settings
 from nanoct.io.weights import load_model, pick_device
 from nanoct.methods import METHODS
 from nanoct.runs import ablations, scaling, sweep
-from nanoct.runs.job import do, folder_of, identify, load, none_lacking, plan, task_of
+from nanoct.runs.job import BENCHMARKS, do, folder_of, identify, load, none_lacking, plan, task_of
 from nanoct.runs.report import CEILINGS, against_committed
 from nanoct.runs.results import Results, distinct, n_core, read
 from nanoct.runs.stats import settings
@@ -47,12 +47,13 @@ def settle(job):
     asked, asked_seeds, job.tasks, job.seeds = job.tasks, job.seeds, {}, {}
     default = None if job.full else 1 if job.quick else sweep.N_TASK if job.sweep else N_TASK
     for world in job.benchmarks:
-        pool = job.neighbours[world] = WORLDS[world].pools()[job.pool]
+        benchmark = BENCHMARKS[world]
+        pool = job.neighbours[world] = benchmark.pools()[job.pool]
         job.tasks[world] = tasks = pick(world, job.pool, asked, default)
-        n_seed = 3 if job.full else 1
+        given = asked_seeds or benchmark.SEEDS[: None if job.full else 1]
         if job.sweep and not (asked_seeds or job.full):
-            n_seed = sweep.n_seed(world, len(tasks), len(pool))
-        job.seeds[world] = list(dict.fromkeys(asked_seeds or range(n_seed)))
+            given = range(sweep.n_seed(world, len(tasks), len(pool)))
+        job.seeds[world] = list(dict.fromkeys(given))
     job.set = cli.overrides(job.set, [method for method in job.methods if method in METHODS])
 
 
@@ -73,7 +74,7 @@ def variants(job):
     """What to run on every task of each world."""
     presets, found = read_settings(), {}
     for world in job.benchmarks:
-        chosen, k = presets.get(world, {}), job.k or WORLDS[world].k
+        chosen, k = presets.get(world, {}), job.k or BENCHMARKS[world].K
         base = lambda method, chosen=chosen: asdict(METHODS[method].Config(**chosen.get(method, {})))
         if job.ablations:
             found[world] = ablations.variants(k, base)
@@ -131,7 +132,7 @@ def run(job):
         """Lines of a step of the sweep. todo: {(world, method): configs}."""
         variants = {world: [] for world in job.benchmarks}
         for (world, method), configs in todo.items():
-            variants[world] += [(method, config, job.k or WORLDS[world].k, 0.0) for config in configs]
+            variants[world] += [(method, config, job.k or BENCHMARKS[world].K, 0.0) for config in configs]
         return lines_of(variants)
 
     if job.sweep:

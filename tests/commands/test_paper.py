@@ -630,7 +630,7 @@ def test_two_processes_are_as_one_also_after_a_kill(model, data, tmp_path, monke
     second = torchrun(*job(model, data, tmp_path / "two", *more))
     out, err = second.communicate(timeout=120)
     assert second.returncode == 0, err
-    assert "24 of 24 runs" in out and out.count("| ct_kv ") == 1  # one of the processes reports
+    assert "24 of 24 runs" in out and out.count("\n| ct_kv ") == 1  # one of the processes reports
     run(monkeypatch, *job(model, data, tmp_path / "one", *more))
     one, two = read(tmp_path / "one" / "results.jsonl"), read(file)
     assert len(two) == 24 and same(one) == same(two)
