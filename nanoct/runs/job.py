@@ -223,7 +223,7 @@ def work(run, progress=None):
     return run | dict(kl=round(kl, 4)) | measured
 
 
-def do(job, runs, results):
+def done(job, runs, results):
     """The lines of the runs, once those are done that the results lack; None in all joined processes but the first."""
     return execute(runs, results, work, job.workers, prepare, job)
 

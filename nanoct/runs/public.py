@@ -16,7 +16,7 @@ from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import fetch, pick_device, read_config, resolve_dtype
 from nanoct.methods import METHODS
 from nanoct.runs import ablations, sweep
-from nanoct.runs.job import PUBLIC, do, identify, neighbour, none_lacking, plan, read_task
+from nanoct.runs.job import PUBLIC, done, identify, neighbour, none_lacking, plan, read_task
 from nanoct.runs.parallel import join
 from nanoct.runs.report import report_public
 from nanoct.runs.results import data_id, distinct, n_core, read
@@ -141,7 +141,7 @@ def run(job, dry_run):
     runs = plan(job, identify(job), job.variants)
     results = join(job.out / f"{job.kind}.jsonl", n_process)
     runs = with_data(job, runs, data_ids, results, rank == 0)
-    lines = do(job, runs, results)
+    lines = done(job, runs, results)
     if lines is None:
         return  # the first process reports
     if not lines:

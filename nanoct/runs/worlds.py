@@ -15,7 +15,7 @@ from nanoct.benchmarks.nano import FOLDER, WORLDS, pick, read_settings
 from nanoct.io.weights import load_model, pick_device
 from nanoct.methods import METHODS
 from nanoct.runs import ablations, scaling, sweep
-from nanoct.runs.job import BENCHMARKS, do, folder_of, identify, load, none_lacking, plan, task_of
+from nanoct.runs.job import BENCHMARKS, done, folder_of, identify, load, none_lacking, plan, task_of
 from nanoct.runs.report import CEILINGS, against_committed
 from nanoct.runs.results import Results, distinct, n_core, read
 from nanoct.runs.stats import settings
@@ -126,7 +126,7 @@ def run(job):
         if job.scaling:
             new = [run for run in new if fits(run)]
         runs.extend(new)
-        return do(job, new, results)
+        return done(job, new, results)
 
     def lines_of_configs(todo):
         """Lines of a step of the sweep. todo: {(world, method): configs}."""
