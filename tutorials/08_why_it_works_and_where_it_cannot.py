@@ -17,7 +17,7 @@ from lesson import breaks, claim, colour, few, plt
 from nanoct.coins.coins import Beta, Coins, after, regret
 from nanoct.coins.predictors import Config, shipped
 from nanoct.coins.tuning import Tuned, one_hot, tune
-from nanoct.runs.report import table
+from nanoct.runs.table import table
 
 # %% [markdown]
 # ## A game and its best player

@@ -27,8 +27,9 @@ from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import load_model
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs.measure import measure
-from nanoct.runs.report import Setting, difference, in_common, settings, table
 from nanoct.runs.results import n_core, read
+from nanoct.runs.stats import Setting, difference, in_common, settings
+from nanoct.runs.table import table
 from nanoct.score import decode
 
 # %% [markdown]

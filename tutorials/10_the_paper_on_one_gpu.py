@@ -23,8 +23,9 @@ from nanoct.costs.task import random_task
 from nanoct.gpt2 import GPT2Config
 from nanoct.methods import METHODS
 from nanoct.model import LlamaConfig
-from nanoct.runs.report import in_common, settings, table
 from nanoct.runs.results import read
+from nanoct.runs.stats import in_common, settings
+from nanoct.runs.table import table
 
 # %% [markdown]
 # ## Four models, four benchmarks

@@ -32,7 +32,8 @@ from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, can_leave_one_out, pack_demos, visible
 from nanoct.runs.contexts import load_adapted, save_adapted
 from nanoct.runs.measure import measure
-from nanoct.runs.report import Setting, difference, table
+from nanoct.runs.stats import Setting, difference
+from nanoct.runs.table import table
 
 # %% [markdown]
 # ## Your file

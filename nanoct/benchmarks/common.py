@@ -4,6 +4,7 @@ A demo is a solved example in the context. A query is a question; its row, x and
 a module with K (demos a task), SEEDS, LENGTH (the most tokens of context and row) and
 
     tasks(folder)                                                          names of the tasks in a folder
+    pools(folder)                                                          {"validation" | "test": names of tasks}
     make_task(folder, name, tokenizer, seed, k, length, limit_queries)     a Task, Counts of what was left out
 """
 
@@ -142,6 +143,30 @@ def main(benchmark):
         print(f"{name:40} {counts}")
         total += counts
     print(f"{f'{len(names)} of {len(there)} tasks':40} {total}")
+
+
+def pick(benchmark, name, folder, tasks=None, pool=None, to_choose=False):
+    """The pool and the tasks that options ask for. name: the benchmark's; to_choose: whether settings are chosen.
+
+    Settings are chosen on a validation pool, where there is one, and never on the tasks that are reported. Raises
+    ValueError if there are no such tasks, or they are of two pools.
+    """
+    pools = benchmark.pools(folder)
+    pool_of = {task: pool for pool, names in pools.items() for task in names}
+    names, has_own = list(dict.fromkeys(tasks or ())), bool(pools.get("validation"))
+    check_names(names, list(pool_of), folder)
+    if to_choose and not names and not has_own:
+        raise ValueError(f"--sweep: {name} in {folder} has no validation pool: name the --tasks to choose on.")
+    pool = pool or (pool_of[names[0]] if names else "validation" if to_choose else "test")
+    if to_choose and has_own and pool != "validation":
+        raise ValueError(f"--sweep chooses on the validation pool, and {names[0] if names else '--pool test'} is of "
+                         "the pool that is reported: leave it out.")
+    if others := [task for task in names if pool_of[task] != pool]:
+        raise ValueError(f"--tasks: {others[0]!r} is of the {pool_of[others[0]]} pool and not of the {pool} pool: give "
+                         "the tasks of one pool.")
+    if not pools.get(pool):
+        raise ValueError(f"--pool {pool}: {name} in {folder} has no such pool.")
+    return pool, names or pools[pool]
 
 
 def check_names(names, there, folder):

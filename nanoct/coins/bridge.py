@@ -41,9 +41,9 @@ from nanoct.model import Llama, LlamaConfig
 from nanoct.packing import answer_logits, pack
 from nanoct.runs import ablations
 from nanoct.runs.parallel import execute
-from nanoct.runs.report import table
 from nanoct.runs.results import Results, about, n_core
 from nanoct.runs.stats import standard_error
+from nanoct.runs.table import table
 
 START = 2  # the third token
 CONFIG = LlamaConfig(vocab_size=3, n_layer=2, n_head=4, n_kv_head=4, n_embd=64, head_dim=16, n_ffn=128, n_position=512)

@@ -14,8 +14,8 @@ from nanoct.coins.experiment import BASE, BASELINES, BAYES, BEHIND, LENGTH, PRET
 from nanoct.coins.predictors import KINDS
 from nanoct.coins.tuning import METHODS, best
 from nanoct.io.files import publish
-from nanoct.runs.report import table
 from nanoct.runs.stats import standard_error
+from nanoct.runs.table import table
 
 POSITIONS = 50, 100, 200
 

@@ -48,7 +48,7 @@ from nanoct.io.weights import pick_device, resolve_dtype
 from nanoct.methods import METHODS
 from nanoct.model import HEAD, Llama, LlamaConfig
 from nanoct.runs.measure import peak
-from nanoct.runs.report import table
+from nanoct.runs.table import table
 
 SMALL = LlamaConfig(  # the model of the command
     vocab_size=8000, n_layer=4, n_head=8, n_kv_head=4, n_embd=256, head_dim=32, n_ffn=704, n_position=0)

@@ -54,8 +54,8 @@ from nanoct.io.weights import fetch, load_model, pick_device, read_config, resol
 from nanoct.methods import METHODS, ct_kv, ttt
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs.measure import clock, peak
-from nanoct.runs.report import table
 from nanoct.runs.results import machine
+from nanoct.runs.table import table
 
 SIZES = {  # named after the weights of the body: all but the embedding, which is also the head
     "24m": dict(n_layer=8, n_head=8, n_kv_head=4, n_embd=512, head_dim=64, n_ffn=1440),

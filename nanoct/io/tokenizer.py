@@ -207,7 +207,7 @@ def _ends(path, file, fields, first):
             found[key + "_id"] = id_of(token) if isinstance(token, str) else None
             if token is not None and found[key + "_id"] is None:
                 raise ValueError(f"it has {key}_token {token!r:.60}, which {file} has no token for")
-            if key == "eos" and token is not None:  # it ends an answer, as special tokens do, whatever the file calls it
+            if key == "eos" and token is not None:  # it ends an answer, whatever the file calls it
                 fields["special"].setdefault(token, found["eos_id"])
         said = config.get("add_bos_token")
         if said not in (None, True, False):

@@ -17,8 +17,9 @@ from nanoct.io.files import publish
 from nanoct.methods import ct_kv
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, can_leave_one_out, pack_demos, visible
-from nanoct.runs.report import Setting, difference, table
 from nanoct.runs.results import VARIANTS
+from nanoct.runs.stats import Setting, difference
+from nanoct.runs.table import one_benchmark, seeds_of_demos, table, tasks_a_world
 
 NAME = "ct_kv_variant"  # the method's name in lines of results
 ABLATIONS = {  # row of the table -> what differs from CT-KV at its settings
@@ -90,33 +91,67 @@ def variants(k, base):
 
 def groups(lines):
     """{world: ({row: Setting} of the ablations, {method: {share of wrong labels: Setting}})}."""
-    found = {}
-    for world in dict.fromkeys(line["world"] for line in lines):
-        here = [line for line in lines if line["world"] == world]
-        full = next(line["config"] for line in here if line["method"] == NAME and line["wrong"])  # CT-KV as it is
-        at = lambda method, config, wrong: Setting(method, config, [
-            line for line in here if (line["method"], line["config"], line["wrong"]) == (method, config, wrong)])
-        by_share = lambda method, config: {wrong: at(method, config, wrong) for wrong in WRONG}
-        found[world] = ({row: at(NAME, full | change, 0.0) for row, change in ABLATIONS.items()},
-                        dict(icl=by_share("icl", {}), ct_kv=by_share(NAME, full)))
-    return found
+    lines_of, by_world = {}, {}
+    for line in lines:
+        lines_of.setdefault(line["world"], []).append(line)
+    for world, here in lines_of.items():
+        full = unchanged([line["config"] for line in here if line["method"] == NAME])
+        variants_of_full = {row: select(here, NAME, full | change, 0.0) for row, change in ABLATIONS.items()}
+        by_share = {"icl": {wrong: select(here, "icl", {}, wrong) for wrong in WRONG},
+                    "ct_kv": {wrong: select(here, NAME, full, wrong) for wrong in WRONG}}
+        by_world[world] = variants_of_full, by_share
+    return by_world
 
 
-def report(lines, folder):
-    """Print both tables, write them to ablations.md, and draw ablations.png."""
-    folder, found = Path(folder), groups(lines)
-    n = {len({(line["task"]) for line in lines if line["world"] == world}) for world in found}
-    minus = lambda s, full: "" if s is full else f" ({difference(s, full)})"
-    parts = [f"{lines[0]['pool'].replace('_', '-')} pool, {' or '.join(map(str, sorted(n)))} tasks a world; "
-             "score % ± s.e. over tasks, in brackets minus CT-KV, paired, 95%"]
-    cells = lambda row: [rows[row].cell + minus(rows[row], rows["CT-KV"]) for rows, _ in found.values()]
-    parts.append(table([[row, *cells(row)] for row in ABLATIONS], ["", *found]))
-    cells = lambda method, wrong: [by_method[method][wrong].cell for _, by_method in found.values()]
-    rows = [[f"{method}, {wrong:.0%} wrong", *cells(method, wrong)] for method in ("icl", "ct_kv") for wrong in WRONG]
-    parts.append(table(rows, ["labels of demos", *found]))
-    written = "\n\n".join(parts) + "\n"
-    publish(written, folder / "ablations.md")
+def unchanged(configs):
+    """CT-KV's own config among those of all rows: the one of which each row is a change."""
+    return next(config for config in configs
+                if all(config | change in configs for change in ABLATIONS.values()))
+
+
+def select(lines, method, config, wrong):
+    """The Setting of the lines of one method, config and share of wrong labels, 0 where a line has no share."""
+    wanted = method, config, wrong
+    return Setting(method, config, [line for line in lines
+                                    if (line["method"], line["config"], line.get("wrong", 0.0)) == wanted])
+
+
+def text(by_world, lines, model=None):
+    """The tables in Markdown. model: of a public benchmark, which has ICL and the difference in a row and a column."""
+    header, rows = ["", *by_world], []
+    for row in ABLATIONS:
+        cells = [row]
+        for variants_of_full, _ in by_world.values():
+            setting, full = variants_of_full[row], variants_of_full["CT-KV"]
+            minus = "" if setting is full else difference(setting, full)
+            if model:
+                cells += [setting.cell, minus]
+            else:
+                cells.append(setting.cell + (f" ({minus})" if minus else ""))
+        rows.append(cells)
+    if model:
+        ((variants_of_full, by_share),) = by_world.values()
+        icl = by_share["icl"][0.0]
+        rows.insert(0, ["ICL", icl.cell, difference(icl, variants_of_full["CT-KV"])])
+        header = ["CT-KV with a change", "score", "minus CT-KV, 95%"]
+        head = f"{one_benchmark(lines, model)}, {seeds_of_demos(lines)}; score % ± s.e. over tasks"
+        return f"{head}\n\n{table(rows, header)}\n"
+    shares = []
+    for method in ("icl", "ct_kv"):
+        for wrong in WRONG:
+            cells = [by_share[method][wrong].cell for _, by_share in by_world.values()]
+            shares.append([f"{method}, {wrong:.0%} wrong", *cells])
+    head = f"{tasks_a_world(lines)}; score % ± s.e. over tasks, in brackets minus CT-KV, paired, 95%"
+    return "\n\n".join([head, table(rows, header), table(shares, ["labels of demos", *by_world])]) + "\n"
+
+
+def report(lines, folder, model=None):
+    """Print the tables, write them to ablations.md, and draw ablations.png of the worlds. model: as in text()."""
+    folder, by_world = Path(folder), groups(lines)
+    publish(text(by_world, lines, model), folder / "ablations.md")
+    if model:
+        return
     from nanoct.runs import plots  # matplotlib is slow to import
 
-    plots.ablations(found, folder / "ablations.png")
+    plots.ablations(by_world, folder / "ablations.png")
     print(f"wrote ablations.md and ablations.png in {folder}")

@@ -31,8 +31,8 @@ from nanoct.io.weights import load_model
 from nanoct.methods import ct_prompt
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos
-from nanoct.runs.report import table
 from nanoct.runs.stats import standard_error
+from nanoct.runs.table import table
 
 HIDDEN = {"visible": (False, False), "one pass": (False, True), "k passes": (True, True)}  # from the prompt, the pair
 CONFIG = ct_prompt.Config(n_step=32, lr=3e-2, token_dropout=0.0)

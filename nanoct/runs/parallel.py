@@ -132,8 +132,9 @@ def wait():
 def share(runs):
     """The runs of this process. All runs of a (task, seed) go to one process, in turn."""
     n = dist.get_world_size() if dist.is_initialized() else 1
-    place = {at: i for i, at in enumerate(dict.fromkeys((run["task"], run["seed"]) for run in runs))}
-    return [run for run in runs if place[run["task"], run["seed"]] % n == rank()]
+    tasks = list(dict.fromkeys((run["task"], run["seed"]) for run in runs))
+    mine = set(tasks[rank() :: n])
+    return [run for run in runs if (run["task"], run["seed"]) in mine]
 
 
 def leave(results):

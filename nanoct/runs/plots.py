@@ -156,11 +156,7 @@ def tasks(main, path):
 
     main: {method: Setting}; a task's score is the mean over its seeds.
     """
-    seen = {}
-    for method in ("icl", "ttt", "ct_kv"):
-        for (task, _), score in main[method].scores().items() if method in main else ():
-            seen.setdefault(method, {}).setdefault(task, []).append(score)
-    seen = {method: {task: sum(of) / len(of) for task, of in by_task.items()} for method, by_task in seen.items()}
+    seen = {method: main[method].by_task() for method in ("icl", "ttt", "ct_kv") if method in main}
     order = sorted(seen["icl"], key=lambda task: (seen["icl"][task], seen["ct_kv"][task]))
     figure, axes = plt.subplots(figsize=(8, 0.9 + 0.24 * len(order)), dpi=100)
     across = lambda method: [seen[method][task] for task in order]

@@ -1,143 +1,156 @@
-"""Tables and figures of the public benchmarks, printed by paper.py: scores beside chance and the paper's scores.
+"""What a job on a public benchmark has of its own: data that is read before a model is loaded, and torchrun."""
 
-All rows of a table are about the same tasks and seeds. Averages, errors and differences are computed as in report.py.
-"""
+import itertools
+import os
+from dataclasses import fields
+from pathlib import Path
 
-from statistics import mean, median
+import torch
+from tqdm import tqdm
 
-from nanoct.benchmarks.presets import PUBLISHED, SETTINGS
-from nanoct.io.files import publish
-from nanoct.runs.report import (
-    PAIRS,
-    Setting,
-    chosen,
-    difference,
-    highest,
-    in_common,
-    many,
-    settings,
-    shown,
-    table,
-    varied,
-)
-from nanoct.runs.report import words as words_of
-
-FEW = 10  # a note names tasks with fewer queries
-CONSTANT = "always the most frequent answer", "always one answer, their mean"  # rows that need no model
+from nanoct import cli
+from nanoct.benchmarks import words
+from nanoct.benchmarks.common import Counts, pick
+from nanoct.benchmarks.presets import SETTINGS, SWEEPS
+from nanoct.io.tokenizer import load_tokenizer
+from nanoct.io.weights import fetch, pick_device, read_config, resolve_dtype
+from nanoct.methods import METHODS
+from nanoct.runs import ablations, sweep
+from nanoct.runs.job import PUBLIC, done, identify, neighbour, none_lacking, plan, read_task
+from nanoct.runs.parallel import join
+from nanoct.runs.report import report_public
+from nanoct.runs.results import data_id, distinct, n_core, read
+from nanoct.score import constants
 
 
-def report(lines, args, constants, timed=()):
-    """Print the tables, write them to table.md in args.out, or settings.md if settings are compared, and draw.
+def settle(job):
+    """Fill in what follows from the options of a job: pool, tasks, seeds, settings. Raises ValueError on a mistake."""
+    name, benchmark = job.benchmark, PUBLIC[job.benchmark]
+    cli.at_least_one(job, "k", "length", "limit_queries", "skip_queries")
+    if job.no_form and name != "bbh":
+        raise ValueError(f"--no-form: {name} has no sentence on how to answer; bbh has.")
+    job.data = job.data or getattr(benchmark, "PACKAGED", None)
+    if job.data is None:
+        raise ValueError(f"--data is missing: give the folder of {name}'s files, which `python -m "
+                         "nanoct.benchmarks.fetch` gets.")
+    if job.ablations and (job.sweep or job.set or job.dry_run or job.methods not in (None, list(METHODS))):
+        raise ValueError("--ablations has methods and settings of its own: no --sweep, --methods, --set and --dry-run.")
+    job.pool, tasks = pick(benchmark, name, job.data, job.tasks, job.pool, job.sweep)
+    seeds = job.seeds or benchmark.SEEDS[: 1 if job.sweep or job.ablations else None]
+    job.tasks, job.seeds, job.neighbours = {name: tasks}, {name: list(dict.fromkeys(seeds))}, {name: tasks}
+    job.k, job.benchmarks, job.make = job.k or benchmark.K, [name], {"form": False} if job.no_form else {}
+    job.methods, job.out = list(dict.fromkeys(job.methods or METHODS)), Path(job.out or f"results/{name}")
+    job.variants = {name: variants(job, name, cli.overrides(job.set, job.methods))}
+    job.timed = read(job.seconds) if job.seconds else ()
 
-    constants: {(task, seed): (best, mean) score of always giving one answer}. timed: lines of a run on a quiet
-    machine; their seconds and memory are shown instead.
+
+def variants(job, benchmark, overridden):
+    """What to run on every task: presets, or with --sweep all of SWEEPS. overridden: {method: {field: [texts]}}."""
+    if job.ablations:
+        rows = ablations.rows(SETTINGS[benchmark]["ct_kv"])
+        return [("icl", {}, job.k, None), *((ablations.NAME, config, job.k, None) for config in rows.values())]
+    return [(method, config, job.k, None) for method in job.methods
+            for config in listed(benchmark, method, overridden.get(method, {}), job.sweep)]
+
+
+def listed(benchmark, method, overridden, to_choose=True):
+    """The configs of a method on a public benchmark: its preset, or all that SWEEPS lists for it, if one is to choose.
+
+    overridden: {field: [texts]}, which replace values.
     """
-    lines, untimed = with_times(lines, timed)
-    asked, rows, published = len(args.tasks) * len(args.seeds), [], PUBLISHED.get(args.benchmark, {})
-    done = {(line["task"], line["seed"]) for line in lines}
-    methods, left_out = in_common(settings(lines)[args.benchmark])
-    notes = [f"No method could do {asked - len(done)} of the {asked} (task, seed)."] if len(done) < asked else []
-    notes += [note for note in (left_out, untimed) if note]
-    if not methods:
-        raise ValueError(f"there is no task that all methods did, so nothing to compare: {left_out}")
-    first = next(iter(methods.values()))[0]
-    floors = [Setting(name, {}, [dict(task=task, seed=seed, score=constants[task, seed][i])
-                                 for task, seed in first.scores()]) for i, name in enumerate(CONSTANT)]
-    icl, has_valid = methods.get("icl", [None])[0], any("valid" in line for line in lines)
-    rows += [[s.method, f"{len({at[0] for at in s.scores()})}", s.cell, "–", difference(s, icl) if icl else "",
-              "", "", "", "", *[""] * has_valid] for s in floors]
-    for method, s in ((method, s) for method, among in methods.items() for s in among):
-        known = lambda name: all(name in line for line in s.lines)
-        of = lambda name, by: by(line[name] for line in s.lines) if known(name) else None
-        peak = of("peak_bytes", max)
-        rows.append([f"{method} {words_of(varied(s, methods[method]))}".strip(), f"{len({at[0] for at in s.scores()})}",
-                     s.cell, f"{published.get(method, '–')}", "" if icl in (None, s) else difference(s, icl),
-                     *[shown(of("valid", lambda shares: 100 * mean(shares)), ".0f")] * has_valid, f"{s.seconds:.1f}",
-                     shown(of("seconds_score", median), ".1f"), "" if peak is None else f"{peak / 1e9:.2f}",
-                     shown(s.mean("n_trained"), ",.0f")])
-    if tied := [line["tied"] for line in lines if line.get("tied")]:
-        notes.append(f"Options tie for the lowest loss in {sum(tied)} queries of {len(tied)} of the {len(lines)} runs.")
-    if few := [line for line in first.lines if line.get("n_query", FEW) < FEW]:
-        least = min(few, key=lambda line: line["n_query"])
-        notes.append(f"{len(few)} of the {len(first.lines)} (task, seed) have fewer than {FEW} queries, "
-                     f"{least['task']}, seed {least['seed']}, only {least['n_query']}: a query weighs much in them.")
-    head = (f"{args.benchmark}, {args.model}: {many(first.lines, 'task')} of the {args.pool} pool, k = "
-            f"{args.k or 'all'}, {many(first.lines, 'seed')}, {first.lines[0]['dtype']} on "
-            f"{first.lines[0].get('device', 'an unknown device')}; score %, the mean over tasks within a seed, then "
-            "over seeds, ± s.e. over tasks, seconds a task, peak memory of adapting and scoring")
-    header = ["method", "tasks", "score", "paper", "minus ICL, 95%", *["valid %"] * has_valid, "s to adapt",
-              "s to score", "peak GB", "trained"]
-    parts = [head, *notes, table(rows, header)]
-    main = {method: chosen(among, SETTINGS[args.benchmark].get(method, {})) for method, among in methods.items()}
-    if pairs := [[f"{a} - {b}", difference(main[a], main[b])] for a, b in PAIRS if {a, b} <= main.keys()]:
-        parts.append(table(pairs, ["difference", "points, 95%"]))
-    parts.append(by_task(floors, main))
-    single = all(len(among) == 1 for among in methods.values())
-    publish("\n\n".join(parts) + "\n", args.out / f"{'table' if single else 'settings'}.md")
-    draw({args.benchmark: methods}, main, args.out)
+    values = {name: [value] for name, value in SETTINGS[benchmark].get(method, {}).items()}
+    if to_choose:
+        tried = SWEEPS.get(benchmark, SWEEPS["words"]).get(method, {})
+        if fields(METHODS[method].Config) and not tried:
+            print(f"{method} is not in SWEEPS, the settings worth trying: it runs at its defaults.")
+        values |= tried
+    return distinct(cli.configs(method, METHODS[method].Config, values, overridden))
 
 
-def by_task(floors, main):
-    """A table of every task's scores, each the mean over its seeds."""
-    shown = [*floors, *main.values()]
-    scores = [{} for _ in shown]
-    for of, s in zip(scores, shown):
-        for (task, _), score in s.scores().items():
-            of.setdefault(task, []).append(score)
-    rows = [[task, *(f"{sum(of[task]) / len(of[task]):.0f}" for of in scores)] for task in scores[0]]
-    return table(rows, ["task, score %", "most frequent", "mean answer", *main])
+def read_all(job, tokenizer, is_first=True):
+    """Read every task and seed once and print what was left out.
+
+    Returns {(task, seed): scores of constant answers}, and {(task, seed): id of the data}.
+    """
+    (benchmark,) = job.benchmarks
+    total, alike, ids = Counts(), {}, {}
+    asked = list(itertools.product(job.tasks[benchmark], job.seeds[benchmark]))
+    for name, seed in tqdm(asked, desc="reading", leave=False, disable=not is_first):
+        task, counts = read_task(job, dict(world=benchmark, task=name, seed=seed, k=job.k), tokenizer)
+        total, ids[name, seed] = total + counts, data_id(task)
+        if task.queries:
+            alike[name, seed] = constants(task)
+    if not alike:
+        raise ValueError(none_fits(job))
+    if is_first:
+        print(f"{benchmark}, {len(job.tasks[benchmark])} tasks, {len(job.seeds[benchmark])} seeds: {total}; "
+              f"{len(asked) - len(alike)} without a query that fits {job.length} tokens")
+    return alike, ids
 
 
-def with_times(lines, timed):
-    """Give lines the median seconds and peak memory of their setting in `timed`; and say which methods it lacks."""
-    of, names = {}, dict(seconds=median, seconds_score=median, peak_bytes=max)
-    for line in timed:
-        of.setdefault((line["method"], str(line["config"])), []).append(line)
-    at = lambda line: of.get((line["method"], str(line["config"])))
-    found = [line | {name: by(one[name] for one in same) for name, by in names.items() if all(name in one for one in
-             same)} if (same := at(line)) else line for line in lines]
-    lacking = list(dict.fromkeys(line["method"] for line in lines if timed and not at(line)))
-    said = f"The timed lines lack {', '.join(lacking)}: seconds and memory are those of the lines themselves."
-    return found, said if lacking else ""
+def none_fits(job):
+    return (f"no task of {job.data} has a query that fits {job.length} tokens: lower --k, raise --length, or take a "
+            "model with a longer context.")
 
 
-def draw(groups, main, folder):
-    """Draw accuracy_vs_seconds.png if settings differ in n_step alone, tasks.png of ICL and CT-KV if none differ."""
-    from nanoct.runs import plots  # matplotlib is slow to import
+def with_data(job, runs, ids, results, is_first=True):
+    """Give each run the id of its data, but where the results have a line without one, of the package's own lists.
 
-    (methods,) = groups.values()
-    varies = set().union(*(varied(s, among).keys() for among in methods.values() for s in among))
-    if varies == {"n_step"}:
-        plots.accuracy_vs_seconds(groups, folder / "accuracy_vs_seconds.png")
-    if not varies and {"icl", "ct_kv"} <= main.keys():
-        plots.tasks(main, folder / "tasks.png")
-
-
-def report_sweep(lines, args):
-    """Print every setting of every method, each beside the method's best, and write it to sweep.md."""
-    rows, asked = [], len(args.tasks) * len(args.seeds)
-    for method, among in settings(lines)[args.benchmark].items():
-        best = highest(among)  # never one that gave no result on some tasks
-        for s in among:
-            beside = "" if len(among) == 1 else "best" if s is best else difference(s, best)
-            rows.append([method, words_of(varied(s, among)), f"{len(s.lines)} of {asked}",
-                         s.cell, beside, f"{s.seconds:.1f}"])
-    header = ["method", "setting", "runs", "score % ± s.e.", "minus the best, 95%", "s to adapt"]
-    n_task, names = len({line["task"] for line in lines}), ", ".join(map(str, args.seeds))
-    head = (f"{args.benchmark}, {args.model}: {n_task} tasks of the {args.pool} pool, k = {args.k or 'all'}, demos of "
-            f"seed {names}; differences are over the runs that both have")
-    publish(f"{head}\n\n{table(rows, header)}\n", args.out / "sweep.md")
+    Other lines without one may be of any data: says how many there are, as their runs are done again.
+    """
+    is_packaged = job.benchmarks == ["words"] and words.pools(job.data) is words.POOLS
+    known, n_unknown = [], 0
+    for run in runs:
+        data = ids[run["task"], run["seed"]]
+        if run["config"].get("start") == "others":
+            data += "+" + ids[neighbour(job, run), run["seed"]]
+        is_old = results.key(run) in results.keys and results.key(run | dict(data=data)) not in results.keys
+        known.append(run if is_old and is_packaged else run | dict(data=data))
+        n_unknown += is_old and not is_packaged
+    if n_unknown and is_first:
+        print(f"{n_unknown} lines of {results.path} do not say which data they are of; their runs are done again.")
+    return known
 
 
-def report_ablations(lines, args, rows):
-    """Print CT-KV's variants beside CT-KV itself, and write them to ablations.md. rows: {name: config}."""
-    (icl, *_), variants = settings(lines)[args.benchmark].values()
-    named = {name: next(s for s in variants if s.config == config) for name, config in rows.items()}
-    whole = next(iter(named.values()))
-    cells = [["ICL", icl.cell, difference(icl, whole)]]
-    cells += [[name, s.cell, "" if s is whole else difference(s, whole)]
-              for name, s in named.items()]
-    head = (f"{args.benchmark}, {args.model}: {len(args.tasks)} tasks of the {args.pool} pool, k = {args.k or 'all'}, "
-            f"demos of seed {', '.join(map(str, args.seeds))}; score % ± s.e. over tasks")
-    publish(f"{head}\n\n{table(cells, ['CT-KV with a change', 'score', 'minus CT-KV, 95%'])}\n",
-          args.out / "ablations.md")
+def run(job, dry_run):
+    """Do the job and report it, in the first of all joined processes; with --dry-run, dry_run(job, model's config, …).
+
+    Raises ValueError if no run came to a result, or an ablation lacks one.
+    """
+    rank, n_process, local = cli.ranks()
+    job.device = pick_device(job.device)
+    if job.device.type == "cuda" and job.device.index is None:
+        job.device = pick_device(f"cuda:{local % torch.cuda.device_count()}")
+    job.dtype = resolve_dtype(job.dtype, job.device)
+    folder = fetch(job.model, weights=False)
+    config, tokenizer = read_config(folder), load_tokenizer(job.tokenizer or folder)
+    tokenizer.check_belongs(config.vocab_size)
+    job.length = min(job.length or PUBLIC[job.benchmark].LENGTH, config.n_position)
+    if job.dry_run:
+        return dry_run(job, config, tokenizer)
+    alike, data_ids = read_all(job, tokenizer, rank == 0)
+    # torchrun sets OMP_NUM_THREADS to 1
+    if job.device.type == "cpu" and (n_process > 1 or "OMP_NUM_THREADS" not in os.environ):
+        torch.set_num_threads(max(1, n_core() // n_process))
+    job.more = dict(name=str(job.model), dtype=str(job.dtype).removeprefix("torch."), length=job.length,
+                    limit_queries=job.limit_queries, tokenizer=job.tokenizer)
+    if job.skip_queries:
+        job.more["skip_queries"] = job.skip_queries
+    if job.benchmark == "bbh":
+        job.more["form"] = not job.no_form
+    runs = plan(job, identify(job), job.variants)
+    results = join(job.out / f"{job.kind}.jsonl", n_process)
+    runs = with_data(job, runs, data_ids, results, rank == 0)
+    lines = done(job, runs, results)
+    if lines is None:
+        return  # the first process reports
+    if not lines:
+        raise ValueError("no method could do any task, for the reasons above: take other --methods or a lower --k.")
+    if job.ablations:
+        none_lacking(lines, runs)
+        ablations.report(lines, job.out, job.model)
+    elif job.sweep:
+        sweep.report_public(lines, job.model, len(data_ids), job.out)
+    else:
+        report_public(lines, job.model, len(data_ids), job.out, alike, job.timed)
+    print(f"{len(lines)} of {len(runs)} runs; lines in {results.path}")

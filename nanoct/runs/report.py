@@ -1,173 +1,62 @@
-"""Tables and figures from results: what the main job (nanoct.reproduce) prints.
+"""Tables and figures from results: of the embedded worlds, beside committed lines, and of one public benchmark.
 
-Means and their errors are those of stats.py. All rows of a world are about the same tasks and seeds: what one method
-could not do is left out of all rows, and a note says so. Differences between methods are paired by task and seed.
-Seconds are medians over runs. KL is the divergence of a method's answers from the exact Bayes predictive, in nats a
-query, the mean over runs.
+All rows of a world or benchmark are about the same tasks and seeds: what one method could not do is left out of all
+rows, and a note says so. KL is the divergence of a method's answers from the exact Bayes predictive, in nats a query,
+the mean over runs. Means, errors and differences are those of stats.py.
 """
 
-import json
-from collections import Counter
-from dataclasses import dataclass, field
-from itertools import chain, product
 from pathlib import Path
 from statistics import mean, median
 
 from nanoct.benchmarks.nano import WORLDS
+from nanoct.benchmarks.presets import PUBLISHED, SETTINGS
 from nanoct.io.files import publish
 from nanoct.methods import METHODS
-from nanoct.runs.stats import average, plus_minus, student
+from nanoct.runs.results import compare, completed, key
+from nanoct.runs.stats import Setting, chosen, difference, in_common, score_and_seconds, settings, varied
+from nanoct.runs.table import many, named_values, one_benchmark, shown, table
 
 PAIRS = [("ct_kv", "ttt"), ("ct_kv", "prefix_tuning"), ("ct_prompt", "prompt_tuning"), ("dora", "lora"),
          ("ttt", "lora"), ("ttt_ct_kv", "ttt"), ("ttt_ct_kv", "ct_kv")]  # shown as paired differences
 CEILINGS = {"bayes_training": "training", "bayes_all": "all"}  # row of the table -> prior
 ROUNDING = 0.1, 10  # share of runs whose score another processor's rounding may change, and by how many points
+FEW = 10  # a note names tasks with fewer queries
+CONSTANT = "always the most frequent answer", "always one answer, their mean"  # rows that need no model
 
 
-@dataclass
-class Setting:
-    """One method with one config, and its lines."""
-
-    method: str
-    config: dict
-    lines: list = field(default_factory=list)
-
-    def scores(self):
-        """{(task, seed): score in percent}."""
-        return {(line["task"], line["seed"]): 100 * line["score"] for line in self.lines}
-
-    @property
-    def score(self):
-        return average(self.scores())[0]
-
-    @property
-    def error(self):
-        return average(self.scores())[1]
-
-    @property
-    def cell(self):
-        """Score ± its error, as text."""
-        return plus_minus(*average(self.scores()))
-
-    def mean(self, name):
-        """Mean of a field over the lines; None if a line lacks it, as lines of an older version may."""
-        found = [line.get(name) for line in self.lines]
-        return None if None in found else mean(found)
-
-    @property
-    def kl(self):
-        return self.mean("kl")
-
-    @property
-    def seconds(self):
-        return median(line["seconds"] for line in self.lines)
-
-    def minus(self, other):
-        """Difference to another setting in points, paired by task and seed: mean and half width of the 95% interval."""
-        ours, theirs = self.scores(), other.scores()
-        shared = {at: ours[at] - theirs[at] for at in ours if at in theirs}
-        centre, error = average(shared)
-        return centre, student(len({task for task, _ in shared})) * error
+# --- what both reports share ---
 
 
-def settings(lines):
-    """Return {world: {method: settings, ordered by their values}}, worlds and methods in order of appearance.
-
-    Raises ValueError if lines of several jobs are mixed: a setting has a task and seed twice, or a world several
-    models, pools or k.
-    """
-    groups = {}
-    for line in lines:
-        group = groups.setdefault(line["world"], {}).setdefault(line["method"], {})
-        group.setdefault(json.dumps(line["config"]), Setting(line["method"], line["config"])).lines.append(line)
-    every = ((w, m, s) for w, methods in groups.items() for m, of in methods.items() for s in of.values())
-    for world, method, s in every:
-        if len(s.scores()) < len(s.lines):
-            seen = [[line[name] for line in s.lines] for name in ("task", "seed")]
-            task, seed = Counter(zip(*seen)).most_common(1)[0][0]
-            raise ValueError(f"{method} on {world} has more than one line of {task}, seed {seed}, as of several k or "
-                             "models: take the lines of one job.")
-    for world, name in product(groups, ("model", "pool", "k")):
-        if len(found := {line.get(name) for line in lines if line["world"] == world}) > 1:
-            found = ", ".join(sorted(map(str, found)))
-            raise ValueError(f"the lines of {world} are of more than one {name} ({found}), which no row may mix: take "
-                             "the lines of one job.")
-    # numbers by size, then words
-    order = lambda value: (0, value, "") if isinstance(value, (int, float)) else (1, 0, json.dumps(value))
-    by_values = lambda group: sorted(group.values(), key=lambda s: list(map(order, s.config.values())))
-    return {world: {method: by_values(group) for method, group in methods.items()} for world, methods in groups.items()}
+def presets_of(methods, presets):
+    """{method: the setting that the presets {method: config} name} of one world's {method: settings}."""
+    return {method: chosen(among, presets.get(method, {})) for method, among in methods.items()}
 
 
-def in_common(methods):
-    """Return {method: [Setting]} of a world on the tasks and seeds that all settings have, and what is left out.
-
-    What is left out is a sentence, or "" if it is nothing. With nothing in common the dict is empty.
-    """
-    done = {method: [s.scores().keys() for s in among] for method, among in methods.items()}
-    every = set().union(*chain(*done.values()))
-    shared = every.intersection(*chain(*done.values()))
-    if shared == every:
-        return methods, ""
-    lacks = {method: max(len(every - keys) for keys in of) for method, of in done.items()}
-    lacks = ", ".join(f"{method} {n}" for method, n in lacks.items() if n)
-    said = (f"{len(every) - len(shared)} of {len(every)} (task, seed) are left out of all rows, as not every method "
-            f"could do them ({lacks}).")
-    keep = lambda s: Setting(s.method, s.config, [line for line in s.lines if (line["task"], line["seed"]) in shared])
-    return {method: list(map(keep, among)) for method, among in methods.items()} if shared else {}, said
+def beside(main, a, b):
+    """Cells of method a minus method b, one for each world of main {world: {method: Setting}} that has both."""
+    cells = []
+    for methods in main.values():
+        cells.append(difference(methods[a], methods[b]) if a in methods and b in methods else "")
+    return cells
 
 
-def complete(among):
-    """The settings of a method with the most lines; the others gave no result on some tasks."""
-    return [s for s in among if len(s.lines) == max(len(s.lines) for s in among)]
+def differences(main):
+    """Rows of the PAIRS of methods that there are in main."""
+    methods = {method for of_world in main.values() for method in of_world}
+    return [[f"{a} - {b}", *beside(main, a, b)] for a, b in PAIRS if {a, b} <= methods]
 
 
-def highest(among):
-    """The complete setting of the highest mean score; the first of equal ones."""
-    return max(complete(among), key=lambda s: s.score)
+def names_that_vary(groups):
+    """The names of all values in which settings of a method differ."""
+    names = set()
+    for methods in groups.values():
+        for among in methods.values():
+            for setting in among:
+                names |= varied(setting, among).keys()
+    return names
 
 
-def varied(setting, among):
-    """What tells a setting apart from the others of its method: {name: value}."""
-    return {name: value for name, value in setting.config.items() if any(s.config.get(name) != value for s in among)}
-
-
-def chosen(among, preset):
-    """The setting that a preset names, else the last."""
-    fits = lambda s: all(s.config.get(name) == value for name, value in preset.items())
-    return next(filter(fits, among), among[-1])
-
-
-def table(rows, header):
-    """Rows of strings as a Markdown table, the first column aligned left, the others right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    place = lambda i, cell: cell.rjust(widths[i]) if i else cell.ljust(widths[i])
-    line = lambda row: "| " + " | ".join(place(i, cell) for i, cell in enumerate(row)) + " |"
-    rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
-    return "\n".join([line(header), rule, *map(line, rows)])
-
-
-def shown(number, form):
-    """A number in the format `form`; nothing for None."""
-    return "" if number is None else f"{number:{form}}"
-
-
-def difference(a, b):
-    """Setting a minus b, with the half width of the 95% interval, as text.
-
-    A width of 0 says that the tasks' differences are all equal, and not that they are certain: so does the text.
-    """
-    centre, half = a.minus(b)
-    return plus_minus(centre, half, "+") + " (all equal)" * (half < 1e-9)
-
-
-def many(lines, field):
-    """How many tasks or seeds (the field) the lines have: '1 task', '2 tasks'."""
-    n = len({line[field] for line in lines})
-    return f"{n} {field}{'s' * (n != 1)}"
-
-
-def words(config):
-    return " ".join(f"{name}={value}" for name, value in config.items())
+# --- the embedded worlds: a column for each, beside committed lines of the same runs ---
 
 
 def comparable(lines):
@@ -177,9 +66,13 @@ def comparable(lines):
     """
     place = {name: i for i, name in enumerate([*WORLDS, *METHODS, *CEILINGS])}
     lines = sorted(lines, key=lambda line: [place.get(line[name], len(place)) for name in ("world", "method")])
-    found = {world: in_common(methods) for world, methods in settings(lines).items()}
-    left_out = [f"{world}: {why}" for world, (_, why) in found.items() if why]
-    groups = {world: methods for world, (methods, _) in found.items() if methods}
+    groups, left_out = {}, []
+    for world, methods in settings(lines).items():
+        shared, why = in_common(methods)
+        if shared:
+            groups[world] = shared
+        if why:
+            left_out.append(f"{world}: {why}")
     if not groups:
         raise ValueError(f"there is no task that all methods did, so nothing to compare: {left_out[0]}")
     return groups, left_out
@@ -191,88 +84,104 @@ def text(groups, left_out, presets, pairs=()):
     groups, left_out: from comparable(). presets: {world: {method: config}}, the setting of a method that the tables
     show. pairs: [(line, committed line)] of the live runs, those that this job did itself.
     """
-    lines = [line for methods in groups.values() for among in methods.values() for s in among for line in s.lines]
-    main = {world: {method: chosen(among, presets.get(world, {}).get(method, {})) for method, among in methods.items()}
-            for world, methods in groups.items()}
-    rows = sorted(dict.fromkeys(line["method"] for line in lines), key=lambda method: method in CEILINGS)
-    of_world = {world: [line for line in lines if line["world"] == world] for world in groups}
-    scope = "; ".join(f"{world}: {many(here, 'task')}, k = {here[0]['k']}, {many(here, 'seed')}"
-                      for world, here in of_world.items())
-    parts = [f"{lines[0]['pool'].replace('_', '-')} pool; {scope} of demos; score % ± s.e. over tasks, in brackets "
-             "seconds a task", *left_out]
+    main, lines_of, rows = {}, {}, {}
+    for world, methods in groups.items():
+        main[world] = presets_of(methods, presets.get(world, {}))
+        every = [setting for among in methods.values() for setting in among]
+        lines_of[world] = [line for setting in every for line in setting.lines]
+        rows |= dict.fromkeys(methods)
+    rows = sorted(rows, key=lambda method: method in CEILINGS)
+    scope = "; ".join(f"{world}: {many(lines, 'task')}, k = {lines[0]['k']}, {many(lines, 'seed')}"
+                      for world, lines in lines_of.items())
+    pool = next(iter(lines_of.values()))[0]["pool"].replace("_", "-")
+    parts = [f"{pool} pool; {scope} of demos; score % ± s.e. over tasks, in brackets seconds a task", *left_out]
     if pairs:
-        parts.append(f"{comparison(pairs)} Of the {len(lines)} runs below {len(pairs)} are live, the others committed: "
+        n_line = sum(map(len, lines_of.values()))
+        parts.append(f"{comparison(pairs)} Of the {n_line} runs below {len(pairs)} are live, the others committed: "
                      "the table of all settings says how many, how far off one is, and their seconds.")
-    cell = lambda s: s.cell + (f" ({s.seconds:.2f})" if s.config else "")
-    cells = lambda method: [cell(of[method]) if method in of else "" for of in main.values()]
-    parts.append(table([[method, *cells(method)] for method in rows], ["method", *groups]))
-    beside = lambda a, b: [difference(of[a], of[b]) if {a, b} <= of.keys() else "" for of in main.values()]
+    scores = []
+    for method in rows:
+        cells = [score_and_seconds(methods[method]) if method in methods else "" for methods in main.values()]
+        scores.append([method, *cells])
+    parts.append(table(scores, ["method", *groups]))
     others = [method for method in rows if method != "icl"]
     if "icl" in rows and others:
-        parts.append(table([[method, *beside(method, "icl")] for method in others], ["minus ICL, 95%", *groups]))
-    if differences := [(a, b) for a, b in PAIRS if {a, b} <= set(rows)]:
-        parts.append(table([[f"{a} - {b}", *beside(a, b)] for a, b in differences], ["difference, 95%", *groups]))
-    header = ["world", "method", "setting", "score % ± s.e.", "s per task", "KL to Bayes", "trained"]
-    details = [[world, method, words(varied(s, among)), s.cell, f"{s.seconds:.2f}",
-                shown(s.kl, ".3f"), shown(s.mean("n_trained"), ",.0f"), *marks(s, pairs)]
-               for world, methods in groups.items() for method, among in methods.items() for s in among]
-    parts.append(table(details, header + ["live", "off by", "s live"] * bool(pairs)))
-    parts += [f"{world}. {race(main[world]['ct_kv'], methods['ct_kv'], methods['ttt'])}"
-              for world, methods in groups.items() if {"ct_kv", "ttt"} <= methods.keys()]
+        minus_icl = [[method, *beside(main, method, "icl")] for method in others]
+        parts.append(table(minus_icl, ["minus ICL, 95%", *groups]))
+    if of_pairs := differences(main):
+        parts.append(table(of_pairs, ["difference, 95%", *groups]))
+    parts.append(every_setting(groups, pairs))
+    for world, methods in groups.items():
+        if {"ct_kv", "ttt"} <= methods.keys():
+            parts.append(f"{world}. {race(main[world]['ct_kv'], methods['ct_kv'], methods['ttt'])}")
     return "\n\n".join(parts) + "\n"
+
+
+def every_setting(groups, pairs):
+    """The table with a row for every setting; with marks() on the live runs, if there are pairs."""
+    header = ["world", "method", "setting", "score % ± s.e.", "s per task", "KL to Bayes", "trained"]
+    rows = []
+    for world, methods in groups.items():
+        for method, among in methods.items():
+            for setting in among:
+                rows.append([world, method, named_values(varied(setting, among)), setting.cell,
+                             f"{setting.seconds:.2f}", shown(setting.kl, ".3f"),
+                             shown(setting.over_lines("n_trained", mean), ",.0f")] + marks(setting, pairs))
+    return table(rows, header + ["live", "off by", "s live"] * bool(pairs))
 
 
 def marks(setting, pairs):
     """Cells on a setting's live runs: how many of all, the largest distance from a committed score, median seconds."""
-    of = [(line, theirs) for line, theirs in pairs if any(line is own for own in setting.lines)]
-    if not of:
+    own = {id(line) for line in setting.lines}
+    live = [(line, partner) for line, partner in pairs if id(line) in own]
+    if not live:
         return ["", "", ""] if pairs else []
-    return [f"{len(of)} of {len(setting.lines)}", f"{max(abs(off(*pair)) for pair in of):.1f}",
-            f"{median(line['seconds'] for line, _ in of):.2f}"]
+    farthest = max(abs(points_off(line, partner)) for line, partner in live)
+    seconds = median(line["seconds"] for line, _ in live)
+    return [f"{len(live)} of {len(setting.lines)}", f"{farthest:.1f}", f"{seconds:.2f}"]
 
 
-def off(line, partner):
+def points_off(line, partner):
     """Points by which a run's score is above its committed partner's."""
     return 100 * (line["score"] - partner["score"])
 
 
 def comparison(pairs):
     """Say how many live runs have their committed score, which differs most, and if that is too much for rounding."""
-    differ = [pair for pair in pairs if abs(off(*pair)) > 1e-9]
-    said = f"{len(pairs) - len(differ)} of {len(pairs)} live runs have the score of their committed line"
+    differ = [pair for pair in pairs if abs(points_off(*pair)) > 1e-9]
+    counted = f"{len(pairs) - len(differ)} of {len(pairs)} live runs have the score of their committed line"
     if not differ:
-        return said + "."
-    line, theirs = max(differ, key=lambda pair: abs(off(*pair)))
-    said += (f"; the largest difference is {abs(off(line, theirs)):.1f} points, {line['method']} on {line['task']} of "
-             f"{line['world']}, {words(line['config'] | dict(seed=line['seed']))}: {100 * line['score']:.1f}, "
-             f"committed {100 * theirs['score']:.1f}")
+        return counted + "."
+    line, partner = max(differ, key=lambda pair: abs(points_off(*pair)))
+    largest = abs(points_off(line, partner))
+    counted += (f"; the largest difference is {largest:.1f} points, {line['method']} on {line['task']} of "
+                f"{line['world']}, {named_values(line['config'] | dict(seed=line['seed']))}: "
+                f"{100 * line['score']:.1f}, committed {100 * partner['score']:.1f}")
     share, points = ROUNDING
-    if len(differ) <= max(1, share * len(pairs)) and abs(off(line, theirs)) <= points:
-        return said + ". Another processor rounds differently, and a run can differ by as much from that alone."
-    versions = " and ".join(dict.fromkeys(f"torch {l.get('torch')} on {l.get('device')}" for l in (line, theirs)))
-    return (f"WARNING: {said}. That is more than rounding on another processor does ({share:.0%} of runs, {points} "
-            f"points): look for another torch or device ({versions}), or for changes in the code of methods, worlds, "
-            "model or score.")
+    if len(differ) <= max(1, share * len(pairs)) and largest <= points:
+        return counted + ". Another processor rounds differently, and a run can differ by as much from that alone."
+    versions = dict.fromkeys(f"torch {each.get('torch')} on {each.get('device')}" for each in (line, partner))
+    return (f"WARNING: {counted}. That is more than rounding on another processor does ({share:.0%} of runs, {points} "
+            f"points): look for another torch or device ({' and '.join(versions)}), or for changes in the code of "
+            "methods, worlds, model or score.")
 
 
 def race(main, ours, theirs):
     """Compare CT-KV, at its preset and in all settings, with TTT's best: in points, paired by task, and in seconds."""
-    best = max(theirs, key=lambda s: s.score)
-    seconds = min((s.seconds for s in ours if s.score >= best.score), default=None)
-    said = f"TTT's best is {best.score:.1f}% in {best.seconds:.2f} s. CT-KV as in the first table is "
-    times = main.seconds / best.seconds
-    said += f"{difference(main, best)} points from it, in {times:.2f} times the seconds; "
+    best = max(theirs, key=lambda setting: setting.score)
+    seconds = min((setting.seconds for setting in ours if setting.score >= best.score), default=None)
+    verdict = (f"TTT's best is {best.score:.1f}% in {best.seconds:.2f} s. CT-KV as in the first table is "
+               f"{difference(main, best)} points from it, in {main.seconds / best.seconds:.2f} times the seconds; ")
     if seconds is None:
-        return said + "no setting of CT-KV here reaches it."
-    return said + f"CT-KV first reaches it in {seconds:.2f} s, {seconds / best.seconds:.2f} times the seconds."
+        return verdict + "no setting of CT-KV here reaches it."
+    return verdict + f"CT-KV first reaches it in {seconds:.2f} s, {seconds / best.seconds:.2f} times the seconds."
 
 
 def report(lines, presets, folder, pairs=()):
     """Print the text, write it to table.md, and draw the figures if settings differ in n_step alone."""
     folder, (groups, left_out) = Path(folder), comparable(lines)
-    written = text(groups, left_out, presets, pairs)
-    publish(written, folder / "table.md")
-    if any(varied(s, of).keys() - {"n_step"} for methods in groups.values() for of in methods.values() for s in of):
+    publish(text(groups, left_out, presets, pairs), folder / "table.md")
+    if names_that_vary(groups) - {"n_step"}:
         print(f"wrote table.md in {folder}")
         return  # settings that differ in more than steps make no curve
     from nanoct.runs import plots  # matplotlib is slow to import
@@ -280,3 +189,127 @@ def report(lines, presets, folder, pairs=()):
     plots.accuracy_vs_seconds(groups, folder / "accuracy_vs_seconds.png")
     plots.kl_vs_steps(groups, folder / "kl_vs_steps.png")
     print(f"wrote table.md, accuracy_vs_seconds.png and kl_vs_steps.png in {folder}")
+
+
+def against_committed(lines, committed, file, presets, folder):
+    """Report lines beside the committed ones, which are in `file`: all of those, or the lines alone if some are new."""
+    lines = [completed(line) for line in lines]
+    pairs, own = compare(lines, committed)
+    if not committed:
+        print(f"There is no {file} to hold these runs against.")
+    elif not {line["model"] for line in lines} & {line["model"] for line in committed}:
+        print(f"{file} is of other models: there is nothing to hold these runs against.")
+    elif own:
+        methods = ", ".join(dict.fromkeys(line["method"] for line in own))
+        print(f"{len(own)} of {len(lines)} runs ({methods}) have no partner in {file}, as of other models, tasks or "
+              "settings: this table is of the live runs alone.", comparison(pairs) if pairs else "")
+    if own:
+        return report(lines, presets, folder)
+    live = {key(line): line for line in lines}
+    report([live.get(key(line), line) for line in committed], presets, folder, pairs)
+
+
+# --- a public benchmark: scores beside chance and the paper's scores ---
+
+
+def report_public(lines, model, n_asked, folder, constants, timed=()):
+    """Print the tables, write them to table.md in the folder, or settings.md if settings are compared, and draw.
+
+    n_asked: how many (task, seed) the job asked for. constants: {(task, seed): (best, mean) score of always giving
+    one answer}. timed: lines of a run on a quiet machine; their seconds and memory are shown instead.
+    """
+    lines, untimed = with_times(lines, timed)
+    benchmark = lines[0]["world"]
+    methods, left_out = in_common(settings(lines)[benchmark])
+    if not methods:
+        raise ValueError(f"there is no task that all methods did, so nothing to compare: {left_out}")
+    first = next(iter(methods.values()))[0]
+    n_done = len({(line["task"], line["seed"]) for line in lines})
+    notes = [f"No method could do {n_asked - n_done} of the {n_asked} (task, seed)."] if n_done < n_asked else []
+    notes += [note for note in (left_out, untimed, note_on_ties(lines), note_on_few(first.lines)) if note]
+    floors = []
+    for i, name in enumerate(CONSTANT):
+        scores = [dict(task=task, seed=seed, score=constants[task, seed][i]) for task, seed in first.scores()]
+        floors.append(Setting(name, {}, scores))
+    icl = methods["icl"][0] if "icl" in methods else None
+    published, has_valid = PUBLISHED.get(benchmark, {}), any("valid" in line for line in lines)
+    rows = [public_row(setting, [setting], icl, published, has_valid) for setting in floors]
+    for among in methods.values():
+        rows += [public_row(setting, among, icl, published, has_valid) for setting in among]
+    head = (f"{one_benchmark(first.lines, model)}, {many(first.lines, 'seed')}, {first.lines[0]['dtype']} on "
+            f"{first.lines[0].get('device', 'an unknown device')}; score %, the mean over tasks within a seed, then "
+            "over seeds, ± s.e. over tasks, seconds a task, peak memory of adapting and scoring")
+    header = ["method", "tasks", "score", "paper", "minus ICL, 95%", *["valid %"] * has_valid, "s to adapt",
+              "s to score", "peak GB", "trained"]
+    parts = [head, *notes, table(rows, header)]
+    main = presets_of(methods, SETTINGS[benchmark])
+    if of_pairs := differences({benchmark: main}):
+        parts.append(table(of_pairs, ["difference", "points, 95%"]))
+    parts.append(by_task(floors, main))
+    is_single = all(len(among) == 1 for among in methods.values())
+    publish("\n\n".join(parts) + "\n", folder / f"{'table' if is_single else 'settings'}.md")
+    from nanoct.runs import plots  # matplotlib is slow to import
+
+    names = names_that_vary({benchmark: methods})
+    if names == {"n_step"}:
+        plots.accuracy_vs_seconds({benchmark: methods}, folder / "accuracy_vs_seconds.png")
+    if not names and {"icl", "ct_kv"} <= main.keys():
+        plots.tasks(main, folder / "tasks.png")
+
+
+def public_row(setting, among, icl, published, has_valid):
+    """A setting's row of the table; a cell is empty where lines, as of an older version, lack its field."""
+    valid, peak = setting.over_lines("valid", mean), setting.over_lines("peak_bytes", max)
+    row = [f"{setting.method} {named_values(varied(setting, among))}".strip(),
+           f"{len({task for task, _ in setting.scores()})}", setting.cell, f"{published.get(setting.method, '–')}",
+           "" if icl in (None, setting) else difference(setting, icl)]
+    if has_valid:
+        row.append("" if valid is None else f"{100 * valid:.0f}")
+    row += [shown(setting.seconds, ".1f"), shown(setting.over_lines("seconds_score", median), ".1f"),
+            "" if peak is None else f"{peak / 1e9:.2f}", shown(setting.over_lines("n_trained", mean), ",.0f")]
+    return row
+
+
+def note_on_ties(lines):
+    """A sentence on options that tie for the lowest loss; "" if none does."""
+    tied = [line["tied"] for line in lines if line.get("tied")]
+    return (f"Options tie for the lowest loss in {sum(tied)} queries of {len(tied)} of the {len(lines)} runs." if tied
+            else "")
+
+
+def note_on_few(lines):
+    """A sentence on tasks of few queries; "" if there is none."""
+    few = [line for line in lines if line.get("n_query", FEW) < FEW]
+    if not few:
+        return ""
+    least = min(few, key=lambda line: line["n_query"])
+    return (f"{len(few)} of the {len(lines)} (task, seed) have fewer than {FEW} queries, {least['task']}, seed "
+            f"{least['seed']}, only {least['n_query']}: a query weighs much in them.")
+
+
+def by_task(floors, main):
+    """A table of every task's scores, each the mean over its seeds."""
+    columns = [setting.by_task() for setting in (*floors, *main.values())]
+    rows = [[task, *(f"{column[task]:.0f}" for column in columns)] for task in columns[0]]
+    return table(rows, ["task, score %", "most frequent", "mean answer", *main])
+
+
+def with_times(lines, timed):
+    """Give lines the median seconds and peak memory of their setting in `timed`; and say which methods it lacks."""
+    timed_settings, replaced, lacking = {}, [], {}
+    for line in timed:
+        name = line["method"], str(line["config"])
+        timed_settings.setdefault(name, Setting(*name)).lines.append(line)
+    for line in lines:
+        setting = timed_settings.get((line["method"], str(line["config"])))
+        if setting is None:
+            replaced.append(line)
+            lacking[line["method"]] = None
+            continue
+        times = dict(seconds=setting.seconds, seconds_score=setting.over_lines("seconds_score", median),
+                     peak_bytes=setting.over_lines("peak_bytes", max))
+        replaced.append(line | {name: value for name, value in times.items() if value is not None})
+    if not timed or not lacking:
+        return replaced, ""
+    return replaced, (f"The timed lines lack {', '.join(lacking)}: seconds and memory are those of the lines "
+                      "themselves.")

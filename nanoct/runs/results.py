@@ -94,9 +94,13 @@ def n_core():
 
 def compare(lines, committed):
     """Pair lines with the committed lines of the same runs: [(line, committed line)], and lines without one."""
-    of = {key(line): line for line in committed}
-    keys = [(line, key(line)) for line in lines]
-    return [(line, of[at]) for line, at in keys if at in of], [line for line, at in keys if at not in of]
+    partners, pairs, own = {key(line): line for line in committed}, [], []
+    for line in lines:
+        if partner := partners.get(key(line)):
+            pairs.append((line, partner))
+        else:
+            own.append(line)
+    return pairs, own
 
 
 class Results:

@@ -21,7 +21,8 @@ from nanoct.fewshot import Demo, Task
 from nanoct.io.files import publish, replace_file
 from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
-from nanoct.runs.report import settings, table
+from nanoct.runs.stats import score_and_seconds, settings
+from nanoct.runs.table import table, tasks_a_world
 
 K = (2, 4, 8, 16, 32)
 TUNED = ("ct_kv", "ct_prompt", "ttt")
@@ -76,31 +77,43 @@ def fit(k, seconds):
     return np.linalg.lstsq(np.stack([k, k**2], 1) / seconds[:, None], np.ones_like(seconds), rcond=None)[0]
 
 
-def report(lines, timed, folder):
-    """Print the tables, write them to scaling.md, and draw scaling.png."""
-    folder, parts = Path(folder), []
-    n = sorted({len({line["task"] for line in lines if line["world"] == line_["world"]}) for line_ in lines})
-    by_k = {k: settings([line for line in lines if line["k"] == k]) for k in K}
-    worlds = list(dict.fromkeys(line["world"] for line in lines))
-    cell = lambda method, world, k: next((s.cell + (f" ({s.seconds:.2f})" if s.config else "")
-                                          for s in by_k[k].get(world, {}).get(method, [])), "")
-    pool = lines[0]["pool"].replace("_", "-")
-    parts.append(f"{pool} pool, {' or '.join(map(str, n))} tasks a world; score % ± s.e., in brackets seconds a task "
-                 "at the settings of the world's own k; empty: the context is too short")
-    rows = [[world, method, *(cell(method, world, k) for k in K)] for world in worlds for method in ("icl", *TUNED)]
-    parts.append(table(rows, ["world", "method", *(f"k = {k}" for k in K)]))
+def accuracy(by_k):
+    """The table of scores and seconds at every k. by_k: {k: settings of its lines}."""
+    worlds = dict.fromkeys(world for groups in by_k.values() for world in groups)
     rows = []
+    for world in worlds:
+        for method in ("icl", *TUNED):
+            cells = []
+            for groups in by_k.values():
+                among = groups.get(world, {}).get(method)
+                cells.append(score_and_seconds(among[0]) if among else "")
+            rows.append([world, method, *cells])
+    return table(rows, ["world", "method", *(f"k = {k}" for k in by_k)])
+
+
+def times(timed):
+    """The table of seconds of a pass at every k, with the fit. timed: lines of passes()."""
+    seconds, rows = {}, []
+    for line in timed:
+        seconds.setdefault((line["model"], line["method"]), {})[line["k"]] = line["seconds"]
     for model in dict.fromkeys(line["model"] for line in timed):
         for method in TUNED:
-            of = [line for line in timed if (line["model"], line["method"]) == (model, method)]
-            seconds = {line["k"]: line["seconds"] for line in of}
-            a, b = fit(list(seconds), list(seconds.values()))
-            rows.append([model, method, *(f"{1e3 * seconds[k]:.0f}" for k in K), f"{1e3 * a:.2f}", f"{1e3 * b:.3f}",
+            by_k = seconds[model, method]
+            a, b = fit(list(by_k), list(by_k.values()))
+            rows.append([model, method, *(f"{1e3 * by_k[k]:.0f}" for k in K), f"{1e3 * a:.2f}", f"{1e3 * b:.3f}",
                          f"{b * max(K) / (a + b * max(K)):.0%}"])
-    parts.append(f"One pass over k demos of {N_TOKEN} tokens, milliseconds, and the fit a·k + b·k²")
-    parts.append(table(rows, ["model", "method", *(f"k = {k}" for k in K), "a", "b", f"share of b·k² at {max(K)}"]))
-    written = "\n\n".join(parts) + "\n"
-    publish(written, folder / "scaling.md")
+    return table(rows, ["model", "method", *(f"k = {k}" for k in K), "a", "b", f"share of b·k² at {max(K)}"])
+
+
+def report(lines, timed, folder):
+    """Print the tables, write them to scaling.md, and draw scaling.png."""
+    folder, by_k = Path(folder), {}
+    for k in K:
+        by_k[k] = settings([line for line in lines if line["k"] == k])
+    head = (f"{tasks_a_world(lines)}; score % ± s.e., in brackets seconds a task at the settings of the world's own k; "
+            "empty: the context is too short")
+    of_passes = f"One pass over k demos of {N_TOKEN} tokens, milliseconds, and the fit a·k + b·k²"
+    publish("\n\n".join([head, accuracy(by_k), of_passes, times(timed)]) + "\n", folder / "scaling.md")
     from nanoct.runs import plots  # matplotlib is slow to import
 
     plots.scaling(by_k, timed, folder / "scaling.png")

@@ -10,6 +10,7 @@ tie. TTT+CT-KV keeps the settings chosen for TTT, as in the paper; only its CT-K
 """
 
 import json
+import math
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -17,33 +18,46 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.io.files import publish, replace_file
 from nanoct.methods import METHODS
-from nanoct.runs.report import complete, difference, highest, many, settings, table, varied, words
 from nanoct.runs.results import distinct
+from nanoct.runs.stats import complete, difference, highest, settings, varied
+from nanoct.runs.table import many, named_values, one_benchmark, seeds_of_demos, table
 
 N_TASK = 16  # of the validation pool of each world; a pool with fewer has several seeds of each task
 EXTEND = dict(lr=3, n_step=1)  # more steps cost more
 AFTER = {"ttt_ct_kv": "ttt"}  # {method: the method whose chosen settings it takes}
 
 
+def n_seed(world, n_task, n_pool):
+    """How many seeds each task of a world gets: where its pool is small, more make as many runs of each setting."""
+    n = math.ceil(N_TASK / n_task) if n_task == n_pool else 1
+    if n > 1:
+        print(f"{world}: the validation pool has {n_task} tasks, fewer than {N_TASK}: each gets {n} seeds.")
+    return n
+
+
 def grid(method, overridden, chosen):
     """The configs that a method starts with. chosen: {method: config} of this world; overridden: {field: [texts]}."""
-    first, names = AFTER.get(method), {f.name for f in fields(METHODS[method].Config)}
-    own = lambda name: f"{first}_{name}" if f"{first}_{name}" in names else name
-    values = {own(name): [value] for name, value in chosen.get(first, {}).items()}
+    first, names, values = AFTER.get(method), {f.name for f in fields(METHODS[method].Config)}, {}
+    for name, value in chosen.get(first, {}).items():
+        longer = f"{first}_{name}"
+        values[longer if longer in names else name] = [value]
     values |= getattr(METHODS[method], "SWEEP", {})
     return distinct(cli.configs(method, METHODS[method].Config, values, overridden))
 
 
 def choose(lines):
     """{world: {method: config}} of the highest mean score. If equal, fewer steps win, then the lower lr."""
-    return {world: {method: highest(among).config for method, among in methods.items() if among[0].config}
-            for world, methods in settings(lines).items()}
+    best = {}
+    for world, methods in settings(lines).items():
+        best[world] = {method: highest(among).config for method, among in methods.items() if among[0].config}
+    return best
 
 
 def paid(among):
     """Whether steps paid: the best setting minus the best one of fewer steps has a 95% interval above 0."""
-    n_step, best = lambda s: s.config.get("n_step", 0), highest(among)
-    fewer = [s for s in complete(among) if n_step(s) < n_step(best)]
+    best = highest(among)
+    n_step = best.config.get("n_step", 0)
+    fewer = [setting for setting in complete(among) if setting.config.get("n_step", 0) < n_step]
     centre, half = best.minus(highest(fewer)) if fewer else (0, 0)
     return centre > half
 
@@ -83,51 +97,94 @@ def search(worlds, methods, overridden, presets, do):
             print(f"{method} has no SWEEP, the values worth trying: it runs at its defaults.")
     start, tried, lines = {}, {}, []
     for is_after in (False, True):
-        best = choose(lines)
-        todo = {(world, method): grid(method, overridden.get(method, {}), presets.get(world, {}) | best.get(world, {}))
-                for world, method in product(worlds, methods) if (method in AFTER) == is_after}
+        best, todo = choose(lines), {}
+        for world, method in product(worlds, methods):
+            if (method in AFTER) == is_after:
+                chosen = presets.get(world, {}) | best.get(world, {})
+                todo[world, method] = grid(method, overridden.get(method, {}), chosen)
         start |= todo
         while todo:
-            tried = {at: tried.get(at, []) + todo.get(at, []) for at in start}
+            for pair, configs in todo.items():
+                tried[pair] = tried.get(pair, []) + configs
             lines += do(todo)
-            best, of = choose(lines), settings(lines)
-            beside = {(world, method): neighbours(best[world][method], tried[world, method], start[world, method],
-                                                  paid(of[world][method]))
-                      for world, method in todo if method in best.get(world, {})}
-            todo = {at: configs for at, configs in beside.items() if configs}
+            best, groups, following = choose(lines), settings(lines), {}
+            for world, method in todo:
+                if method not in best.get(world, {}):
+                    continue
+                more = neighbours(best[world][method], tried[world, method], start[world, method],
+                                  paid(groups[world][method]))
+                if more:
+                    following[world, method] = more
+            todo = following
     return lines, start
 
 
 def text(lines, start):
-    """All settings in Markdown, one table a world, each with its paired difference to the chosen one."""
-    groups, chosen = settings(lines), choose(lines)
-    of_world = {world: [line for line in lines if line["world"] == world] for world in groups}
-    parts = ["validation pool; " + "; ".join(f"{world}: {many(here, 'task')}, {many(here, 'seed')}"
-                                             for world, here in of_world.items())
-             + ". The chosen setting is bold, the highest mean. The difference to it is paired by task, with its 95% "
-             "interval; a tie is one whose interval holds 0. Added are neighbours of what was best; methods had up to "
-             f"{max(map(len, start.values()))} settings before."]
+    """All settings of the worlds in Markdown, one table a world, each with its paired difference to the chosen one."""
+    groups, scopes = settings(lines), []
+    for world in groups:
+        here = [line for line in lines if line["world"] == world]
+        scopes.append(f"{world}: {many(here, 'task')}, {many(here, 'seed')}")
+    parts = [f"validation pool; {'; '.join(scopes)}. The chosen setting is bold, the highest mean. The difference to "
+             "it is paired by task, with its 95% interval; a tie is one whose interval holds 0. Added are neighbours "
+             f"of what was best; methods had up to {max(map(len, start.values()))} settings before."]
     for world, methods in groups.items():
         rows, at_edge = [], []
         for method, among in methods.items():
-            best = next((s for s in among if s.config == chosen[world].get(method)), None)
-            for s in among:
-                cells = [words(varied(s, among)), s.cell]
-                marks = ["added"] * (s.config not in start[world, method])
-                if best and s is not best and len(s.lines) == len(best.lines):
-                    centre, half = s.minus(best)
-                    marks = ["tie"] * (abs(centre) <= half) + marks
-                if s is best:
+            best = highest(among)
+            for setting in among:
+                cells, marks = [named_values(varied(setting, among)), setting.cell], []
+                if setting is best and setting.config:
                     cells = [f"**{cell}**" for cell in cells]
-                rows.append([method, *cells, difference(s, best) if best and s is not best else "", ", ".join(marks)])
-            values = {name: [s.config[name] for s in among] for name in EXTEND if name in varied(among[0], among)}
-            at_edge += [f"{method} {name}={best.config[name]}" for name, of in values.items()
-                        if best.config[name] in (min(of), max(of))]
+                if is_tie(setting, best):
+                    marks.append("tie")
+                if setting.config not in start[world, method]:
+                    marks.append("added")
+                rows.append([method, *cells, minus_best(setting, best), ", ".join(marks)])
+            at_edge += [f"{method} {name}={best.config[name]}" for name in edges(best, among)]
         parts.append(table(rows, [world, "setting", "score % ± s.e.", "minus the chosen", ""]))
         if at_edge:
             parts.append(f"{world}: at the edge still, as a grid is extended so far and no farther, and to more steps "
                          f"only where steps paid: {', '.join(at_edge)}.")
     return "\n\n".join(parts) + "\n"
+
+
+def minus_best(setting, best):
+    """The difference to the best setting as text; nothing for the best itself."""
+    return "" if setting is best else difference(setting, best)
+
+
+def is_tie(setting, best):
+    """Whether a setting with as many lines as the best has an interval of the difference that holds 0."""
+    if setting is best or len(setting.lines) < len(best.lines):
+        return False
+    centre, half = setting.minus(best)
+    return abs(centre) <= half
+
+
+def edges(best, among):
+    """The names of EXTEND in which the settings vary and the best has the lowest or highest value of all."""
+    names = []
+    for name in EXTEND:
+        if name in varied(best, among):
+            values = [setting.config[name] for setting in among]
+            if best.config[name] in (min(values), max(values)):
+                names.append(name)
+    return names
+
+
+def report_public(lines, model, n_asked, folder):
+    """Print all settings on one benchmark, and write them to sweep.md. n_asked: runs of each that were asked for."""
+    rows, (methods,) = [], settings(lines).values()
+    for method, among in methods.items():
+        best = highest(among)  # never one that gave no result on some tasks
+        for setting in among:
+            is_chosen = setting is best and len(among) > 1
+            rows.append([method, named_values(varied(setting, among)), f"{len(setting.lines)} of {n_asked}",
+                         setting.cell, "best" if is_chosen else minus_best(setting, best), f"{setting.seconds:.1f}"])
+    header = ["method", "setting", "runs", "score % ± s.e.", "minus the best, 95%", "s to adapt"]
+    head = f"{one_benchmark(lines, model)}, {seeds_of_demos(lines)}; differences are over the runs that both have"
+    publish(f"{head}\n\n{table(rows, header)}\n", folder / "sweep.md")
 
 
 def report(lines, start, folder):

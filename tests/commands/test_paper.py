@@ -17,16 +17,17 @@ import torch
 from helpers import DATA, random_task, saved_llama, small_bbh, tiny_llama
 
 from nanoct import cli, paper
-from nanoct.benchmarks import words
+from nanoct.benchmarks import bbh, words
 from nanoct.benchmarks.common import Counts
 from nanoct.benchmarks.presets import PUBLISHED, SETTINGS, SWEEPS
-from nanoct.costs import memory
+from nanoct.costs import forecast, memory
 from nanoct.fewshot import Adapted, Query
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import save_model
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
-from nanoct.runs import ablations, public, stats
+from nanoct.runs import ablations, public, report, stats, sweep
+from nanoct.runs import job as driver
 from nanoct.runs.results import key, read
 from nanoct.score import evaluate
 
@@ -80,17 +81,18 @@ def test_all_methods_in_a_table_beside_the_papers(model, data, tmp_path, monkeyp
 
 def test_ties_are_said_and_valid_is_shown_where_lines_have_it(tmp_path, capsys):
     """Lines of an older version have neither: a blank cell, or no column at all."""
-    args = SimpleNamespace(tasks=["a"], seeds=[1, 2], benchmark="bbh", model="m", pool="test", k=2, out=tmp_path)
-    line = dict(world="bbh", task="a", config={}, score=0.5, seconds=1.0, dtype="float32", n_query=20, n_trained=0)
+    line = dict(world="bbh", pool="test", k=2, task="a", config={}, score=0.5, seconds=1.0, dtype="float32",
+                n_query=20, n_trained=0)
     of = lambda method, **more: [dict(line, method=method, seed=seed, **more) for seed in (1, 2)]
     alike = {("a", seed): (0.5, 0.25) for seed in (1, 2)}
-    public.report([*of("icl"), *of("ct_kv", valid=0.345, tied=3), *of("lora", valid=0.0)], args, alike)
+    lines = [*of("icl"), *of("ct_kv", valid=0.345, tied=3), *of("lora", valid=0.0)]
+    report.report_public(lines, "m", 2, tmp_path, alike)
     said = capsys.readouterr().out
     valid = {row.split("|")[1].strip(): row.split("|")[-6].strip() for row in said.splitlines() if row.count("|") == 11}
     assert "Options tie for the lowest loss in 6 queries of 2 of the 6 runs." in said
     assert valid["method"] == "valid %" and valid["ct_kv"] == "34" and valid["icl"] == "" and valid["lora"] == "0"
-    assert valid[public.CONSTANT[0]] == valid[public.CONSTANT[1]] == ""
-    public.report([*of("icl"), *of("ct_kv")], args, alike)
+    assert valid[report.CONSTANT[0]] == valid[report.CONSTANT[1]] == ""
+    report.report_public([*of("icl"), *of("ct_kv")], "m", 2, tmp_path, alike)
     assert "valid" not in (said := capsys.readouterr().out) and "tie" not in said
 
 
@@ -102,7 +104,7 @@ def test_tokens_that_are_counted_are_those_that_are_scored():
         task.queries = [Query(q.x, q.y, q.options if metric == "accuracy" else None) for q in task.queries]
         sizes.clear()
         evaluate(Adapted(model), replace(task, metric=metric))
-        assert paper.lengths_of(replace(task, metric=metric)).scored == sum(sizes)
+        assert forecast.lengths_of(replace(task, metric=metric)).scored == sum(sizes)
 
 
 def test_a_second_start_goes_on(model, data, tmp_path, monkeypatch, capsys):
@@ -211,7 +213,7 @@ def test_out_of_memory_anywhere_is_one_sentence(capsys, error, is_one):
 
 def test_a_broken_file_stops_the_job_before_a_model_is_loaded(model, data, tmp_path, monkeypatch):
     (shutil.copytree(data, tmp_path / "data") / "bbh" / "words.json").write_text('{"examples": [{"inp')
-    monkeypatch.setattr(paper, "load_model", None)
+    monkeypatch.setattr(driver, "load_model", None)
     with pytest.raises(ValueError, match="words.json is not JSON"):
         run(monkeypatch, *job(model, tmp_path / "data", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -251,7 +253,7 @@ def test_the_table_is_over_what_all_methods_did(model, data, tmp_path, monkeypat
         return dict(score=score, seconds=1, seconds_score=1, peak_bytes=10**9, n_trained=3, loss=None, device="x",
                     n_query=3 if seed == 2 else 30), None
 
-    monkeypatch.setattr(paper, "measure", measured)
+    monkeypatch.setattr(driver, "measure", measured)
     run(monkeypatch, *job(model, data, tmp_path, "--methods", "icl", "ct_kv", "ttt", "--seeds", 1, 2, 3))
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "bbh, " in table and ": 2 tasks of the test pool" in table
@@ -305,7 +307,7 @@ def test_a_number_of_processes_without_their_master_is_no_torchrun(model, data, 
 def test_equal_values_of_a_setting_are_one(model, data, tmp_path, monkeypatch):
     more = ("--methods", "ct_kv", "--set", "ct_kv.lr=1e-3,0.001,1e-2,.0010")
     monkeypatch.setattr(sys, "argv", ["paper", *job(model, data, tmp_path, *more)])
-    assert [config["lr"] for config in paper.parse().configs["ct_kv"]] == [1e-3, 1e-2]
+    assert [config["lr"] for _, config, *_ in paper.parse().variants["bbh"]] == [1e-3, 1e-2]
 
 
 def test_a_method_that_the_paper_and_the_estimate_do_not_know(model, data, tmp_path, monkeypatch, capsys):
@@ -334,7 +336,7 @@ def test_a_method_that_the_paper_and_the_estimate_do_not_know(model, data, tmp_p
 
 
 def test_dry_run_loads_no_weights(model, data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(paper, "load_model", None)
+    monkeypatch.setattr(driver, "load_model", None)
     run(monkeypatch, *job(model, data, tmp_path, "--dry-run"))
     said = capsys.readouterr().out
     assert all(f"| {method} " in said for method in METHODS) and "2 tasks" in said
@@ -394,7 +396,7 @@ def test_pools_and_the_folder_are_said_in_a_sentence(model, data, own_words, mon
 def test_scores_stand_beside_those_of_answering_alike(model, data, tmp_path, monkeypatch):
     run(monkeypatch, *job(model, data, tmp_path, "--seeds", "42", "--methods", "icl", "zero_shot"))
     rows = cells_of((tmp_path / "table.md").read_text())
-    task = {name: paper.BENCHMARKS["bbh"].make_task(data, name, load_tokenizer("bytes"), 42, 2) for name in
+    task = {name: driver.PUBLIC["bbh"].make_task(data, name, load_tokenizer("bytes"), 42, 2) for name in
             ("sums", "words")}
     best = [max(Counter(map(str, (q.y for q in t.queries))).values()) / 4 for t, _ in task.values()]
     assert rows["always the most frequent answer"][1].startswith(f"{50 * sum(best):.1f} ±")
@@ -467,7 +469,7 @@ def test_words_has_lists_and_pools_of_its_own(model, own_words, tmp_path, monkey
     for more, pool in ((), "test"), (("--pool", "validation"), "validation"), (("--data", "words"), "test"):
         monkeypatch.setattr(sys, "argv", ["paper", *words_job(model, tmp_path, *more)])
         args = paper.parse()
-        assert (args.pool, args.tasks, args.seeds) == (pool, words.POOLS[pool], [42, 43, 44])
+        assert (args.pool, args.tasks, args.seeds) == (pool, dict(words=words.POOLS[pool]), dict(words=[42, 43, 44]))
 
 
 def test_a_sweep_runs_every_setting_on_validation_tasks_and_compares_them(model, data, tmp_path, monkeypatch, capsys):
@@ -486,8 +488,8 @@ def test_a_sweep_runs_every_setting_on_validation_tasks_and_compares_them(model,
     points = r"[+-]\d+\.\d ± \d+\.\d( \(all equal\))?"
     assert sorted(bool(re.fullmatch(points, row[4])) for row in ours) == [False, True, True, True]
     assert [row[4] for row in ours].count("best") == 1 and [row[4] for row in rows if row[0] == "icl"] == [""]
-    monkeypatch.setattr(paper, "execute", lambda runs, *_: [dict(run, score=0, seconds=0) for run in runs])
-    monkeypatch.setattr(paper, "report_sweep", lambda lines, args: seen.extend(lines))
+    monkeypatch.setattr(driver, "execute", lambda runs, *_: [dict(run, score=0, seconds=0) for run in runs])
+    monkeypatch.setattr(sweep, "report_public", lambda lines, *_: seen.extend(lines))
     seen = []  # a benchmark without a list of its own takes that of words
     run(monkeypatch, *job(model, data, tmp_path / "bbh", "--sweep", "--methods", "ttt"))
     assert {(line["config"]["lr"], line["seed"]) for line in seen} == {(lr, 42) for lr in (1e-4, 3e-4, 1e-3, 3e-3)}
@@ -499,9 +501,9 @@ def test_bbhs_sentence_on_the_answer_can_be_left_out_and_is_in_the_line(model, d
         run(monkeypatch, *job(model, data, tmp_path, *more, *form))
     lines = read(tmp_path / "results.jsonl")
     assert [line["form"] for line in lines] == [True, False]
-    make = lambda **form: paper.bbh.make_task(data, "sums", load_tokenizer("bytes"), 42, 2, **form)[0].instruction
-    spied = Mock(wraps=paper.bbh.make_task)
-    monkeypatch.setattr(paper.bbh, "make_task", spied)
+    make = lambda **form: bbh.make_task(data, "sums", load_tokenizer("bytes"), 42, 2, **form)[0].instruction
+    spied = Mock(wraps=bbh.make_task)
+    monkeypatch.setattr(bbh, "make_task", spied)
     run(monkeypatch, *job(model, data, tmp_path / "new", *more, "--no-form"))
     assert all(call.kwargs == {"form": False} for call in spied.call_args_list) and make() != make(form=False)
     run(monkeypatch, *words_job(model, tmp_path / "words", "--tasks", "capital", *more[:4]))
@@ -527,8 +529,7 @@ def test_presets_are_settings_of_the_methods(benchmark):
     assert list(PUBLISHED.get(benchmark, METHODS)) == list(METHODS)
     swept = SWEEPS.get(benchmark, SWEEPS["words"])
     assert swept.keys() == METHODS.keys() - {"zero_shot", "icl"}
-    args = SimpleNamespace(benchmark=benchmark, sweep=True)
-    made = {m: cli.configs(m, METHODS[m].Config, paper.values(m, args), {}) for m in METHODS}
+    made = {m: public.listed(benchmark, m, {}) for m in METHODS}
     assert {len(made[m]) for m in swept} == {8} and len(made["icl"]) == 1  # as many for every method
 
 
@@ -573,7 +574,7 @@ def test_presets_are_the_papers(row):
     ("bbh", 18, Counts(180, 4008, 177)), ("arc", 200, Counts(703, 212, 2))])
 def test_counts_on_the_public_files_with_llamas_tokenizer(benchmark, n_task, counts):
     """The table of nanoct/benchmarks/README.md: the paper's k, lengths, and first seed."""
-    reader, tokenizer = paper.BENCHMARKS[benchmark], load_tokenizer(DATA / "llama3_tokenizer")
+    reader, tokenizer = driver.PUBLIC[benchmark], load_tokenizer(DATA / "llama3_tokenizer")
     tasks = reader.tasks(DATA / benchmark)
     if len(tasks) != n_task:
         pytest.skip(f"{DATA / benchmark} has {len(tasks)} tasks, and the table is about {n_task}")
@@ -620,7 +621,7 @@ def test_two_processes_are_as_one_also_after_a_kill(model, data, tmp_path, monke
     second = torchrun(*job(model, data, tmp_path / "two", *more))
     out, err = second.communicate(timeout=120)
     assert second.returncode == 0, err
-    assert "24 of 24 runs" in out and out.count("| ct_kv ") == 1  # one of the processes reports
+    assert "24 of 24 runs" in out and out.count("\n| ct_kv ") == 1  # one of the processes reports
     run(monkeypatch, *job(model, data, tmp_path / "one", *more))
     one, two = read(tmp_path / "one" / "results.jsonl"), read(file)
     assert len(two) == 24 and same(one) == same(two)
@@ -640,7 +641,7 @@ def counted(monkeypatch):
         score = sum(ord("a") in query.y for query in task.queries) / len(task.queries)
         return dict(score=score, seconds=1, n_query=len(task.queries), n_trained=0), None
 
-    monkeypatch.setattr(paper, "measure", measured)
+    monkeypatch.setattr(driver, "measure", measured)
 
 
 def test_other_data_with_the_same_out_are_other_runs(model, data, tmp_path, monkeypatch, capsys, counted):

@@ -11,7 +11,7 @@ from helpers import tiny_llama
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from nanoct import pretrain
+from nanoct import cli, pretrain
 from nanoct.benchmarks import nano
 from nanoct.benchmarks.nano import facts, grids, lexicon, strings
 from nanoct.io import files, training

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
 from dataclasses import asdict, dataclass
 from math import isclose, isnan, sqrt
 from types import SimpleNamespace
@@ -15,12 +14,13 @@ import pytest
 from helpers import line, text_of
 
 from nanoct import cli
-from nanoct import reproduce as command
 from nanoct.benchmarks import nano
 from nanoct.io.weights import fingerprint, load_model, save_model
 from nanoct.methods import METHODS, icl
-from nanoct.reproduce import brief, configs, main, parse, plan, variants
+from nanoct.reproduce import main, parse
+from nanoct.runs import job as driver
 from nanoct.runs import plots, report, results, stats
+from nanoct.runs.worlds import brief, configs, variants
 
 SHORT = [word for method, module in METHODS.items() if method != "ct_kv" for field in ("n_step", "ttt_n_step", "batch")
          if field in module.Config.__dataclass_fields__ for word in ("--set", f"{method}.{field}=1")]
@@ -189,30 +189,27 @@ def test_the_setting_that_was_chosen_lies_on_the_curve():
 
 
 def test_plan_interleaves_the_worlds(model_folder):
-    args = Namespace(world=["strings", "facts"], tasks={"strings": ["a", "b", "c"], "facts": ["d"]},
-                     seeds=dict.fromkeys(["strings", "facts"], [0, 1]), pool="p", k=None,
-                     methods=["icl", "bayes_all"], set={}, ablations=False, scaling=False,
-                     model=None)
-    runs = plan(args, {"strings": "S", "facts": "F"}, variants(args))
+    job = driver.Job(benchmarks=["strings", "facts"], tasks={"strings": ["a", "b", "c"], "facts": ["d"]},
+                     seeds=dict.fromkeys(["strings", "facts"], [0, 1]), pool="p", methods=["icl", "bayes_all"], set={})
+    runs = driver.plan(job, {"strings": "S", "facts": "F"}, variants(job))
     assert [(run["task"], run["seed"], run["method"]) for run in runs[:5]] == [
         ("a", 0, "icl"), ("a", 0, "bayes_all"), ("a", 1, "icl"), ("a", 1, "bayes_all"), ("d", 0, "icl")]
     of = {(run["world"], run["model"], run["k"]) for run in runs}
     assert len(runs) == 4 * 2 * 2 and of == {("strings", "S", 10), ("facts", "F", 16)}
 
 
-def test_the_main_job_leaves_out_what_took_long_and_says_so(tmp_path, monkeypatch, capsys):
+def test_the_main_job_leaves_out_what_took_long_and_says_so(capsys):
     lines = [line(m, "a", seed, seconds=s, config=dict(n_step=n), world=w)  # of model "m"
              for m, n, s, w in [("ttt", 8, 9.9, "grids"), ("ttt", 32, 10.1, "grids"), ("ttt", 32, 10, "facts"),
                                 ("dora", 32, 99, "strings")] for seed in (0, 1, 2)]
     lines += [line("ct_kv", "a", seed, seconds=s, world="grids") for seed, s in enumerate((1, 2, 99))]  # by the median
-    (tmp_path / "full.jsonl").write_text("".join(json.dumps(l) + "\n" for l in lines))
-    monkeypatch.setattr("nanoct.reproduce.COMMITTED", tmp_path / "full.jsonl")
+    lines = [results.completed(l) for l in lines]
     whole = lambda method, **config: (method, asdict(METHODS[method].Config(**config)), 10, 0.0)
     every = [whole("ttt", n_step=8), whole("ttt", n_step=32), whole("ct_kv")]
-    left = brief(dict(grids=every, facts=every), dict(grids="m", facts="m"))
+    left = brief(dict(grids=every, facts=every), dict(grids="m", facts="m"), lines)
     assert left == dict(grids=[every[0], every[2]], facts=every)
     assert capsys.readouterr().out == "Runs of over 10 seconds are left to --full: ttt in grids.\n"
-    assert brief(dict(grids=every), dict(grids="another")) == dict(grids=every) and not capsys.readouterr().out
+    assert brief(dict(grids=every), dict(grids="another"), lines) == dict(grids=every) and not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments, is_brief", [
@@ -231,10 +228,10 @@ def test_the_job_itself_leaves_them_out(arguments, left_out, model_folder, tmp_p
     lines = [line("dora", "a", config=slow, world="facts", seconds=11) | dict(model=fingerprint(
         load_model(model_folder, "cpu", "float32")))]
     (tmp_path / "full.jsonl").write_text(json.dumps(lines[0]) + "\n")
-    monkeypatch.setattr("nanoct.reproduce.COMMITTED", tmp_path / "full.jsonl")
+    monkeypatch.setattr("nanoct.runs.worlds.COMMITTED", tmp_path / "full.jsonl")
     asked = []
-    monkeypatch.setattr("nanoct.reproduce.execute", lambda runs, *_: asked.extend(runs) or lines)
-    monkeypatch.setattr("nanoct.reproduce.show", lambda *_: None)
+    monkeypatch.setattr("nanoct.runs.job.execute", lambda runs, *_: asked.extend(runs) or lines)
+    monkeypatch.setattr("nanoct.runs.worlds.against_committed", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["reproduce", "--model", str(model_folder), "--world", "facts", "--out",
                                       str(tmp_path), *arguments])
     main()
@@ -392,12 +389,12 @@ def test_methods_have_a_label_and_a_colour_of_their_own(monkeypatch):
 @pytest.mark.parametrize("world", list(nano.WORLDS))
 def test_the_divergence_is_asked_of_the_tokens_that_the_methods_read(world, monkeypatch):
     seen = []
-    monkeypatch.setattr(command.bayes, "divergence", lambda adapted, predicted, asked: seen.extend(asked) or 0.0)
-    command.prepare(str(nano.FOLDER), "cpu")
+    monkeypatch.setattr(nano.bayes, "divergence", lambda adapted, predicted, asked: seen.extend(asked) or 0.0)
+    driver.prepare(driver.Job(model=str(nano.FOLDER), device="cpu"))
     name = nano.WORLDS[world].pools()["held_out"][0]
     k = nano.WORLDS[world].k
-    command.work(dict(world=world, pool="held_out", k=k, method="icl", config={}, task=name, seed=0, wrong=0.0))
-    task = nano.make_task(world, name, command.load(world)[1], 0)
+    driver.work(dict(world=world, pool="held_out", k=k, method="icl", config={}, task=name, seed=0, wrong=0.0))
+    task = nano.make_task(world, name, driver.load(world)[1], 0)
     assert len(seen) == len(task.queries)
     for asked, query in zip(seen, task.queries):
         assert all(x == query.x for x, _ in asked.values()) and query.y in [y for _, y in asked.values()]

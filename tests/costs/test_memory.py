@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanoct.benchmarks.presets import SETTINGS
 from nanoct.costs import memory
+from nanoct.costs.forecast import lengths_of
 from nanoct.costs.memory import Lengths, estimate, measure
 from nanoct.costs.task import random_task
 from nanoct.fewshot import Text
@@ -19,7 +20,6 @@ from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.io.files import read_json_lines
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
-from nanoct.paper import lengths_of
 from nanoct.score import evaluate
 
 H100 = Path(__file__).parents[2] / "weights/nano/results/h100"

@@ -98,7 +98,7 @@ def test_the_jobs_from_end_to_end(job, model_folder, tmp_path, monkeypatch):  # 
     monkeypatch.setattr(scaling, "K", (2, 5, 32))
     monkeypatch.setattr(scaling, "N_PASS", 1)
     short = {method: {f: 1 for f in ("n_step", "batch") if f in base(method)} for method in METHODS}
-    monkeypatch.setattr("nanoct.reproduce.read_settings", lambda: {world: short for world in WORLDS})
+    monkeypatch.setattr("nanoct.runs.worlds.read_settings", lambda: {world: short for world in WORLDS})
     monkeypatch.setattr(sys, "argv", ["reproduce", "--model", str(model_folder), "--world", "grids", "facts", "--tasks",
                                       "1", job, "--out", str(tmp_path), "--workers", "2"])
     main()
@@ -122,7 +122,7 @@ def test_the_jobs_from_end_to_end(job, model_folder, tmp_path, monkeypatch):  # 
 
 def test_ablations_are_not_compared_with_one_that_came_to_no_result(model_folder, tmp_path, monkeypatch):  # noqa: F811
     all_but_one = lambda runs, *_: [dict(run, score=0, seconds=0) for run in runs[1:]]
-    monkeypatch.setattr("nanoct.reproduce.execute", all_but_one)
+    monkeypatch.setattr("nanoct.runs.job.execute", all_but_one)
     monkeypatch.setattr(sys, "argv", ["reproduce", "--model", str(model_folder), "--world", "facts", "--tasks", "1",
                                       "--ablations", "--out", str(tmp_path)])
     with pytest.raises(ValueError, match="1 of 17 runs came to no result"):

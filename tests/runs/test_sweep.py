@@ -9,8 +9,9 @@ import pytest
 from helpers import line
 
 from nanoct.benchmarks import nano
+from nanoct.benchmarks.nano import read_settings
 from nanoct.methods import METHODS
-from nanoct.reproduce import main, read_settings
+from nanoct.reproduce import main
 from nanoct.runs import results, stats, sweep
 from nanoct.runs.sweep import beyond, choose, grid, neighbours, search
 
@@ -142,7 +143,7 @@ def test_the_job_extends_and_chooses(model_folder, tmp_path, monkeypatch, capsys
         near = lambda c: 1 / (1 + abs(log10(c["lr"] / .3)) + abs(log10(c["n_step"] / 8))) if c else 0
         return [dict(run, score=near(run["config"]), seconds=1.0) for run in runs]
 
-    monkeypatch.setattr("nanoct.reproduce.execute", execute)
+    monkeypatch.setattr("nanoct.runs.job.execute", execute)
     monkeypatch.setattr(sys, "argv", ["reproduce", "--model", str(model_folder), "--world", "strings", "facts", "--out",
                                       str(tmp_path), "--methods", "icl", "ct_kv", "bayes_all", "--sweep"])
     main()

@@ -65,3 +65,20 @@ def make_task(world, name, tokenizer, seed, k=None, n_query=None, wrong=0.0):
         instruction=[tokenizer.bos_id],
         metric=world.metric,
     )
+
+
+def pick(world, pool, asked, default):
+    """The tasks of a world's pool that are asked for: names, or one text that is a number; without any, `default`.
+
+    Raises ValueError on a number or a name that the pool lacks.
+    """
+    names = WORLDS[world].pools()[pool]
+    if asked and not (len(asked) == 1 and asked[0].isdecimal()):
+        if unknown := [name for name in asked if name not in names]:
+            raise ValueError(f"--tasks: {unknown[0]!r} is not in the {pool} pool of {world}; `python -m "
+                             f"nanoct.benchmarks.nano --world {world} --pool {pool}` lists it.")
+        return list(dict.fromkeys(asked))
+    n = int(asked[0]) if asked else min(default or len(names), len(names))
+    if not 1 <= n <= len(names):
+        raise ValueError(f"--tasks {n}: the {pool} pool of {world} has {len(names)} tasks.")
+    return names[:n]

@@ -5,7 +5,7 @@ from statistics import mean
 
 from nanoct import score
 from nanoct.runs import sweep
-from nanoct.runs.report import Setting
+from nanoct.runs.stats import Setting
 
 
 def macro_f1(predicted, gold):
