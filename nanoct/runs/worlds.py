@@ -6,6 +6,7 @@ points. Settings whose committed runs took over LONG seconds are left to --full.
 
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -72,26 +73,30 @@ def configs(method, chosen, overrides):
 
 def variants(job):
     """What to run on every task of each world."""
-    presets, found = read_settings(), {}
+    presets, of_worlds = read_settings(), {}
     for world in job.benchmarks:
         chosen, k = presets.get(world, {}), job.k or BENCHMARKS[world].K
-        base = lambda method, chosen=chosen: asdict(METHODS[method].Config(**chosen.get(method, {})))
         if job.ablations:
-            found[world] = ablations.variants(k, base)
+            of_worlds[world] = ablations.variants(k, partial(preset, chosen))
         elif job.scaling:
-            found[world] = scaling.variants(k, base)
+            of_worlds[world] = scaling.variants(k, partial(preset, chosen))
         else:
-            found[world] = [(method, config, k, 0.0) for method in job.methods
-                            for config in configs(method, chosen.get(method, {}), job.set)]
-    return found
+            of_worlds[world] = [(method, config, k, 0.0) for method in job.methods
+                                for config in configs(method, chosen.get(method, {}), job.set)]
+    return of_worlds
+
+
+def preset(chosen, method):
+    """The whole config of a method, with the values chosen {method: config} for it."""
+    return asdict(METHODS[method].Config(**chosen.get(method, {})))
 
 
 def brief(variants, ids, committed):
     """The variants without those whose committed runs took more than LONG seconds; says which these are."""
-    lines, slow = [line for line in committed if line["model"] in ids.values()], []
+    lines, slow = [line for line in committed if line["model"] in ids.values() and line["world"] in variants], []
     for world, methods in settings(lines).items():
-        for among in methods.values():
-            slow += [(world, s.method, s.config) for s in among if world in variants and s.seconds > LONG]
+        for method, among in methods.items():
+            slow += [(world, method, setting.config) for setting in among if setting.seconds > LONG]
     if slow:
         named = ", ".join(f"{method} in {world}" for world, method, _ in slow)
         print(f"Runs of over {LONG} seconds are left to --full: {named}.")
