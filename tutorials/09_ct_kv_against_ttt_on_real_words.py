@@ -185,7 +185,7 @@ for name, task in tasks.items():
 # %%
 of = {method: Setting(method, {}, [line for line in live if line["method"] == method]) for method in SIX}
 rows = [[label(m), f"{s.score:.1f}", f"{s.score - of['icl'].score:+.1f}", f"{s.seconds:.1f}",
-         f"{s.mean('peak_bytes') / 1e9:.1f}"] for m, s in of.items()]
+         f"{s.over_lines('peak_bytes', mean) / 1e9:.1f}"] for m, s in of.items()]
 print(table(rows, ["method", "right, %", "minus ICL", "seconds", "peak GB"]))
 best = max(SIX, key=lambda method: of[method].score)
 print(f"most answers: {label(best)}; you said {my_guess}")

@@ -16,6 +16,7 @@ import random
 import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 
 import torch
@@ -248,9 +249,9 @@ def verdict(a, b):
 
 mine_is = stands["scale and shift"]
 rows = [[f"scale and shift - {label(name)}", difference(mine_is, stands[name]), verdict(mine_is, stands[name]),
-         f"{stands[name].mean('n_trained'):,.0f}"] for name in ("icl", "ct_kv")]
+         f"{stands[name].over_lines('n_trained', mean):,.0f}"] for name in ("icl", "ct_kv")]
 print(table(rows, ["difference", "points, 95%", "verdict", "the other trains"]))
-print(f"scale and shift trains {mine_is.mean('n_trained'):,.0f} numbers")
+print(f"scale and shift trains {mine_is.over_lines('n_trained', mean):,.0f} numbers")
 claim(mine_is.minus(stands["icl"])[0] > 5, "scale and shift answers more than ICL, by five points and more")
 
 # %% [markdown]
