@@ -1,5 +1,6 @@
 """reproduce and paper where the disk is full, are killed, or are started twice: nothing lost, nothing doubled."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -88,7 +89,9 @@ def test_killed_and_started_twice(job, tmp_path, monkeypatch, capsys):
     deadline = time.monotonic() + 100
     while count() < 2 and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(first.pid, signal.SIGSTOP)  # or it may be at its end before the second begins
+    with file.open("ab") as held:  # not while it appends a line, for whose end the second would wait for ever
+        fcntl.flock(held, fcntl.LOCK_EX)
+        os.kill(first.pid, signal.SIGSTOP)  # or it may be at its end before the second begins
     code, said = go(name, slow, monkeypatch, capsys)
     assert code == 2 and f"error: another process is at work in {tmp_path}" in said.splitlines()[-1]
     first.kill()
