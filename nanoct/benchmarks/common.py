@@ -94,9 +94,14 @@ def fill(task, queries, counts, length, limit=None, patience=None):
         if in_row == patience:
             counts.given_up = 1
             break
-    given = {tuple(demo.x) for demo in task.demos}
-    counts.queries, counts.repeats = len(task.queries), sum(tuple(query.x) in given for query in task.queries)
+    counts.queries, counts.repeats = len(task.queries), n_repeat(task)
     return task, counts
+
+
+def n_repeat(task):
+    """How many queries have the input of a demo."""
+    given = {tuple(demo.x) for demo in task.demos}
+    return sum(tuple(query.x) in given for query in task.queries)
 
 
 def show(task, tokenizer, n):

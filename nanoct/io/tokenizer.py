@@ -69,7 +69,7 @@ class Tokenizer:
     def __init__(self, source, pattern, merges, ids, special, plain=(), prefix_space=False, nfc=False, late=(),
                  bos_id=None, eos_id=None, adds_bos=False):
         self.source, self.special, self.plain, self.prefix_space = source, special, dict(plain), prefix_space
-        self.bos_id, self.eos_id, self._nfc, self._beyond = bos_id, eos_id, nfc, {}
+        self.bos_id, self.eos_id, self._nfc, self._beyond, self._padding = bos_id, eos_id, nfc, {}, {}
         self.adds_bos, self._pattern = adds_bos and self.bos_id is not None, pattern
         added = self.plain | special
         self._first = {name: name for name in added if name not in late}  # what is looked for: its name
@@ -159,11 +159,16 @@ class Tokenizer:
             raise ValueError(f"{self.source} has {self.vocab_size} tokens and the model {vocab_size}: they do not "
                              "belong together; give the model's own tokenizer.")
         self._beyond = beyond
+        self._padding = dict.fromkeys(range(self.vocab_size, vocab_size), "\ufffd".encode())  # a model may say them
 
     def decode(self, ids) -> str:
-        """Text of `ids`, special tokens by name, invalid UTF-8 as U+FFFD. Raises ValueError for an id of no token."""
+        """Text of `ids`, special tokens by name; U+FFFD for invalid UTF-8 and for ids that pad the model's vocabulary.
+
+        Raises ValueError for another id of no token.
+        """
         try:
-            return b"".join(self._bytes[int(i)] for i in ids).decode(errors="replace")
+            parts = [self._bytes[i] if i in self._bytes else self._padding[i] for i in map(int, ids)]
+            return b"".join(parts).decode(errors="replace")
         except KeyError as error:
             raise ValueError(f"no token has id {error}: {self.source} has ids 0 to {self.vocab_size - 1}") from None
 
@@ -300,7 +305,8 @@ def _hugging_face(path):
         if left + right not in model["vocab"]:
             raise ValueError(f"its merge {merge!r:.60} makes no token of its vocabulary")
         made.setdefault(left + right)
-    ids = {_as_bytes(token): i for token, i in model["vocab"].items() if token in made or token not in added}
+    ids = {_as_bytes(token): i for token, i in model["vocab"].items()
+           if token in made or token not in added or token in BYTE_OF}  # an added token that is a byte is still that
     merges = dict.fromkeys(token for token in ids if len(token) == 1) | dict.fromkeys(map(_as_bytes, made))
     # tiktoken looks for a whole piece before it merges, as ignore_merges does. Without ignore_merges, a token that no
     # merge makes must never be found, so it gets no rank. (In a trained vocabulary, merging makes every token.)

@@ -11,7 +11,6 @@ to its device and dtype, so there is one copy of the model in memory.
 
 import hashlib
 import json
-import math
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -28,8 +27,8 @@ from nanoct.model import Llama, LlamaConfig
 SIZES = dict(vocab_size="vocab_size", n_layer="num_hidden_layers", n_head="num_attention_heads",
              n_embd="hidden_size", n_ffn="intermediate_size", n_position="max_position_embeddings")
 # model_type -> what its files leave out, where that is not as in Llama's
-FAMILIES = {"llama": dict(use_sliding_window=True), "mistral": dict(use_sliding_window=True, sliding_window=4096),
-            "qwen2": {}, "qwen3": dict(head_dim=128), "olmo2": {},
+FAMILIES = {"llama": {}, "mistral": dict(sliding_window=4096), "qwen2": dict(sliding_window=4096, max_window_layers=28),
+            "qwen3": dict(head_dim=128, sliding_window=4096, max_window_layers=28), "olmo2": {},
             "smollm3": dict(tie_word_embeddings=True, rope_theta=2e6)}
 # Further settings of these files. model.py computes only these values of them, and any other is refused.
 PLAIN = dict(hidden_act="silu", mlp_bias=False, rope_interleaved=False, partial_rotary_factor=1.0,
@@ -130,6 +129,23 @@ def _check_fits(folder, tensors, shapes):
                          + "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names) + ".")
 
 
+def slides(family, c, n_layer):
+    """Whether a layer of a config.json c attends to its sliding_window alone, by transformers' rules.
+
+    Raises ValueError if a layer is of another kind.
+    """
+    kinds = c.get("layer_types")
+    if kinds is not None and (len(kinds) != n_layer or not {"full_attention", "sliding_attention"} >= set(kinds)):
+        raise ValueError(f"layer_types is {str(kinds):.80}; nanoct's Llama has full attention in each of its "
+                         f"{n_layer} layers")
+    if family == "mistral" or kinds is None and family in ("llama", "olmo2"):
+        return True  # in Llama's and OLMo-2's own files there is no sliding_window
+    if kinds is not None:
+        return "sliding_attention" in kinds
+    first = c["max_window_layers"] if family in ("qwen2", "qwen3") else 0  # the first layer that has a window
+    return bool(c.get("use_sliding_window")) and first < n_layer
+
+
 def _check_room(folder, config, tensors):
     """Raise ValueError on sizes far above those of the tensors. Building such a model first could take minutes."""
     longest = max((side for tensor in tensors for side in tensor.get_shape()), default=0)
@@ -177,7 +193,9 @@ def _family(c):
 
     Raises ValueError if there is none.
     """
-    if c.norm_after != (c.qk_norm == "width") or c.output_bias > c.attention_bias or c.no_rope and c.qk_norm:
+    is_qwen2 = c.attention_bias and not (c.output_bias or c.qk_norm or c.no_rope)
+    one_bias = c.attention_bias != c.output_bias and not is_qwen2
+    if c.norm_after != (c.qk_norm == "width") or one_bias or c.no_rope and c.qk_norm:
         raise ValueError(f"no public family computes {c}: it cannot be saved as one of transformers' models.")
     if c.norm_after:
         return "Olmo2", {}
@@ -185,7 +203,7 @@ def _family(c):
         return "Qwen3", {}
     if c.no_rope:
         return "SmolLM3", dict(no_rope_layers=[int(layer not in c.no_rope) for layer in range(c.n_layer)])
-    return ("Qwen2" if c.attention_bias and not c.output_bias else "Llama"), {}
+    return ("Qwen2" if is_qwen2 else "Llama"), {}
 
 
 def fingerprint(model) -> str:
@@ -330,8 +348,8 @@ def _config(c):
                  head_dim=number("head_dim", int, sizes["n_embd"] // sizes["n_head"]))
     rest = dict(rope_theta=number("rope_theta", float, 10000.0), rope_scaling=scaling,
                 norm_eps=number("rms_norm_eps", float), tied=bool(c.get("tie_word_embeddings", False)))
-    window = number("sliding_window", int, sizes["n_position"]) if c.get("use_sliding_window") else math.inf
-    if window < sizes["n_position"] and number("max_window_layers", int, 1) < sizes["n_layer"]:
+    window = number("sliding_window", int, sizes["n_position"])
+    if slides(family, c, sizes["n_layer"]) and window < sizes["n_position"]:
         raise ValueError(f"sliding_window is {window} and the context {sizes['n_position']}; nanoct's Llama attends "
                          f"to all of it: set max_position_embeddings to {window} to run it on shorter texts")
     bias = family not in ("mistral", "qwen2") and bool(c.get("attention_bias"))  # which have no such setting

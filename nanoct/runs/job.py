@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from nanoct import cli
 from nanoct.benchmarks import arc, bbh, mmlu, nano, nlp_lr, words
+from nanoct.benchmarks.common import n_repeat
 from nanoct.benchmarks.nano.benchmark import Benchmark
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import fetch, fingerprint, load_model
@@ -121,7 +122,7 @@ def read_task(job, run, tokenizer, name=None):
                                                       job.length, limit, **make)
     if counts:
         task.queries = task.queries[skip:]
-        counts.queries = len(task.queries)
+        counts.queries, counts.repeats = len(task.queries), n_repeat(task)
     return task, counts
 
 

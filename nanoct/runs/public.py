@@ -89,8 +89,8 @@ def read_all(job, tokenizer, is_first=True):
 
 
 def none_fits(job):
-    return (f"no task of {job.data} has a query that fits {job.length} tokens: lower --k, raise --length, or take a "
-            "model with a longer context.")
+    return (f"no task of {job.data} has a query that fits {job.length} tokens: lower --k or --skip-queries, raise "
+            "--length, or take a model with a longer context.")
 
 
 def with_data(job, runs, ids, results, is_first=True):

@@ -30,9 +30,9 @@ NEEDS = ("score", "seconds")  # what a report needs of a line
 KINDS = dict.fromkeys(("model", "world", "pool", "method", "task"), (str,)) | dict(  # types of a line's fields
     config=(dict,), seed=(int,), k=(int, NoneType), n_query=(int,), n_trained=(int,), peak_bytes=(int,))
 KINDS |= dict.fromkeys(("score", "seconds", "seconds_score"), (int, float)) | dict(kl=(int, float, NoneType))
-KINDS |= dict(data=(str,), valid=(int, float, NoneType))
+KINDS |= dict(data=(str,), valid=(int, float, NoneType), tied=(int,))
 BOUNDS = dict(score=(0, 1), valid=(0, 1), kl=(-1e-6, 1e300)) | dict.fromkeys(  # kl is 0 or more, but for rounding
-    ("seconds", "seconds_score", "n_query", "n_trained", "peak_bytes"), (0, 1e300))
+    ("seconds", "seconds_score", "n_query", "n_trained", "peak_bytes", "tied"), (0, 1e300))
 SCALARS = int, float, bool, str, NoneType  # types of a config's values
 
 
@@ -60,8 +60,8 @@ def data_id(task):
     """12 hex digits that change with anything of a task that can change a score, but for its name."""
     pairs = [[list(pair.x), list(pair.y), [list(option) for option in getattr(pair, "options", None) or ()]]
              for pair in (*task.demos, *task.queries)]
-    terminator = task.text.terminator if task.text else ""
-    more = len(task.demos), list(task.instruction), list(task.separator), task.metric, task.length, terminator
+    text = task.text and [task.text.terminator, sorted(task.text.ends), sorted(task.text.answers)]
+    more = len(task.demos), list(task.instruction), list(task.separator), task.metric, task.length, text
     return hashlib.sha256(json.dumps([pairs, *more]).encode()).hexdigest()[:12]
 
 

@@ -146,7 +146,7 @@ def settings(lines):
         for method, configs in methods.items():
             _check_none_twice(world, method, configs.values())
             methods[method] = sorted(configs.values(), key=_by_values)
-        for name in ("model", "pool", "k"):
+        for name in ("model", "pool", "k", "dtype", "length", "limit_queries", "skip_queries", "tokenizer", "form"):
             values = {line.get(name) for line in lines_of[world]}
             if len(values) > 1:
                 raise ValueError(f"the lines of {world} are of more than one {name} "

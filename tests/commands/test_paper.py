@@ -18,7 +18,7 @@ from helpers import DATA, random_task, saved_llama, small_bbh, tiny_llama
 
 from nanoct import cli, paper
 from nanoct.benchmarks import bbh, words
-from nanoct.benchmarks.common import Counts
+from nanoct.benchmarks.common import Counts, n_repeat
 from nanoct.benchmarks.presets import PUBLISHED, SETTINGS, SWEEPS
 from nanoct.costs import forecast, memory
 from nanoct.fewshot import Adapted, Query
@@ -566,6 +566,22 @@ def test_presets_are_the_papers(row):
             assert (chosen["ttt_n_step"], chosen["ttt_lr"]) == (of_ttt["n_step"], of_ttt["lr"])
         if "n_prefix" in chosen:
             assert chosen["n_prefix"] == 32
+
+
+def test_questions_that_are_skipped_are_neither_asked_nor_counted(tmp_path):
+    """So settings are chosen on other questions than those that are reported."""
+    folder, tokenizer = small_bbh(tmp_path), load_tokenizer("bytes")
+    name = bbh.tasks(folder)[0]
+    run = dict(world="bbh", task=name, seed=1, k=2)
+    read_task = lambda **options: driver.read_task(driver.Job(data=folder, length=2048, **options), run, tokenizer)
+    whole, _ = read_task()
+    first, _ = read_task(limit_queries=2)
+    rest, counts = read_task(skip_queries=2)
+    assert rest.demos == whole.demos and first.queries + rest.queries == whole.queries
+    assert counts.queries == len(rest.queries) == len(whole.queries) - 2
+    whole.queries[0].x = whole.demos[0].x
+    assert n_repeat(whole) == 1 and read_task(skip_queries=1, limit_queries=1)[0].queries == whole.queries[1:2]
+    assert read_task(skip_queries=1)[1].repeats == n_repeat(read_task(skip_queries=1)[0])
 
 
 @pytest.mark.skipif(not (DATA / "bbh").is_dir(), reason=f"needs the public files in {DATA}")

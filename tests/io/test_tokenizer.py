@@ -364,6 +364,23 @@ def test_a_bos_or_eos_that_is_an_ordinary_or_a_plain_token(trained, tmp_path):
     assert ours.encode("a", bos=True) == ids_of(Reference.from_str(json.dumps(file)), "a")
 
 
+def test_a_special_token_that_is_a_byte_of_the_alphabet(trained, tmp_path):
+    reference = Reference.from_str(trained["gpt2"][0].to_str())
+    reference.add_special_tokens(["!"])
+    ours = load_tokenizer(write(tmp_path, layout_of(reference)))
+    reference.encode_special_tokens = True
+    assert ours.encode("hi!") == reference.encode("hi!", add_special_tokens=False).ids
+
+
+def test_ids_that_pad_the_models_vocabulary_are_no_text(trained, tmp_path):
+    ours = load_tokenizer(write(tmp_path, layout_of(Reference.from_str(trained["gpt2"][0].to_str()))))
+    n = ours.vocab_size
+    pytest.raises(ValueError, ours.decode, [n])
+    ours.check_belongs(n + 2)
+    assert ours.decode([*ours.encode("a"), n, n + 1]) == "a\ufffd\ufffd"
+    pytest.raises(ValueError, ours.decode, [n + 2])
+
+
 def test_special_tokens_beyond_the_model(trained, tmp_path):
     """A [PAD] that was added to the tokenizer alone is fine as long as it stays out of the text."""
     reference = Reference.from_str(trained["gpt2"][0].to_str())

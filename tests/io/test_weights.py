@@ -230,7 +230,8 @@ def test_every_later_field_enters_the_fingerprint_where_it_is_used():
 
 def test_what_no_public_family_computes_is_not_saved(tmp_path):
     both = dict(no_rope=(1,), qk_norm="head")
-    for fields in dict(norm_after=True), dict(qk_norm="width"), dict(output_bias=True), both:
+    biased = [dict(attention_bias=True, **more) for more in (dict(qk_norm="head"), dict(no_rope=(1,)))]
+    for fields in dict(norm_after=True), dict(qk_norm="width"), dict(output_bias=True), both, *biased:
         assert "no public family" in sentence(ValueError, save_model, tiny_llama(**fields), tmp_path / "new")
 
 
@@ -461,7 +462,7 @@ def test_only_the_weights_that_the_index_names_are_downloaded(hub):
 
 @pytest.mark.parametrize("values, said", [
     (dict(model_type="qwen2_moe"), "'qwen2_moe'"),
-    (dict(model_type="qwen2", use_sliding_window=True, sliding_window=64), "sliding_window is 64"),
+    (dict(model_type="qwen2", use_sliding_window=True, sliding_window=64, max_window_layers=1), "sliding_window is 64"),
     (dict(model_type="mistral", max_position_embeddings=8192, sliding_window=None), None),
     (dict(model_type="mistral", max_position_embeddings=8192), "sliding_window is 4096"),
     (dict(model_type="phi3"), "'phi3'"),
@@ -481,6 +482,29 @@ def test_a_foreign_tokenizer_costs_no_weights_either(hub):
     (hub.folder / "tokenizer.json").write_text(json.dumps(dict(model=model)))
     assert "byte_fallback" in str(pytest.raises(ValueError, tune.load, "org/name", "cpu").value)
     assert "model.safetensors" not in hub.got
+
+
+@pytest.mark.parametrize("values, said", [
+    (dict(model_type="mistral", max_window_layers=99), "sliding_window is 64"),  # which Mistral does not have
+    (dict(model_type="mistral", num_hidden_layers=1), "sliding_window is 64"),
+    (dict(model_type="mistral", use_sliding_window=False), "sliding_window is 64"),
+    (dict(model_type="qwen2", use_sliding_window=True, max_window_layers=0), "sliding_window is 64"),
+    (dict(model_type="qwen2", max_window_layers=2, layer_types=["sliding_attention"] * 2), "sliding_window is 64"),
+    (dict(model_type="smollm3", layer_types=["full_attention", "sliding_attention"]), "sliding_window is 64"),
+    (dict(model_type="qwen3", use_sliding_window=True, sliding_window=None, max_window_layers=1), "window is 4096"),
+    (dict(model_type="qwen2", layer_types=["chunked_attention", "full_attention"]), "layer_types is"),
+    (dict(model_type="qwen2", layer_types=["full_attention"]), "layer_types is"),
+    (dict(model_type="qwen2", use_sliding_window=True, max_window_layers=2), None),
+    (dict(model_type="qwen3", use_sliding_window=True, layer_types=["full_attention"] * 2), None),
+    (dict(model_type="mistral", sliding_window=8192), None),
+])
+def test_a_window_matters_where_transformers_says_so(folder, values, said):
+    values = dict(sliding_window=64, max_position_embeddings=8192) | values
+    edit_config(folder, drop=("sliding_window",) * ("sliding_window" in values and values["sliding_window"] is None),
+                **{key: value for key, value in values.items() if value is not None})
+    if said is None:
+        return read_config(folder)
+    assert said in sentence(ValueError, read_config, folder)
 
 
 def test_a_lora_beside_its_base_is_refused(hub):

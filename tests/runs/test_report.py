@@ -129,7 +129,8 @@ def test_a_difference_is_no_failure(tmp_path, monkeypatch, capsys):
     assert "WARNING: 0 of 12 live runs" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name, other", [("model", "n"), ("pool", "validation"), ("k", 3)])
+@pytest.mark.parametrize("name, other", [("model", "n"), ("pool", "validation"), ("k", 3), ("dtype", "float16"),
+                                         ("skip_queries", 9)])
 def test_lines_of_several_jobs_are_in_no_table_together(name, other, tmp_path, monkeypatch):
     """Not even if no task stands twice, so that each would be averaged once. Worlds may differ in all three."""
     lines = [line(task=task, world=world) for world in ("strings", "facts") for task in "ab"]

@@ -59,6 +59,7 @@ def sentence(error, call, *arguments):
     (dict(seconds_score=-1), "'seconds_score' is -1"), (dict(n_query=-1), "'n_query' is -1"),
     (dict(kl=-1e-3), "'kl' is -0.001"), (dict(data=3), "'data' is 3"),
     (dict(n_trained=-1), "'n_trained' is -1"), (dict(peak_bytes=-1), "'peak_bytes' is -1"),
+    (dict(tied="x"), "'tied' is 'x'"), (dict(tied=-1), "'tied' is -1"),
     (dict(peak_bytes="9"), "'peak_bytes' is '9'"), (dict(seconds_score=None), "'seconds_score' is None"),
     *((dict({name: ...}), f"it has no {name!r}") for name in (*results.KEY, *results.NEEDS)),
 ])
@@ -155,7 +156,8 @@ def test_the_id_of_the_data_changes_with_what_can_change_a_score():
     queries = [Query([5], [6])], [Query([5], [7], [[6], [7]])], [Query([5], [6], [[6], [9]])], [Query([9], [6])]
     others = [replace(task, **change) for change in (
         *(dict(demos=of) for of in pairs), *(dict(queries=of) for of in queries), dict(instruction=[9]),
-        dict(separator=[1]), dict(metric="text"), dict(length=9), dict(text=Text(str, "x")))]
+        dict(separator=[1]), dict(metric="text"), dict(length=9), dict(text=Text(str, "x")),
+        dict(text=Text(str, "x", ends={1})), dict(text=Text(str, "x", answers={"a"})))]
     assert len({results.data_id(each) for each in (task, *others)}) == len(others) + 1
     moved = replace(task, demos=task.demos[:1], queries=[Query([3], [4]), *task.queries])  # from one part to the other
     assert results.data_id(moved) != results.data_id(task)
