@@ -63,13 +63,14 @@ def test_families_equal_transformers(tmp_path, name):
 
     hidden, kv = ours(tokens[:, :25])
     prefix = SimpleNamespace(kv=kv, next_position=25)
-    assert (ours.logits(ours(tokens[:, 25:], prefix=prefix)[0]) - expected[:, 25:]).abs().max() < 1e-4
+    close = lambda logits, theirs: (logits - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert close(ours.logits(ours(tokens[:, 25:], prefix=prefix)[0]), expected[:, 25:])
     shown = torch.ones(2, 40, dtype=torch.bool)
     shown[1, :7] = False  # their padding on the left, our mask
     mask = torch.ones(40, 40, dtype=torch.bool).tril() & shown[:, None] | torch.eye(40, dtype=torch.bool)
     positions = torch.stack([torch.arange(40), (torch.arange(40) - 7).clamp(min=0)])
     masked = theirs(tokens, attention_mask=shown.long(), position_ids=positions).logits
-    assert (ours.logits(ours(tokens, mask=mask, positions=positions)[0]) - masked)[shown].abs().max() < 1e-4
+    assert close(ours.logits(ours(tokens, mask=mask, positions=positions)[0])[shown], masked[shown])
 
     again = read(save_model(ours, tmp_path / "again"), "sdpa")
     assert torch.equal(again(tokens).logits, expected)
