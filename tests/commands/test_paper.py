@@ -18,7 +18,7 @@ from helpers import DATA, random_task, saved_llama, small_bbh, tiny_llama
 
 from nanoct import cli, paper
 from nanoct.benchmarks import bbh, words
-from nanoct.benchmarks.common import Counts, n_repeat
+from nanoct.benchmarks.common import Counts
 from nanoct.benchmarks.presets import PUBLISHED, SETTINGS, SWEEPS
 from nanoct.costs import forecast, memory
 from nanoct.fewshot import Adapted, Query
@@ -579,9 +579,12 @@ def test_questions_that_are_skipped_are_neither_asked_nor_counted(tmp_path):
     rest, counts = read_task(skip_queries=2)
     assert rest.demos == whole.demos and first.queries + rest.queries == whole.queries
     assert counts.queries == len(rest.queries) == len(whole.queries) - 2
-    whole.queries[0].x = whole.demos[0].x
-    assert n_repeat(whole) == 1 and read_task(skip_queries=1, limit_queries=1)[0].queries == whole.queries[1:2]
-    assert read_task(skip_queries=1)[1].repeats == n_repeat(read_task(skip_queries=1)[0])
+    doubles = [dict(input="same", target="1")] * 8 + [dict(input=f"other {i}", target="1") for i in range(8)]
+    (folder / "bbh" / f"{name}.json").write_text(json.dumps(dict(examples=doubles)))
+    for options in {}, dict(skip_queries=5), dict(skip_queries=2, limit_queries=3):
+        task, counts = read_task(**options)
+        assert counts.repeats == sum(query.x in [demo.x for demo in task.demos] for query in task.queries)
+    assert read_task()[1].repeats > counts.repeats > 0
 
 
 @pytest.mark.skipif(not (DATA / "bbh").is_dir(), reason=f"needs the public files in {DATA}")
