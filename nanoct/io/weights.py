@@ -129,23 +129,6 @@ def _check_fits(folder, tensors, shapes):
                          + "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names) + ".")
 
 
-def slides(family, c, n_layer):
-    """Whether a layer of a config.json c attends to its sliding_window alone, by transformers' rules.
-
-    Raises ValueError if a layer is of another kind.
-    """
-    kinds = c.get("layer_types")
-    if kinds is not None and (len(kinds) != n_layer or not {"full_attention", "sliding_attention"} >= set(kinds)):
-        raise ValueError(f"layer_types is {str(kinds):.80}; nanoct's Llama has full attention in each of its "
-                         f"{n_layer} layers")
-    if family == "mistral" or kinds is None and family in ("llama", "olmo2"):
-        return True  # in Llama's and OLMo-2's own files there is no sliding_window
-    if kinds is not None:
-        return "sliding_attention" in kinds
-    first = c["max_window_layers"] if family in ("qwen2", "qwen3") else 0  # the first layer that has a window
-    return bool(c.get("use_sliding_window")) and first < n_layer
-
-
 def _check_room(folder, config, tensors):
     """Raise ValueError on sizes far above those of the tensors. Building such a model first could take minutes."""
     longest = max((side for tensor in tensors for side in tensor.get_shape()), default=0)
@@ -349,7 +332,7 @@ def _config(c):
     rest = dict(rope_theta=number("rope_theta", float, 10000.0), rope_scaling=scaling,
                 norm_eps=number("rms_norm_eps", float), tied=bool(c.get("tie_word_embeddings", False)))
     window = number("sliding_window", int, sizes["n_position"])
-    if slides(family, c, sizes["n_layer"]) and window < sizes["n_position"]:
+    if _slides(family, c, sizes["n_layer"]) and window < sizes["n_position"]:
         raise ValueError(f"sliding_window is {window} and the context {sizes['n_position']}; nanoct's Llama attends "
                          f"to all of it: set max_position_embeddings to {window} to run it on shorter texts")
     bias = family not in ("mistral", "qwen2") and bool(c.get("attention_bias"))  # which have no such setting
@@ -362,6 +345,23 @@ def _config(c):
             raise ValueError(f"no_rope_layers is {has_rope!r:.60}; it must have a 0 or 1 for each layer")
         rest["no_rope"] = tuple(i for i in range(n) if not has_rope[i])
     return LlamaConfig(**sizes, **rest)
+
+
+def _slides(family, c, n_layer):
+    """Whether a layer of a config.json c attends to its sliding_window alone, by transformers' rules.
+
+    Raises ValueError if a layer is of another kind.
+    """
+    kinds = c.get("layer_types")
+    if kinds is not None and (len(kinds) != n_layer or not {"full_attention", "sliding_attention"} >= set(kinds)):
+        raise ValueError(f"layer_types is {str(kinds):.80}; nanoct's Llama has full attention in each of its "
+                         f"{n_layer} layers")
+    if family == "mistral" or kinds is None and family in ("llama", "olmo2"):
+        return True  # in Llama's and OLMo-2's own files there is no sliding_window
+    if kinds is not None:
+        return "sliding_attention" in kinds
+    first = c["max_window_layers"] if family in ("qwen2", "qwen3") else 0  # the first layer that has a window
+    return bool(c.get("use_sliding_window")) and first < n_layer
 
 
 def quiet_threads(model):

@@ -155,7 +155,9 @@ def load(benchmark):
     folder = folder_of(JOB.model, benchmark)
     model = load_model(folder, JOB.device, JOB.dtype)
     model.checkpoint = JOB.checkpoint
-    return model, load_tokenizer(JOB.tokenizer or fetch(folder, weights=False))
+    tokenizer = load_tokenizer(JOB.tokenizer or fetch(folder, weights=False))
+    tokenizer.check_belongs(model.config.vocab_size)  # which also tells it what pads the model's vocabulary
+    return model, tokenizer
 
 
 def identify(job):

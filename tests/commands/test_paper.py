@@ -23,7 +23,7 @@ from nanoct.benchmarks.presets import PUBLISHED, SETTINGS, SWEEPS
 from nanoct.costs import forecast, memory
 from nanoct.fewshot import Adapted, Query
 from nanoct.io.tokenizer import load_tokenizer
-from nanoct.io.weights import save_model
+from nanoct.io.weights import load_model, save_model
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs import ablations, public, report, stats, sweep
@@ -566,6 +566,17 @@ def test_presets_are_the_papers(row):
             assert (chosen["ttt_n_step"], chosen["ttt_lr"]) == (of_ttt["n_step"], of_ttt["lr"])
         if "n_prefix" in chosen:
             assert chosen["n_prefix"] == 32
+
+
+def test_an_answer_of_ids_that_only_pad_the_vocabulary_is_wrong_and_not_left_out(tmp_path, monkeypatch, capsys):
+    folder, data = saved_llama(tmp_path / "model", vocab_size=300), small_bbh(tmp_path)
+    model = load_model(folder, "cpu")
+    model.embedding.weight[290] = 100 * model.embedding.weight.abs().sum(0)  # the head too: most rows say it
+    model.embedding.weight[291] = -model.embedding.weight[290]  # and this one all others
+    save_model(model, folder)
+    run(monkeypatch, *job(folder, data, tmp_path / "out"), "--methods", "zero_shot", "--tasks", "sums")
+    assert "left out" not in capsys.readouterr().err
+    assert {line["valid"] for line in read(tmp_path / "out" / "results.jsonl")} == {0}
 
 
 def test_questions_that_are_skipped_are_neither_asked_nor_counted(tmp_path):
