@@ -123,7 +123,7 @@ def test_a_difference_is_no_failure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(job, "execute", lambda *_: [dict(l, score=0.0) for l in LIVE])
     monkeypatch.setattr(sys, "argv", ["reproduce", "--out", str(tmp_path)])
     monkeypatch.setattr(worlds, "plan", lambda *_: LIVE)
-    monkeypatch.setattr(job, "load_model", lambda *_: Namespace(config=Namespace(n_position=512)))
+    monkeypatch.setattr(job, "load_model", lambda *_: Namespace(config=Namespace(n_position=512, vocab_size=267)))
     monkeypatch.setattr(job, "fingerprint", lambda model: "m")
     reproduce.main()
     assert "WARNING: 0 of 12 live runs" in capsys.readouterr().out

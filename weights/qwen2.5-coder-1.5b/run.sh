@@ -11,12 +11,32 @@ SHORT="boolean_expressions sports_understanding object_counting"
 
 # what does not fit into memory is left out at first, and done with --checkpoint, which takes a third longer
 paper() { $PYTHON -m nanoct.paper --model "$MODEL" --dtype float32 "$@" || true; }
+words() { paper --benchmark words --seeds 42 --out $HERE/words "$@"; }
 bbh() { paper --benchmark bbh --data "$DATA" --seeds 42 --limit-queries 50 --out $HERE/bbh --tasks $TASKS "$@"; }
 rates() {  # other demonstrations, and questions that are not reported
     paper --benchmark bbh --data "$DATA" --seeds 7 --skip-queries 60 --limit-queries 30 --out $HERE/rates --tasks $SHORT "$@"
 }
+chosen() {  # the rate of a method with the highest mean score on the three short tasks
+    $PYTHON - "$1" $HERE/rates/results.jsonl <<'PYTHON'
+import json, sys
+from collections import defaultdict
+scores = defaultdict(list)
+for line in map(json.loads, open(sys.argv[2])):
+    if line["method"] == sys.argv[1]:
+        scores[line["config"]["lr"]].append(line["score"])
+assert [len(of) for of in scores.values()] == [3, 3, 3], f"{sys.argv[1]}: three rates on three tasks, found {dict(scores)}"
+print(max(scores, key=lambda rate: sum(scores[rate])))
+PYTHON
+}
 
+words --methods icl ct_kv prefix_tuning ttt
 bbh --methods zero_shot icl ct_kv
 rates --methods ct_kv --set ct_kv.lr=1e-3,3e-3,1e-2
+rates --methods prefix_tuning --set prefix_tuning.lr=1e-3,3e-3,1e-2
+bbh --methods ct_kv --set ct_kv.lr=$(chosen ct_kv)
+bbh --methods prefix_tuning --set prefix_tuning.lr=$(chosen prefix_tuning)
 bbh --methods ttt
 bbh --methods ttt --checkpoint
+rates --methods ttt --set ttt.lr=1e-4,3e-4,1e-3
+rates --methods ttt --set ttt.lr=1e-4,3e-4,1e-3 --checkpoint
+bbh --methods ttt --checkpoint --set ttt.lr=$(chosen ttt)
