@@ -28,7 +28,7 @@ from nanoct.benchmarks.nano import BOS, END, EQUALS, FOLDER
 from nanoct.fewshot import Demo, Task, check_fits
 from nanoct.io import weights
 from nanoct.io.files import read_json_lines, replace_file
-from nanoct.methods import METHODS
+from nanoct.methods import KNOWN
 from nanoct.runs.contexts import check_savable, load_adapted, read_about, save_adapted
 from nanoct.score import decode, judge, lowest, option_losses
 from nanoct.template import PLAIN, check_ends, encode_example, split, text_of
@@ -137,7 +137,7 @@ def score(lines, answers, metric):
 
 def configure(method, settings):
     """The Config of a method with settings ["name=value", ...]. Raises ValueError on a wrong name or value."""
-    Config, values = METHODS[method].Config, {}
+    Config, values = KNOWN[method].Config, {}
     types = {f.name: f.type for f in fields(Config)}
     for text in settings:
         name, equals, value = text.partition("=")
@@ -178,7 +178,7 @@ def load(name, device):
 
 def tune(args):
     """Tune, save, and score on the held-out lines."""
-    method, config = METHODS[args.method], configure(args.method, args.set)
+    method, config = KNOWN[args.method], configure(args.method, args.set)
     check_out(args.out, args.force, args.data, *([args.held_out] if args.held_out else []))
     lines, held_out = read_lines(args.data), read_lines(args.held_out) if args.held_out else []
     need_options(held_out, args.metric)
@@ -221,7 +221,7 @@ def tune(args):
         print(f"{args.held_out}, {len(held_out)} lines:")
     for name in dict.fromkeys((args.method, *BASELINES)) if held_out else ():
         try:
-            other = adapted if name == args.method else METHODS[name].adapt(model, task)
+            other = adapted if name == args.method else KNOWN[name].adapt(model, task)
             answers = answer(other, tokenizer, held_out, **how)
             print(f"  {name:14} {score(held_out, answers, args.metric):6.1%}", flush=True)
         except ValueError as error:  # methods of single pairs can take more demos than ICL can read
@@ -272,7 +272,7 @@ def parse():
     p.add_argument("--model", default=str(FOLDER / "strings"), help="folder or hub name; default: weights/nano/strings")
     p.add_argument("--device", help="cuda, mps or cpu; default: the first there is")
     t = p.add_argument_group("tuning")
-    t.add_argument("--method", choices=list(METHODS), metavar="METHOD", help=f"{', '.join(METHODS)}; default: ct_kv")
+    t.add_argument("--method", choices=list(KNOWN), metavar="METHOD", help=f"{', '.join(KNOWN)}; default: ct_kv")
     t.add_argument("--set", action="extend", nargs="+", metavar="FIELD=VALUE",
                    help="of the method's Config, such as lr=1e-2")
     t.add_argument("--held-out", metavar="FILE.jsonl", help="lines to score the context on, beside ICL and zero-shot")

@@ -28,13 +28,13 @@ from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos
 
 LABEL, COLOUR = "CPT", "#c97fb5"  # in tables and figures
-SWEEP = dict(n_step=(8, 32), lr=(1e-3, 1e-2))  # values worth trying
+SWEEP = dict(lr=(3e-3, 1e-2), epsilon=(0.1, 1.0))  # values worth trying
 
 
 @dataclass
 class Config:
     n_step: int = 32  # optimiser steps, one pass over all k pairs each
-    lr: float = 1e-3  # of AdamW, cosine decay to 0, no warm-up
+    lr: float = 1e-2  # of AdamW, cosine decay to 0, no warm-up
     decay: float = 0.95  # weight of an answer for every answer behind it
     epsilon: float = 0.1  # radius of the ball of an input's token, at width 2048
     format_epsilon: float = 0.1  # that of a token of the instruction
@@ -79,11 +79,12 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
 
 
 def check(config):
-    """Raise ValueError on a decay outside 0 … 1, or a negative radius."""
+    """Raise ValueError on a decay outside 0 … 1, or a radius that is negative or not finite."""
     if not 0 <= config.decay <= 1:
         raise ValueError(f"decay = {config.decay} must be from 0 to 1.")
-    if not min(config.epsilon, config.format_epsilon) >= 0:
-        raise ValueError(f"epsilon = {config.epsilon} and format_epsilon = {config.format_epsilon} must be at least 0.")
+    for name in ("epsilon", "format_epsilon"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name} = {getattr(config, name)} must be at least 0 and finite.")
 
 
 def footprint(model_config, lengths, config):

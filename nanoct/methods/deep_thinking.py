@@ -22,13 +22,13 @@ from nanoct.fewshot import Adapted, concatenate, encode_context
 from nanoct.footprint import Footprint, Pass, entry
 
 LABEL, COLOUR = "Deep-Thinking", "#8a6d9b"  # in tables and figures
-SWEEP = dict(n_step=(5, 15), lr=(0.003, 0.01))  # values worth trying
+SWEEP = dict(n_step=(5, 15), lr=(1e-3, 1e-2))  # values worth trying
 
 
 @dataclass
 class Config:
-    n_step: int = 15  # rounds
-    lr: float = 0.01  # share of m that the cache moves by in a round
+    n_step: int = 5  # rounds; up to 15 in the paper
+    lr: float = 1e-2  # share of m that the cache moves by in a round
     momentum: float = 0.9  # share of m that stays from round to round
 
 

@@ -5,8 +5,7 @@
 
 `out` is what a layer's attention or MLP adds to the stream of every token: o_proj's and down_proj's output. phi is
 frozen, and theta is the instruction's; 4·L numbers are trained, two for each vector, on the demos without a context.
-A question costs what it costs zero-shot. While training, noise is added. The paper's AdamW decays s by 1e-3, ours does
-not; a bias is added behind all this, where a model has one (GPT-2).
+A question costs what it costs zero-shot. The paper's AdamW decays s by 1e-3, ours does not; a bias is added behind.
 
 Cost. k short forwards. A step is one of LoRA's: a packed row of T tokens, 4·N·T FLOPs for N weights.
 
@@ -19,13 +18,13 @@ import torch
 import torch.nn.functional as F
 
 from nanoct import adapters
-from nanoct.fewshot import Adapted, concatenate, encode_context
+from nanoct.fewshot import Adapted, check_dropout, concatenate, encode_context
 from nanoct.footprint import Footprint, Pass
 from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, pack_demos
 
 LABEL, COLOUR = "I2CL", "#b56576"  # in tables and figures
-SWEEP = dict(n_step=(32, 100), lr=(1e-2, 3e-2))  # values worth trying
+SWEEP = dict(n_step=(32, 100), lr=(1e-2, 1e-1))  # values worth trying
 
 
 @dataclass
@@ -61,15 +60,14 @@ class Injection(adapters.Part):
 def adapt(model, task, config=Config(), seed=0, progress=None):
     """Weigh the vectors of task.demos; returns (model, vectors, theta). progress(step, loss) is called every step.
 
-    Raises ValueError without demos, if they do not fit, or on negative noise.
+    Raises ValueError without demos, if they do not fit, or on noise that is no share.
     """
     demos = task.need_demos(LABEL)
-    if not 0 <= config.noise < torch.inf:
-        raise ValueError(f"noise = {config.noise} must be at least 0 and finite.")
+    check_dropout("noise", config.noise)
     row, generator = pack_demos(task, model, head=task.instruction), torch.Generator(model.device).manual_seed(seed)
     mix = torch.tensor([config.vector, config.output], device=model.device)
-    adapter = {name: Injection(vector=vector, mix=mix)
-               for name, vector in vectors(model, task.instruction, demos).items()}
+    means = vectors(model, task.instruction, demos)
+    adapter = {name: Injection(vector=vector, mix=mix) for name, vector in means.items()}
     for part in adapter.values():
         part.noise, part.generator = config.noise, generator
         part.vector.requires_grad_(False)
@@ -98,5 +96,5 @@ def vectors(model, instruction, demos):
 
 def footprint(model_config, lengths, config):
     """Two numbers for each of 2·L vectors are trained; a step is the row of pairs, each behind the instruction."""
-    T, n_trained = lengths.headed_row, 4 * model_config.n_layer
-    return Footprint(config.n_step, [Pass(1, T, T, lengths.targets)], n_trained, read=lengths.instruction)
+    step = Pass(1, lengths.headed_row, lengths.headed_row, lengths.targets)
+    return Footprint(config.n_step, [step], 4 * model_config.n_layer, read=lengths.instruction)

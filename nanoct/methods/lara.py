@@ -50,8 +50,10 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
         contexts = [encode_context(model, task.instruction, group, separator=task.separator)
                     for group in groups_of(task.demos, size)]
         of_halves = halves(model, task, contexts, size) if size < k else []
-        found.append((*search(of_halves, len(contexts), config, seed, progress), contexts))
-    _, weights, contexts = min(found, key=lambda one: one[0])
+        found.append((*search(of_halves, len(contexts), config, seed), contexts))
+    losses, weights, contexts = min(found, key=lambda one: one[0][-1])
+    for step, now in enumerate(losses[1:] if progress else []):
+        progress(step, now)
     return Adapted(model, prefix=Mixture(list(zip(weights.tolist(), contexts))), n_trained=len(contexts))
 
 
@@ -67,8 +69,8 @@ def halves(model, task, contexts, size):
     return found
 
 
-def search(halves, n_group, config, seed, progress):
-    """(the lowest loss, its weights (G,)) of n_step random changes of 1/G; the weights of each half keep their sum."""
+def search(halves, n_group, config, seed):
+    """Change 1/G at random, n_step times: (the lowest loss so far, before and after each; its weights (G,))."""
     def loss(weights):
         total, n = 0.0, 0
         for groups, logits, target in halves:
@@ -78,17 +80,14 @@ def search(halves, n_group, config, seed, progress):
         return total / max(n, 1)
 
     generator, best = torch.Generator().manual_seed(seed), torch.full((n_group,), 1 / n_group)
-    lowest = loss(best)
+    lowest = [loss(best)]
     for step in range(config.n_step):
         change = torch.randn(n_group, generator=generator) * config.sigma / n_group * 0.1 ** (step / config.n_step)
         for groups, *_ in halves:
-            change[groups] -= change[groups].mean()
-        weights = best + change
-        now = loss(weights) if weights.abs().max() <= BOUND else torch.inf
-        if now < lowest:
-            best, lowest = weights, now
-        if progress:
-            progress(step, lowest)
+            change[groups] -= change[groups].mean()  # the half keeps its sum
+        now = loss(best + change) if (best + change).abs().max() <= BOUND else torch.inf
+        best = best + change if now < lowest[-1] else best
+        lowest.append(min(now, lowest[-1]))
     return lowest, best
 
 
