@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -33,10 +34,16 @@ from nanoct.runs.results import read as read_lines
 EMBEDDING = "model.embed_tokens.weight"
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    write(folder := tmp_path_factory.mktemp("written"))
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
-    write(tmp_path / "model")
-    return tmp_path / "model"
+def folder(written, tmp_path):
+    """A copy of a model that transformers wrote, which a test may spoil."""
+    return shutil.copytree(written, tmp_path / "model")
 
 
 def edit_config(folder, drop=(), **values):
