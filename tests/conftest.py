@@ -6,6 +6,9 @@ import pytest
 import torch
 from helpers import saved_nano, tiny_llama
 
+from nanoct.benchmarks import nano
+from nanoct.io.tokenizer import load_tokenizer
+
 torch.set_num_threads(1)
 
 
@@ -24,6 +27,12 @@ def model():
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     return saved_nano(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """That of the embedded vocabulary."""
+    return load_tokenizer(nano.FOLDER / "strings")
 
 
 @pytest.fixture

@@ -46,13 +46,6 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vocabulary")
-    (folder / "vocab.json").write_text(json.dumps(nano.VOCABULARY))
-    return load_tokenizer(folder)
-
-
-@pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The folder of a run of SHORT that has ended."""
     train(SHORT, folder := tmp_path_factory.mktemp("whole"), device="cpu")

@@ -693,6 +693,11 @@ def test_ids_and_tokens_that_cannot_be_are_named(tmp_path, change, found):
     refused(write(tmp_path, file), "tokenizer.json", found)
 
 
+def test_half_a_surrogate_in_a_vocabulary(tmp_path):
+    (tmp_path / "vocab.json").write_text('["a", "\\ud800"]')
+    refused(tmp_path, "vocab.json", "surrogates")
+
+
 def test_a_bos_that_is_no_special_token_is_refused(trained, tmp_path):
     write(tmp_path, layout_of(trained["gpt2"][0]), tokenizer_config={"bos_token": "<bos>"})
     refused(tmp_path, "tokenizer_config.json", "bos_token '<bos>'")
