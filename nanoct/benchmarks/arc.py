@@ -29,11 +29,6 @@ def tasks(folder, split="evaluation"):
     return [file.stem for file in common.folders(folder, f"{split}/*.json", f"ARC-AGI-1, with {split}/<id>.json")]
 
 
-def pools(folder):
-    """{"test": all tasks in a folder}: there are no others to choose settings on."""
-    return {"test": tasks(folder)}
-
-
 def make_task(folder, name, tokenizer, seed=0, k=K, length=LENGTH, limit_queries=None, split="evaluation"):
     """Return the Task and its Counts. Raises FileNotFoundError or ValueError if the file is missing or not as above."""
     file = Path(folder) / split / f"{name}.json"

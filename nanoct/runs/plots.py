@@ -4,6 +4,7 @@ A method's label and colour are LABEL and COLOUR of its module; without them, it
 """
 
 from itertools import chain
+from math import nan
 
 import matplotlib
 
@@ -208,11 +209,14 @@ def scaling(by_k, timed, path):
 
 
 def pretraining(lines, path):
-    """Exact-match accuracy at the world's k, and loss, over the steps of pretraining; lines as in log.jsonl. 800 px."""
+    """Exact-match accuracy at the world's k, and loss, over the steps of pretraining; lines as in log.jsonl. 800 px.
+
+    Where a share is None, as no row was long enough, the curve has a gap.
+    """
     figure, axes = plt.subplots(figsize=(8, 4), dpi=100)
     step, k = [line["step"] for line in lines], max(lines[0]["train"], key=int)
     for pool, of in (("train", "ttt"), ("validation", "ct_kv")):
-        share, colour = [100 * line[pool][k] for line in lines], style(of)[1]
+        share, colour = [nan if line[pool][k] is None else 100 * line[pool][k] for line in lines], style(of)[1]
         axes.plot(step, share, color=colour, linewidth=2)
         axes.annotate(f"{pool} pool, k = {k}", (step[-1], share[-1]), xytext=(0, 8), textcoords="offset points",
                       ha="right", color=colour, fontweight="bold")
