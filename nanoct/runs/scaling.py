@@ -51,7 +51,7 @@ def adapting(model, method, config, task, seed=0):
         losses.append(loss)
 
     start = clock(model.device)
-    METHODS[method].adapt(model, task, config, seed, progress)
+    METHODS[method].adapt(model, task, config, seed=seed, progress=progress)
     total = clock(model.device) - start
     steps = [after - before for before, after in pairwise(stamps[-getattr(config, "n_step", 0) :])]
     return steps, total - sum(steps), losses[0] if losses else None
