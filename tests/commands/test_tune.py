@@ -193,12 +193,11 @@ def test_demos_that_icl_cannot_read_do_not_stop_lora(here, small, monkeypatch, c
     assert zero.split()[0] == "zero_shot"
 
 
-@pytest.mark.parametrize("n_step", [1, 5])
-@pytest.mark.parametrize("method", ["ct_kv", "prompt_tuning", "lora", "ttt"])
+@pytest.mark.parametrize("method, n_step", [("ct_kv", 5), ("lora", 5), ("lora", 1), ("ttt", 1)])  # 1: the last step
 def test_what_diverged_is_neither_scored_nor_saved(here, small, monkeypatch, capsys, method, n_step):
     with pytest.raises(SystemExit) as stopped:
         cli.run(lambda: call(monkeypatch, "--data", "mine.jsonl", "--method", method, "--out", "ctx", "--model", small,
-                             "--held-out", "test.jsonl", "--set=lr=1e38", f"--set=n_step={n_step}"))
+                             "--held-out", "test.jsonl", "--set=lr=1e30", f"--set=n_step={n_step}"))
     said = capsys.readouterr()
     assert stopped.value.code == 2 and not said.out and not (here / "ctx").exists()
     assert f"error: {method} on mine" in said.err and "smaller lr" in said.err
@@ -255,7 +254,7 @@ def test_the_losses_are_those_of_training_without_dropout(here, monkeypatch, cap
     model, tokenizer = load_model(STRINGS, "cpu"), load_tokenizer(STRINGS)
     demos = [nano.Demo(*nano.encode(tokenizer, row["input"], row["output"])) for row in DEMOS[:4]]
     plain, losses = ct_kv.Config(n_step=1, token_dropout=0, leave_one_out=leave_one_out), []
-    ct_kv.adapt(model, Task("", demos, []), plain, progress=lambda step, loss: losses.append(loss))
+    ct_kv.adapt(model, Task("", demos, [], [tokenizer.bos_id]), plain, progress=lambda step, loss: losses.append(loss))
     assert found[0] == pytest.approx(losses[0], abs=1e-4) and found[1] != found[0]
 
 
@@ -287,7 +286,7 @@ def test_demos_and_held_out_lines_are_the_file_and_the_same_at_every_call(here):
 
 
 def test_a_question_that_repeats_a_demo_is_not_asked(here):
-    write("mine.jsonl", [dict(input=str(i % 25), output="a") for i in range(50)])
+    write("mine.jsonl", [dict(input=str(i % 40), output="a") for i in range(50)])
     demos, asked, said = tune.read_data("mine.jsonl", None)
     assert not {line.input for line in demos} & {line.input for line in asked} and len(demos) == 40
     assert said.endswith(f"without the {10 - len(asked)} that repeat a demo") and 0 < len(asked) < 10
@@ -494,6 +493,7 @@ def test_bad_lines(here, small, monkeypatch, capsys, content, says, option):
     ({"--set": "n_step=1.5"}, ["'1.5' is no int"]),
     ({"--set": "leave_one_out=maybe"}, ["'maybe' is no bool"]),
     ({"--set": "lr=-1"}, ["lr = -1.0"]),
+    ({"--set": "lr=1e38"}, ["lr=1e38 must be a number"]),
     ({"--method": "prefix_tuning", "--set": "start=others"}, ["start = 'others'"]),
     ({"--method": "icl", "--set": "lr=1"}, ["icl has no fields"]),
     ({"--method": "lora", "--set": "rank=0"}, ["rank = 0"]),
