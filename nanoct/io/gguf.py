@@ -14,6 +14,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -99,8 +100,8 @@ def read(file):
         opened = Reader(file)
         meta = {name: field.contents() for name, field in opened.fields.items()}
         tensors = {t.name: (t.tensor_type, tuple(t.shape.tolist()[::-1]), t.data) for t in opened.tensors}
-        # tensors that share their bytes would make a large model of a small file
-        if sum(t.n_bytes for t in opened.tensors) > len(opened.data):
+        places = sorted((t.data_offset, t.data_offset + t.n_bytes) for t in opened.tensors)
+        if any(start < end for (_, end), (start, _) in pairwise(places)):  # or a small file would make a large model
             raise ValueError("its tensors overlap")
     return meta, tensors
 
