@@ -58,8 +58,8 @@ class LlamaConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim = {self.head_dim} must be even: RoPE rotates pairs.")
         if not 0 < self.norm_eps < 1 <= self.rope_theta:
-            raise ValueError(f"norm_eps = {self.norm_eps} must be above 0 and below 1, and rope_theta = {self.rope_theta} "
-                             "1 or more.")
+            raise ValueError(f"norm_eps = {self.norm_eps} must be above 0 and below 1, and "
+                             f"rope_theta = {self.rope_theta} 1 or more.")
 
 
 class RMSNorm(nn.Module):

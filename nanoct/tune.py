@@ -30,7 +30,8 @@ from nanoct.io import weights
 from nanoct.io.files import read_json_lines, replace_file
 from nanoct.methods import METHODS
 from nanoct.runs.contexts import check_savable, load_adapted, read_about, save_adapted
-from nanoct.score import decode, judge, lowest, option_losses
+from nanoct.runs.measure import check_finite, finite
+from nanoct.score import decode, judge, lowest, option_losses, score_pairs
 from nanoct.template import PLAIN, check_ends, encode_example, split, text_of
 
 EMBEDDED = f"{{input}}{EQUALS}{{output}}{END}"  # the template of the embedded vocabulary
@@ -210,9 +211,13 @@ def tune(args):
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
 
-        adapted = method.adapt(model, task, config, args.seed, progress)
+        with finite(args.method, task.name):
+            adapted = method.adapt(model, task, config, args.seed, progress)
+            if fitting := [(d.x, d.y) for d in demos if start + len(d.x) + len(d.y) <= model.config.n_position + 1]:
+                score_pairs(adapted, fitting)  # weights that are not finite need not show in a context or a loss
     seconds = time.perf_counter() - began
-    about = dict(name=str(args.model), instruction=args.instruction, seed=args.seed, **how)
+    check_finite(args.method, task.name, losses)
+    about = dict(name=str(args.model), tokenizer=tokenizer, instruction=args.instruction, seed=args.seed, **how)
     save_adapted(adapted, args.out, args.method, config, len(demos), **about)
     trained = f"loss {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} of {n_step} steps" if losses else "no steps"
     print(f"{args.method}, {len(demos)} demos: {trained}, {seconds:.1f} seconds, {adapted.n_trained:,} trained numbers")
@@ -225,6 +230,8 @@ def tune(args):
             answers = answer(other, tokenizer, held_out, **how)
             print(f"  {name:14} {score(held_out, answers, args.metric):6.1%}", flush=True)
         except ValueError as error:  # methods of single pairs can take more demos than ICL can read
+            if name == args.method:
+                raise
             print(f"  {name:14} cannot be scored: {error}")
 
 
@@ -232,14 +239,16 @@ def predict(args):
     """Answer the lines of --data with a saved context; the score, if they have outputs, goes to stderr."""
     about = read_about(args.context)
     how = {name: about.get(name) for name in ("template", "metric", "max_new_tokens")}
-    if type(how["template"]) is not str or how["metric"] not in METRICS or type(how["max_new_tokens"]) is not int:
-        raise ValueError(f"{args.context} was saved without a template: give a context that nanoct.tune wrote.")
+    if type(how["template"]) is not str or how["metric"] not in METRICS or type(how["max_new_tokens"]) is not int or (
+            how["max_new_tokens"] < 1):
+        raise ValueError(f"{args.context} was saved without a template, or with {how['metric']!r:.40} as its metric or "
+                         f"{how['max_new_tokens']!r:.40} as its max_new_tokens: give a context that nanoct.tune wrote.")
     if args.out:
         check_out(args.out, args.force, args.data, args.context)
     lines = read_lines(args.data, need_output=False)
     need_options(lines, how["metric"])
     model, tokenizer = load(args.model, args.device)
-    adapted, _ = load_adapted(args.context, model)
+    adapted, _ = load_adapted(args.context, model, tokenizer)
     answers = answer(adapted, tokenizer, lines, **how)
     text = ""
     for line, (prediction, losses) in zip(lines, answers):

@@ -63,6 +63,13 @@ def reason(error, most=300) -> str:
     return f"{type(error).__name__}: {said}"
 
 
+def as_path(value, what) -> Path:
+    """The Path of a str or path-like value. Raises ValueError on any other, which says what it should be."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"{what} is {value!r:.60}; it must be a path.")
+    return Path(value)
+
+
 def read_bytes(path) -> bytes:
     """Read the bytes of a file. Raises FileNotFoundError, OSError or ValueError with a sentence."""
     with reading(path, "a file"), open(path, "rb") as file:

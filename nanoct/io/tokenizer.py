@@ -18,12 +18,11 @@ from bisect import bisect_right
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 
 import regex
 import tiktoken
 
-from nanoct.io.files import read_bytes, read_json, reading
+from nanoct.io.files import as_path, read_bytes, read_json, reading
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 LLAMA3 = (CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -196,7 +195,7 @@ def load_tokenizer(folder) -> Tokenizer:
     if folder == "bytes":
         ids = {bytes([byte]): byte for byte in range(256)}
         return Tokenizer("bytes", r"[\s\S]", list(ids), ids, special={})
-    folder = Path(folder)
+    folder = as_path(folder, "the folder of a tokenizer")
     file = next((folder / name for name in KINDS if (folder / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(f"no tokenizer.json, tokenizer.model (Llama-3) or vocab.json in {folder}: "

@@ -1,7 +1,10 @@
 """The tool for one's own task: what it saves predicts as it did in memory, and every mistake gets one sentence."""
 
 import json
+import math
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from nanoct.io.weights import load_model, save_model
 from nanoct.methods import METHODS, ct_kv, icl
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs.contexts import load_adapted, read_about, save_adapted
-from nanoct.score import evaluate
+from nanoct.score import NotFinite, evaluate
 from nanoct.tune import Line, answer, configure, encode, read_lines, split, unescape
 
 DEMOS = [dict(input=x, output=x[::-1]) for x in ("abc", "fade", "nb", "hijk", "pale", "cab", "dim", "no", "lap", "peg")]
@@ -167,11 +170,22 @@ def test_demos_that_icl_cannot_read_do_not_stop_lora(here, small, monkeypatch, c
     assert zero.split()[0] == "zero_shot"
 
 
-def test_a_loss_that_is_not_finite_is_said_and_the_last_good_values_kept(here, small, monkeypatch, capsys):
-    with pytest.warns(UserWarning, match="its gradient nan at step 1: stopped"):
-        call(monkeypatch, "--data", "mine.jsonl", "--out", "ctx", "--model", small, "--set=lr=1e30", "--set=n_step=5")
-    assert "of 5 steps" in capsys.readouterr().out
-    assert load_adapted("ctx", load_model(small))[0].prefix.stack()[0].isfinite().all()
+def test_a_run_that_diverged_is_neither_saved_nor_scored(here, small, monkeypatch, capsys):
+    with pytest.raises(NotFinite, match="ct_kv on mine: "):
+        call(monkeypatch, "--data", "mine.jsonl", "--out", "ctx", "--model", small, "--set=lr=1e30",
+             "--set=n_step=5", "--held-out", "test.jsonl")
+    assert not (here / "ctx").exists() and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["icl", "zero_shot", "ct_kv", "lora"])
+def test_a_model_with_one_weight_that_is_nan_saves_no_context(here, small, monkeypatch, capsys, method):
+    """Behind the last layer it shows in no key or value, and methods without steps have no loss."""
+    model, tokenizer = load_model(small, "cpu"), load_tokenizer(small)
+    model.norm.weight[3] = math.nan
+    monkeypatch.setattr(tune, "load", lambda *_: (model, tokenizer))
+    with pytest.raises(NotFinite, match=f"{method} on mine: "):
+        call(monkeypatch, "--data", "mine.jsonl", "--out", "ctx", "--method", method, "--template={input}={output};")
+    assert not (here / "ctx").exists() and not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", ["zero_shot", "dora", "ct_kv"])
@@ -367,6 +381,8 @@ def context(small, tmp_path_factory):
     ({"--context": "plain"}, ["plain", "not a context"]),
     ({"--context": "bare"}, ["bare was saved without a template"]),
     ({"--context": "picky"}, ["test.jsonl, line 1", "'options'"]),
+    ({"--context": "silent"}, ["silent was saved", "0 as its max_new_tokens"]),
+    ({"--context": "backward"}, ["backward was saved", "-3 as its max_new_tokens"]),
     ({"--model": STRINGS}, ["was tuned on the model"]),
     ({"--model": "no/where/at/all"}, ["no/where/at/all"]),
     ({"--data": "nothing.jsonl"}, ["nothing.jsonl"]),
@@ -391,9 +407,31 @@ def test_mistakes_of_answering(here, small, context, monkeypatch, capsys, change
     adapted, about = load_adapted(context, load_model(small, "cpu"))
     save_adapted(adapted, "bare", "icl", {}, 4)
     save_adapted(adapted, "picky", "icl", {}, 4, template="{input}={output};", metric="accuracy", max_new_tokens=9)
+    for name, n in dict(silent=0, backward=-3).items():
+        save_adapted(adapted, name, "icl", {}, 4, template="{input}={output};", metric=None, max_new_tokens=n)
     options = {"--predict": True, "--context": context, "--data": "test.jsonl", "--model": small} | changes
     message = refused(monkeypatch, capsys, *flat(options))
     assert all(part in message for part in says), message
+
+
+def test_a_context_is_not_answered_with_another_tokenizer(here, small, context, monkeypatch, capsys):
+    """The weights are the same, and the ids of two letters are not."""
+    letters = json.loads((small / "vocab.json").read_text())
+    i, j = letters.index("a"), letters.index("b")
+    letters[i], letters[j] = letters[j], letters[i]
+    shutil.copytree(small, "other")
+    Path("other/vocab.json").write_text(json.dumps(letters))
+    asked = "--predict", "--context", context, "--data", "test.jsonl", "--model"
+    assert "was tuned with the tokenizer" in refused(monkeypatch, capsys, *asked, "other")
+    call(monkeypatch, *asked, small)
+    assert len(capsys.readouterr().out.splitlines()) == 6
+
+
+def test_an_older_context_is_answered_with_a_warning_that_its_tokenizer_is_not_known(here, small, context, monkeypatch):
+    adapted, _ = load_adapted(context, load_model(small, "cpu"))
+    save_adapted(adapted, "old", "icl", {}, 4, template="{input}={output};", metric=None, max_new_tokens=2)
+    with pytest.warns(UserWarning, match="old does not say which tokenizer it was tuned with"):
+        call(monkeypatch, "--predict", "--context", "old", "--data", "test.jsonl", "--model", small)
 
 
 def test_half_a_surrogate_pair_costs_no_answer(here, small, context, monkeypatch, capsys):

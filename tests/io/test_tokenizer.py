@@ -671,7 +671,7 @@ def steps(*pre_tokenizers):
     ({"model": {"type": "Unigram", "vocab": []}}, "model type 'Unigram'"),
     ({"model": {"type": "WordPiece", "vocab": {}}}, "model type 'WordPiece'"),
     ({"model": None}, "model type None"),
-    ({"model": {"type": "BPE"}}, "no 'merges'"),
+    ({"model": {"type": "BPE"}, "added_tokens": None}, "no 'merges'"),
     ({"model.byte_fallback": True}, "byte_fallback True"),
     ({"model.dropout": 0.1}, "dropout 0.1"),
     ({"model.end_of_word_suffix": "</w>"}, "end_of_word_suffix '</w>'"),
