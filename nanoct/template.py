@@ -110,7 +110,7 @@ def _strings(i, pair):
 
 def _need(what, value, kind=str, name="a string"):
     if not isinstance(value, kind):
-        raise ValueError(f"{what} is of type {type(value).__name__}; it must be {name}.")
+        raise ValueError(f"{what} is {' '.join(repr(value).split()):.60}; it must be {name}.")
 
 
 def _need_tokenizer(tokenizer):

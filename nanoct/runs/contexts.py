@@ -30,7 +30,7 @@ from safetensors.torch import save
 
 from nanoct import adapters
 from nanoct.fewshot import Adapted, Prefix
-from nanoct.io.files import read_json, reading, replace_file
+from nanoct.io.files import each_once, reading, replace_file
 from nanoct.io.weights import FLOATS, fingerprint
 from nanoct.methods import METHODS
 
@@ -139,7 +139,7 @@ def read_about(path):
         raise FileNotFoundError(f"there is no context {path}: give a file that nanoct.tune wrote.")
     with reading(path, "a context that nanoct.tune wrote", "tune or copy it again"):
         with safe_open(path, "pt") as file:
-            about = read_json((file.metadata() or {})[ENTRY].encode(), path)
+            about = json.loads((file.metadata() or {})[ENTRY], object_pairs_hook=each_once)
         if about["version"] != VERSION:
             raise ValueError(f"{path} has version {about['version']!r} of the format and this nanoct reads {VERSION}: "
                              "update it, or tune again.")
