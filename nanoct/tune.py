@@ -216,7 +216,7 @@ def tune(args):
             if fitting := [(d.x, d.y) for d in demos if start + len(d.x) + len(d.y) <= model.config.n_position + 1]:
                 score_pairs(adapted, fitting)  # weights that are not finite need not show in a context or a loss
     seconds = time.perf_counter() - began
-    check_finite(args.method, task.name, losses)
+    check_finite(args.method, task, losses)
     about = dict(name=str(args.model), tokenizer=tokenizer, instruction=args.instruction, seed=args.seed, **how)
     save_adapted(adapted, args.out, args.method, config, len(demos), **about)
     trained = f"loss {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} of {n_step} steps" if losses else "no steps"

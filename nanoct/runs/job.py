@@ -222,7 +222,7 @@ def work(run, progress=None):
         return run | asdict(counts) | measured
     with finite(method, run["task"]):
         kl = benchmark.divergence(adapted, tokenizer, *at_task)
-    check_finite(method, task.name, [kl])
+    check_finite(method, task, [kl])
     return run | dict(kl=round(kl, 4)) | measured
 
 

@@ -41,7 +41,7 @@ def measure(model, task, method, config, seed, progress=None, module=None):
         adapted_at = clock(model.device)
         result = evaluate(adapted, task)
         scored_at = clock(model.device)
-    check_finite(method, task.name, [*losses, result.score])
+    check_finite(method, task, [*losses, result.score])
     more = dict(tied=result.tied) if result.tied else {}
     more |= dict(valid=round(result.valid, 4)) if result.valid is not None else {}
     return dict(score=result.score, n_query=len(task.queries), n_trained=adapted.n_trained, peak_bytes=used.bytes,
@@ -50,10 +50,10 @@ def measure(model, task, method, config, seed, progress=None, module=None):
                 **about(model.device)), adapted
 
 
-def check_finite(method, name, values):
-    """Raise NotFinite if a loss or score of a method on the task `name` is not finite: no diverged run is a result."""
+def check_finite(method, task, values):
+    """Raise NotFinite if a loss or score of a method on a Task, or on what a name says, is not finite: no result."""
     if wrong := [value for value in values if not math.isfinite(value)]:
-        raise NotFinite(f"{method} on {name} comes to {wrong[0]}, which is no result: try a smaller lr, and see "
+        raise NotFinite(f"{method} on {getattr(task, 'name', task)} comes to {wrong[0]}, which is no result: try a smaller lr, and see "
                         "whether the model's weights are all finite.")
 
 
