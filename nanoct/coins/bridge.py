@@ -43,7 +43,7 @@ from nanoct.runs import ablations
 from nanoct.runs.measure import check_finite
 from nanoct.runs.parallel import execute
 from nanoct.runs.results import Results, about, n_core
-from nanoct.runs.stats import standard_error
+from nanoct.runs.stats import plus_minus, standard_error
 from nanoct.runs.table import table
 
 START = 2  # the third token
@@ -221,7 +221,7 @@ def report(lines, seeds, out):
         row = [name]
         for target, k in columns:
             ends = [curve[-1] for curve in curves(name, target, k)]
-            row.append(f"{mean(ends):.2f} ± {standard_error(ends):.2f}" if ends else "")
+            row.append(plus_minus(mean(ends), standard_error(ends), form=".2f") if ends else "")
         rows.append(row)
     title = (f"Cumulative regret after {T_QUERY} flips of a query, nats, mean ± s.e. over {seeds} draws of demos and "
              f"queries; columns: demos of {T_DEMO} flips")
