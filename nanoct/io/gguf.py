@@ -230,10 +230,6 @@ def read_tokenizer(meta):
             raise ValueError(f"the tokenizer has the token {token!r} twice")
         if kind != UNUSED:
             vocab[token] = i
-    for merge in merges:
-        left, right = merge.split(" ")
-        if not vocab.keys() >= {left, right, left + right}:
-            raise ValueError(f"the tokenizer's merge {merge!r} does not make a token of two")
     names = {}
     for name, key in dict(bos_token="bos_token_id", eos_token="eos_token_id", pad_token="padding_token_id").items():
         if (i := get(key)) is not None and not (isinstance(i, int) and i in vocab.values()):
