@@ -245,7 +245,7 @@ def tune(args):
         seconds = time.perf_counter() - began
         after = demo_loss(adapted, task, leave_one_out)
     check_finite(args.method, task, [after])
-    about = dict(name=str(args.model), instruction=args.instruction, seed=args.seed, **how)
+    about = dict(name=str(args.model), tokenizer=tokenizer, instruction=args.instruction, seed=args.seed, **how)
     save_adapted(adapted, args.out, args.method, config, len(demos), **about)
     trained = f"{before:.4f} -> {after:.4f} in {n_step} steps" if n_step else f"{after:.4f} with no steps"
     print(f"{args.method} on {args.model}, {len(demos)} demos: loss without dropout {trained}, {seconds:.1f} seconds, "
@@ -268,15 +268,17 @@ def predict(args):
     """Answer the lines of --data with a saved context; the score, if they have outputs, goes to stderr."""
     about = read_about(args.context)
     how = {name: about.get(name) for name in ("template", "metric", "max_new_tokens")}
-    if type(how["template"]) is not str or how["metric"] not in METRICS or type(how["max_new_tokens"]) is not int:
-        raise ValueError(f"{args.context} was saved without a template: give a context that nanoct.tune wrote.")
+    longest = how["max_new_tokens"]
+    if type(how["template"]) is not str or how["metric"] not in METRICS or type(longest) is not int or longest < 1:
+        raise ValueError(f"{args.context} was saved without a template, or with {longest!r:.40} as its max_new_tokens: "
+                         "give a context that nanoct.tune wrote.")
     if args.out:
         check_out(args.out, args.force, args.data, args.context)
     lines = read_lines(args.data, need_output=False)
     need_options(lines, how["metric"])
     own = str(about.get("name"))
     model, tokenizer = load(args.model or (own if Path(own).is_dir() else default_model()), args.device)
-    adapted, _ = load_adapted(args.context, model)
+    adapted, _ = load_adapted(args.context, model, tokenizer)
     answers = answer(adapted, tokenizer, lines, **how)
     text = ""
     for line, (prediction, losses) in zip(lines, answers):

@@ -63,6 +63,13 @@ def reason(error, most=300) -> str:
     return f"{type(error).__name__}: {said}"
 
 
+def as_path(value, what) -> Path:
+    """The Path of a str or path-like value. Raises ValueError on any other, which says what it should be."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"{what} is {value!r:.60}; it must be a path.")
+    return Path(value)
+
+
 def read_bytes(path) -> bytes:
     """Read the bytes of a file. Raises FileNotFoundError, OSError or ValueError with a sentence."""
     with reading(path, "a file"), open(path, "rb") as file:
@@ -87,13 +94,13 @@ def read_json(source, where=None, kind=object):
     content, where = (source, where) if isinstance(source, bytes) else (read_bytes(source), where or source)
     text = as_text(content, where)
     with reading(where, "JSON", f"it begins with {text[:60]!r} and may be truncated; fetch or write it again"):
-        value = json.loads(text, object_pairs_hook=_each_once)
+        value = json.loads(text, object_pairs_hook=each_once)
     if not isinstance(value, kind):
         raise BadFile(f"{where} holds {text[:60]!r}, expected a JSON {KINDS[kind]}: fetch or write it again.")
     return value
 
 
-def _each_once(pairs):
+def each_once(pairs):
     """A JSON object as a dict. Raises ValueError if it has a key twice, as which of the two counts is chance."""
     value = dict(pairs)
     if len(value) < len(pairs):

@@ -51,10 +51,10 @@ def measure(model, task, method, config, seed, progress=None, module=None):
 
 
 def check_finite(method, task, values):
-    """Raise NotFinite if one of these losses and scores is not finite."""
+    """Raise NotFinite if a loss or score of a method on a Task, or on what a name says, is not finite: no result."""
     if wrong := [value for value in values if not math.isfinite(value)]:
-        raise NotFinite(f"{method} on {task.name} comes to {wrong[0]}, which is no result: try a smaller lr, and see "
-                        "whether the model's weights are all finite.")
+        raise NotFinite(f"{method} on {getattr(task, 'name', task)} comes to {wrong[0]}, which is no result: try a "
+                        "smaller lr, and see whether the model's weights are all finite.")
 
 
 @contextmanager

@@ -107,7 +107,7 @@ class Results:
     """A file of JSON lines. Opening it repairs a half-written last line; append() is durable line by line."""
 
     def __init__(self, path, key=key, needs=NEEDS):
-        """key(line): a run's identity. needs: other fields that every line has.
+        """key(line): a run's identity. needs: other fields that every line has; of a dict, the lists {name: length}.
 
         Raises ValueError on a line that is not a result, OSError if the file cannot be written.
         """
@@ -210,3 +210,10 @@ def fault(line, key=key, needs=NEEDS):
         key(line), [line[name] for name in needs]
     except KeyError as error:
         return f"it has no {error.args[0]!r}"
+    for name, n in needs.items() if isinstance(needs, dict) else ():
+        if n and not (isinstance(line[name], list) and [type(value) for value in line[name]] == [float] * n):
+            return f"{name!r} is {line[name]!r:.60}, which are not {n} numbers"
+    try:
+        json.dumps(line, allow_nan=False)
+    except ValueError:
+        return "it holds numbers that are not finite"
