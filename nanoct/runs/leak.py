@@ -25,7 +25,7 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.benchmarks.nano import FOLDER, WORLDS, make_task
 from nanoct.fewshot import concatenate
-from nanoct.io.files import publish, replace_file
+from nanoct.io.files import check_out, publish, replace_file
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import load_model
 from nanoct.methods import ct_prompt
@@ -76,6 +76,8 @@ def main():
         raise ValueError(f"--tasks {args.tasks}: the held-out pool of {few[0]} has {len(pools[few[0]])} tasks.")
     torch.set_num_threads(1)
     folder, lines = Path(args.out), []
+    for name in ("leak.jsonl", "leak.md"):
+        check_out(folder / name)
     for world in args.world:
         model, tokenizer = load_model(FOLDER / world, "cpu"), load_tokenizer(FOLDER / world)
         for name in tqdm(pools[world][: args.tasks], desc=world):
