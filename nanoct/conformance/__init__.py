@@ -339,7 +339,7 @@ def write(folder, seed=0):
         raise ValueError(f"--out {folder} is a file: give a folder that is new or empty.")
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"--out {folder} is not empty: give a folder that is new or empty.")
-    check_out(folder / PAGE.name)
+    check_out(folder / "README.md")
     model, files = vectors(seed)
     save_model(model, folder / "model")
     for name, tensors in files.items():
