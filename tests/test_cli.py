@@ -210,7 +210,8 @@ def test_nesting_that_is_met_late_is_a_sentence(capsys):
 
 # --- what nobody reads, and Ctrl-C before there is anything to end ---
 
-WORKS = ("import time; from pathlib import Path; from tqdm import tqdm; bar = tqdm(total=3, mininterval=0, miniters=0); "
+WORKS = ("import time; from pathlib import Path; from tqdm import tqdm; "
+         "bar = tqdm(total=3, mininterval=0, miniters=0); "
          "[(print('x', flush=True), bar.update(), tqdm.write('y'), time.sleep(0.1)) for _ in range(3)]; bar.close(); "
          "print('warned', file=__import__('sys').stderr, flush=True); Path({file!r}).write_text('done')")
 

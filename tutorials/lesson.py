@@ -15,7 +15,7 @@ import torch
 from nanoct.runs.plots import style
 
 if sys.flags.optimize:
-    sys.exit("A lesson asserts what it claims, and python -O leaves that out: start it without, or unset PYTHONOPTIMIZE.")
+    sys.exit("A lesson asserts what it claims, which python -O leaves out: start it without, or unset PYTHONOPTIMIZE.")
 os.chdir(Path(__file__).resolve().parent)  # the files of a lesson are beside it, wherever it is started
 QUICK = os.environ.get("NANOCT_QUICK") == "1"
 torch.set_num_threads(1)  # the embedded models are so small that a second thread makes them slower
