@@ -217,8 +217,9 @@ def append_lines(path, lines):
 
 def publish(text, path):
     """Write a text to a file, then print it: the file is whole even if the output is cut, as by head."""
-    replace_file(path, text.encode(errors="backslashreplace"))  # the name of a file need not be UTF-8
-    print(f"\n{text}")
+    content = text.encode(errors="backslashreplace")  # the name of a task need not be UTF-8
+    replace_file(path, content)
+    print(f"\n{content.decode()}")
 
 
 @contextmanager
