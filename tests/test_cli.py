@@ -220,7 +220,8 @@ def shell(text, code, tmp_path):
     """Run python -c code in a bash command: `PYTHON` in the text. Returns the exit codes of its pipe, as text."""
     (tmp_path / "mine.py").write_text(f"from nanoct import cli\ndef main():\n    {code}\ncli.run(main)")
     command = f"{text.replace('PYTHON', f'{sys.executable} mine.py')}; echo ${{PIPESTATUS[*]}} >&3"
-    done = subprocess.run(["bash", "-c", f"exec 3>codes; {command}"], cwd=tmp_path, capture_output=True, timeout=100)
+    done = subprocess.run(["bash", "-c", f"exec 3>codes; {command}"], cwd=tmp_path, capture_output=True, timeout=100,
+                          env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"})
     return (tmp_path / "codes").read_text().split()[0], done
 
 
@@ -244,10 +245,13 @@ def test_a_result_that_does_not_fit_on_the_disk_of_stdout_is_an_error(tmp_path):
 
 def test_what_is_written_to_a_closed_stderr_gets_into_no_file(tmp_path):
     code = "import os; file = open('out', 'w'); os.write(2, b'a warning of a library'); file.write('mine')"
-    assert shell("PYTHON 2>&-", code, tmp_path)[0] == "0" and (tmp_path / "out").read_text() == "mine"
+    assert shell("PYTHON <&- 2>&-", code, tmp_path)[0] == "0" and (tmp_path / "out").read_text() == "mine"
 
 
-@pytest.mark.parametrize("how", [["-m", "nanoct.tune", "--help"], ["-m", "nanoct", "tune", "--help"]])
+INSTALLED = "import sys; sys.argv = ['nanoct', 'tune', '--help']; from nanoct.__main__ import main; main()"
+
+
+@pytest.mark.parametrize("how", [["-m", "nanoct.tune", "--help"], ["-c", INSTALLED]])
 def test_ctrl_c_while_torch_is_imported_ends_like_any(how, tmp_path):
     (tmp_path / "torch.py").write_text("import time\nprint(flush=True)\ntime.sleep(60)")
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
