@@ -34,7 +34,7 @@ from nanoct import cli
 from nanoct.coins.coins import Beta, Coins, after, ones_before, regret
 from nanoct.coins.predictors import FOLDER
 from nanoct.fewshot import Demo, Task
-from nanoct.io.files import publish, read_json, replace_file
+from nanoct.io.files import check_out, publish, read_json, replace_file
 from nanoct.io.weights import load_model, save_model
 from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
@@ -248,6 +248,7 @@ def main():
     cli.at_least_one(args, "seeds", "workers", "n_step")
     if args.pretrain:
         start = time.perf_counter()
+        check_out(args.out / "llama" / "model.safetensors")
         trained, losses = pretrain(args.n_step)
         check_finite("meta-training", "coins", losses)
         save_model(trained, args.out / "llama", metadata={"n_step": str(args.n_step), "seed": "0"})
@@ -255,6 +256,7 @@ def main():
         return
     results = Results(args.out / ("sweep.jsonl" if args.sweep else "bridge.jsonl"), key,
                       dict(regret=T_QUERY, seconds=None))
+    check_out(SETTINGS if args.sweep else args.out / "bridge.md")
     lines = execute(plan(args.sweep, args.seeds), results, work, args.workers)
     if args.sweep:
         replace_file(SETTINGS, (json.dumps(choose(lines), indent=1) + "\n").encode())

@@ -32,12 +32,13 @@ from tqdm import tqdm
 
 from nanoct import cli
 from nanoct.coins.coins import Beta, regret
-from nanoct.io.files import append_lines, read_json, replace_file
+from nanoct.io.files import append_lines, check_out, read_json, replace_file
 from nanoct.runs.measure import check_finite
 from nanoct.runs.results import machine
 from nanoct.runs.stats import standard_error
 
-FOLDER = Path(__file__).parents[2] / "weights" / "coins"
+ROOT = Path(__file__).parents[2]  # of a clone; an installed package has no weights beside it
+FOLDER = (ROOT if (ROOT / "weights").is_dir() else Path()) / "weights" / "coins"
 KINDS = "transformer", "lstm"
 
 
@@ -217,6 +218,8 @@ def main():
         if file.exists():
             print(f"{file} is there; delete it to train it anew.")
             continue
+        check_out(file)
+        append_lines(Path(args.out) / "log.jsonl", [])
         start = time.perf_counter()
         losses = meta_train(predictor, Beta(), **about)
         seconds = time.perf_counter() - start

@@ -16,13 +16,12 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
 from nanoct import cli
-from nanoct.io.files import as_path, reading
+from nanoct.io.files import as_path, reading, temporary_folder
 from nanoct.io.tokenizer import LLAMA3, load_tokenizer
 from nanoct.io.weights import resolve_dtype, save_model
 from nanoct.model import Llama, LlamaConfig, rope_frequencies
@@ -62,12 +61,7 @@ def convert(file, folder, dtype=None) -> Path:
         config = read_config(meta, tensors)
         tokenizer = read_tokenizer(meta)
         model = read_weights(config, tensors, dtype)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot write {folder} ({error.strerror}): choose another place.") from None
-    with TemporaryDirectory(prefix=".gguf-", dir=folder) as new:
-        new = Path(new)
+    with temporary_folder(folder) as new:
         for name, content in tokenizer.items():
             _write(new / name, content)
         try:

@@ -18,8 +18,9 @@ from types import NoneType
 from warnings import warn
 
 import torch
+from filelock import FileLock
 
-from nanoct.io.files import fcntl, read_bytes, read_json, read_json_lines
+from nanoct.io.files import read_bytes, read_json, read_json_lines
 from nanoct.methods import METHODS
 
 KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed")  # lines that agree in these are one run
@@ -125,9 +126,7 @@ class Results:
     @contextmanager
     def _alone(self):
         """Open the file for appending; no other process can write to it meanwhile."""
-        with self.path.open("ab", buffering=0) as file:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")), self.path.open("ab", buffering=0) as file:
             yield file
 
     def _repair(self, file):

@@ -517,8 +517,11 @@ def test_bad_lines(here, small, monkeypatch, capsys, content, says, option):
     ({"--out": "mine.jsonl", "--force": True}, ["one of the files that are read"]),
     ({"--out": ".", "--force": True}, ["folder"]),
     ({"--out": "/dev/null", "--force": True}, ["device"]),
-    ({"--out": "/dev/null/ctx"}, ["/dev/null/ctx", "cannot be written"]),
-    ({"--out": "mine.jsonl/ctx"}, ["cannot be written"]),
+    ({"--out": "/dev/null/ctx"}, ["cannot write /dev/null/ctx"]),
+    ({"--out": "mine.jsonl/ctx"}, ["cannot write mine.jsonl/ctx"]),
+    ({"--out": "x" * 250}, ["cannot write xxx"]),  # what becomes it has a longer name
+    ({"--out": "model/model.safetensors", "--force": True}, ["or of a model"]),
+    ({"--out": "link", "--force": True}, ["a link"]),
     ({"--model": "no/where/at/all"}, ["no/where/at/all"]),
     ({"--device": "abacus"}, ["abacus"]),
     ({"--seed": "x"}, ["--seed"]),
@@ -528,6 +531,10 @@ def test_mistakes_of_tuning(here, small, monkeypatch, capsys, changes, says):
     write("long.jsonl", DEMOS)
     write("late.jsonl", [DEMOS[0], dict(input="a" * 20, output="a" * 9)])
     write("there", [])
+    (here / "link").symlink_to("there")
+    (here / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (here / "model" / name).touch()
     options = {"--data": "mine.jsonl", "--out": "ctx", "--model": small} | changes
     message = refused(monkeypatch, capsys, *flat(options))
     assert all(part in message for part in says), message
@@ -567,7 +574,7 @@ def context(small, tmp_path_factory):
     ({"--seed": "0"}, ["--seed"]),
     ({"--out": "bad.jsonl"}, ["bad.jsonl exists", "--force"]),
     ({"--out": "cut", "--context": "cut", "--force": True}, ["cut"]),
-    ({"--out": "/dev/null/a"}, ["cannot be written"]),
+    ({"--out": "/dev/null/a"}, ["cannot write /dev/null/a"]),
 ])
 def test_mistakes_of_answering(here, small, context, monkeypatch, capsys, changes, says):
     write("bad.jsonl", [dict(input="ab"), dict(input="aXb")])
