@@ -4,9 +4,8 @@
     w* = argmin over w in [-1.5, 1.5]  - 1/n · sum_i log p(y_i | groups of the half without demo i, x_i)
 
 phi is frozen; G numbers are searched, without a gradient. The groups are halved, and each half answers the demos of the
-other; it keeps the sum of its weights, which count as if that were 1. The search changes the best w so far at random in
-steps that shrink, (1+1) evolution, where the paper takes a library's. Without a given `size` the one of 2, 4 and 8 with
-the lowest loss is taken (1 if none makes two groups). One group is ICL.
+other; it keeps the sum of its weights, which count as if that were 1. The search changes the best w at random, in steps
+that shrink; the paper takes a library's. Without `size`, that of 2, 4 and 8 with the lowest loss is taken, or 1.
 
 Cost. 2·N·(P + T·G/2) FLOPs for N weights; the search reads the logits that are kept. A question costs G forwards.
 
@@ -49,6 +48,8 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     for size in [config.size] if config.size else sizes:
         contexts = [encode_context(model, task.instruction, group, separator=task.separator)
                     for group in groups_of(task.demos, size)]
+        for g, context in enumerate(contexts):
+            context.owner[context.owner >= 0] += g * size
         of_halves = halves(model, task, contexts, size) if size < k else []
         found.append((*search(of_halves, len(contexts), config, seed), contexts))
     losses, weights, contexts = min(found, key=lambda one: one[0][-1])

@@ -33,7 +33,7 @@ from nanoct.methods import (
     zero_shot,
 )
 from nanoct.packing import answer_logits, pack, visible
-from nanoct.score import evaluate, generate, score_pairs
+from nanoct.score import demo_loss, evaluate, generate, score_pairs
 
 SMALL = ((3, 2), (2, 1), (1, 2), (2, 1))  # lengths of x and y, where they need not be longer
 TRAINED = {"anchors", "ia3", "qttt", "cpt", "i2cl"}  # by gradient
@@ -623,6 +623,20 @@ def test_laras_loss_is_of_each_half_behind_the_other(model):
         losses.append(F.cross_entropy(total, torch.tensor(demo.y), reduction="sum"))
     assert history[-1] == pytest.approx(sum(losses).item() / 10, rel=1e-5) and history[-1] < history[0]
     assert history == sorted(history, reverse=True) and len(history) == 26
+
+
+def test_the_loss_of_the_demos_behind_weighted_contexts_hides_each_from_its_own_group(model):
+    task = random_task()
+    adapted, losses = adapt("lara", model, task, size=2), []
+    for i, demo in enumerate(task.demos):
+        tokens, total = torch.tensor([[*demo.x, *demo.y[:-1]]]), 0
+        for weight, context in adapted.prefix.parts:
+            others = context.owner != i
+            theta = Prefix([tuple(part[:, :, others] for part in layer) for layer in context.kv], None,
+                           context.next_position)
+            total = total + weight * model.logits(model(tokens, prefix=theta)[0][0, len(demo.x) - 1 :])
+        losses.append(F.cross_entropy(total, torch.tensor(demo.y), reduction="sum"))
+    assert demo_loss(adapted, task) == pytest.approx(sum(losses).item() / 10, rel=1e-5)
 
 
 def test_lara_takes_the_size_with_the_lowest_loss(model, monkeypatch):

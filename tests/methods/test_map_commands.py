@@ -124,10 +124,13 @@ def test_tune_keeps_it_and_answers_with_it(monkeypatch, tmp_path, capsys, name):
     data.write_text("".join(json.dumps(dict(input=x, output=x[::-1])) + "\n" for x in ("abc", "bcd", "cde", "d")))
     model = saved_nano(tmp_path / "model")
     common = ["--data", data, "--model", model, "--device", "cpu"]
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps(dict(input="ac", output="ca")) + "\n")
     steps = [] if name == "windows" else ["--set", "n_step=1"]
-    parsed(monkeypatch, tune, *common, "--method", name, "--out", tmp_path / "ctx", *steps, "--held-out", data)
+    parsed(monkeypatch, tune, *common, "--method", name, "--out", tmp_path / "ctx", *steps, "--held-out", asked)
     tune.main()
-    assert f"{name}, 4 demos" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{name} on" in said and "4 demos" in said and f"  {name} " in said
     parsed(monkeypatch, tune, *common, "--predict", "--context", tmp_path / "ctx", "--out", tmp_path / "answers")
     tune.main()
     assert len((tmp_path / "answers").read_text().splitlines()) == 4
