@@ -17,14 +17,14 @@ entries. A pass runs B rows of T tokens against S keys; n of the tokens have log
                 model.checkpoint keeps b·B·T·C a layer instead, and the above for one layer at a time.
     passing     what a pass needs for a moment: the larger of 3·4·n·V (logits, their log-softmax, its gradient; in
                 bfloat16 also 4·C·16,384, a part of the head) and B·T·(3·b·F + 4·C), the work of a block. Where nothing
-                is trained it is T·(4·b·F + 8·C).
+                is trained it is T·(4·b·F + 8·C), and beside it there are the context and 4·|numbers that change|.
     scoring     b·2·L·K·D·P for the context; T·(4·b·F + 8·C) for the T tokens of queries that run at once; and, for each
                 of the queries that are decoded side by side, b·2·L·K·D·(P + its tokens). Scoring comes after the three
                 above, which are then free.
 
 FLOPs of a step: 4·N·B·T for N weights in the body (forward and the gradient of the inputs), 12·L·H·D·B·T·S for
 attention, 4·V·C·n for logits. With checkpoint the first two are half as much again. DoRA with dropout applies every
-weight that it adapts twice. FLOPs of scoring: 2·N + 4·L·H·D·S for each token of queries and options, or of decoded
+weight that it adapts twice. A pass without gradient: half of 4 and a third of 12. FLOPs of scoring: 2·N + 4·L·H·D·S for each token of queries and options, or of decoded
 answers, and 2·V·C for each token of an answer. Not counted is what the libraries keep for themselves (on a GPU some
 hundred MB) and what the allocator cannot reuse.
 """

@@ -583,8 +583,13 @@ def test_pruning_climbs_from_left_to_right(model):
     assert found.prefix.owner.tolist() == [i for i, bit in zip(owner.tolist(), bits) if bit]
 
 
-def test_the_last_token_stays():
-    """Where no context is best of all, one token is left."""
+def test_the_last_token_stays(model, monkeypatch):
+    """Where no context is best of all, one token is left: the loss of none is infinite."""
+    nothing = []
+    monkeypatch.setattr(prune, "climb", lambda loss, bits, *rest: nothing.append(loss(~bits)) or bits)
+    adapt("prune", model, random_task(SMALL))
+    monkeypatch.undo()
+    assert nothing == [math.inf]
     best = lambda bits: bits.sum().item() if bits.any() else torch.inf
     assert prune.climb(best, torch.ones(5).bool(), prune.Config(n_step=3), None, lambda *_: None).sum() == 1
     generator = torch.Generator().manual_seed(0)
@@ -610,7 +615,7 @@ def test_lara_answers_with_the_weighted_sum_of_its_groups(model):
 
 
 def test_laras_loss_is_of_each_half_behind_the_other(model):
-    task = random_task()
+    task = random_task(separator=[7])
     contexts = [encode_context(model, task.instruction, [demo]) for demo in task.demos]
     found, losses = lara.halves(model, task, contexts, 1), []
     (history, weights) = lara.search(found, 4, lara.Config(n_step=25, sigma=1.0), seed=0)
@@ -618,8 +623,8 @@ def test_laras_loss_is_of_each_half_behind_the_other(model):
         groups = (2, 3) if i < 2 else (0, 1)
         total = 0
         for g in groups:
-            hidden, _ = model(torch.tensor([[*demo.x, *demo.y[:-1]]]), prefix=contexts[g])
-            total = total + 2 * weights[g] * model.logits(hidden[0, len(demo.x) - 1 :])
+            hidden, _ = model(torch.tensor([[7, *demo.x, *demo.y[:-1]]]), prefix=contexts[g])
+            total = total + 2 * weights[g] * model.logits(hidden[0, len(demo.x) :])
         losses.append(F.cross_entropy(total, torch.tensor(demo.y), reduction="sum"))
     assert history[-1] == pytest.approx(sum(losses).item() / 10, rel=1e-5) and history[-1] < history[0]
     assert history == sorted(history, reverse=True) and len(history) == 26
@@ -667,6 +672,7 @@ def test_i2cl_adds_the_mean_output_of_the_last_tokens(model, steps):
     assert adapted.adapter.keys() == maps.keys() and adapted.n_trained == 8
     for name, part in adapted.adapter.items():
         torch.testing.assert_close(part.vector, torch.stack(outputs[name]).mean(0))
+        assert (part.mix - torch.tensor([0.1, 1.0])).abs().min() > 0.01  # both are trained
     hooks = [layer.register_forward_hook(lambda _, __, out, part=adapted.adapter[name]: part.mix[1] * out + part.mix[
         0] * part.vector) for name, layer in maps.items()]
     expected = logits_of(Adapted(model, None, encode_context(model, task.instruction)), task)
