@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from nanoct.fewshot import check_dropout
 
-EVERY = 16  # steps between two looks at what a GPU found: a look waits until it is done
+EVERY = {"cuda": 16}  # steps for one look at what a device found, which waits until it is done; elsewhere 1
 BLOCK = 64  # entries, tokens and targets of a recorded step are padded to multiples of this
 KEPT = 4  # recorded steps that a model keeps; each has the memory of an adaptation of its own
 N_WARM = 3  # steps before a recording: the libraries choose their kernels in them, and AdamW makes its moments
@@ -82,11 +82,11 @@ def take_step(loss, leaves, optimizer, finite):
 
 
 def follow(take, finite, config, progress):
-    """Take config.n_step steps, take(step) -> (loss, norm), and look at what they found: after each, or on a GPU EVERY.
+    """Take config.n_step steps, take(step) -> (loss, norm), and look at what they found: at each, or at EVERY together.
 
     Calls progress(step, loss). Where one is not finite, it warns, restores the last finite values, and returns.
     """
-    every, taken = EVERY if finite.all_so_far.is_cuda else 1, []
+    every, taken = EVERY.get(finite.all_so_far.device.type, 1), []
     for step in range(config.n_step):
         taken.append(take(step))
         if len(taken) < every and step + 1 < config.n_step:
@@ -138,7 +138,7 @@ def check(config):
 
 
 def replay(model, loss, row, leaves, masks, config, progress):
-    """The steps of optimise_masked, by a Step in model.graphs. Sizes are padded to multiples of BLOCK, so that few do."""
+    """The steps of optimise_masked, by a Step in model.graphs. Sizes are padded to multiples of BLOCK: few will do."""
     P, T, N = (-(-n // BLOCK) * BLOCK for n in (leaves[0].shape[-2], len(row.pair), len(row.where)))
     hidden = P - leaves[0].shape[-2]  # entries that no pair sees
     row, grown = row.padded(T, N), [F.pad(leaf.detach(), (0, 0, 0, hidden)) for leaf in leaves]
@@ -162,9 +162,9 @@ def replay(model, loss, row, leaves, masks, config, progress):
 class Step:
     """A step whose tensors keep their places, so that a GPU can record what it does, and do it again in one go.
 
-    A step launches some hundred operations a layer, and the GPU waits for the processor that launches them; a CUDA graph
-    is one launch. It knows addresses and no Python, so masks, rate and the next task are copied into the same tensors.
-    Without a GPU, replaying is calling the same function on the same tensors.
+    A step launches some hundred operations a layer, and the GPU waits for the processor that launches them. A CUDA
+    graph is one launch. It knows addresses and no Python, so masks, rate and the next task are copied into the same
+    tensors. Without a GPU, replaying is calling the same function on them.
     """
 
     options = {}  # of torch.cuda.graph; a test adds check_input_liveness
