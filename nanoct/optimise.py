@@ -55,8 +55,9 @@ def optimise_masked(model, loss, row, leaves, draw, config, progress=None, adapt
 
     seen = draw() is the mask (k, P) of a step; all are drawn before the first, since copying one to a GPU waits for it.
     With model.graphs the step is kept there as a CUDA graph, used again by the next task. Then the loss may read
-    nothing of a task but its arguments, and of settings what is in config. Under an adapter, which is the task's own,
-    the step runs as without graphs, and a warning says so.
+    nothing of a task but its arguments, which can be longer than the task's (Row.padded; entries of 0 that no pair
+    sees), and of settings what is in config. Under an adapter, which is the task's own, the step runs as without
+    graphs, and a warning says so.
     """
     masks = [draw() for _ in range(config.n_step)]
     if model.graphs is not None and adapter:

@@ -124,6 +124,19 @@ def test_what_is_not_finite_ends_it_at_the_last_finite_step(monkeypatch, failure
         assert torch.equal(leaf, value) and not leaf.requires_grad and leaf.grad is None
 
 
+def test_finite_steps_behind_one_that_was_not_are_not_kept(monkeypatch):
+    monkeypatch.setitem(EVERY, "cpu", 16)
+    x, values = torch.arange(4.0).requires_grad_(), []
+
+    def loss():
+        values.append(x.detach().clone())
+        return x.pow(2).sum() + (math.inf if len(values) == 3 else 0)
+
+    with pytest.warns(UserWarning, match="step 2: stopped, with the values of step 1"):
+        optimise(loss, [x], SimpleNamespace(n_step=6, lr=0.1))
+    assert len(values) == 6 and values[-1].isfinite().all() and torch.equal(x, values[1])
+
+
 @pytest.mark.parametrize("every", [1, 4])
 def test_what_is_finite_runs_through_in_silence(monkeypatch, every):
     monkeypatch.setitem(EVERY, "cpu", every)
