@@ -5,7 +5,6 @@ which is used again for every task of about the same size (Step, below). That is
 """
 
 import math
-from copy import deepcopy
 from warnings import warn
 
 import torch
@@ -171,8 +170,8 @@ class Step:
     options = {}  # of torch.cuda.graph; a test adds check_input_liveness
 
     def __init__(self, loss, row, leaves, seen):
-        self.row, self.seen, self.lr = deepcopy(row), seen.clone(), torch.zeros((), device=seen.device)
-        self.leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+        self.row, self.seen, self.lr = row, seen, torch.zeros((), device=seen.device)
+        self.leaves = [leaf.requires_grad_() for leaf in leaves]  # padded, they are no longer the task's
         self.optimizer = torch.optim.AdamW(self.leaves, lr=self.lr, betas=(0.9, 0.999), weight_decay=0.0, fused=True,
                                            capturable=True)
         self.loss, self.finite = lambda: loss(self.row, *self.leaves, self.seen), Finite(self.leaves)

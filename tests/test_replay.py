@@ -1,5 +1,6 @@
 """A step on tensors that keep their places: padded, and replayed for the next task, it is the ordinary one."""
 
+import inspect
 import warnings
 from types import SimpleNamespace
 
@@ -10,8 +11,8 @@ from helpers import V, float64_llama, leaves, pairs_of, random_task, relative_er
 
 from nanoct.fewshot import Prefix, encode_context
 from nanoct.gpt2 import GPT2, GPT2Config
-from nanoct.methods import ct_kv, prefix_tuning, ttt_ct_kv
-from nanoct.optimise import BLOCK, KEPT, N_WARM, Step, Stopped, optimise_masked
+from nanoct.methods import METHODS, ct_kv, prefix_tuning, ttt_ct_kv
+from nanoct.optimise import BLOCK, KEPT, N_WARM, Step, Stopped, optimise_masked, take_step
 from nanoct.packing import answer_logits, pack, pack_demos, visible
 
 LENGTHS = ((3, 2), (5, 1), (2, 4), (6, 3)), ((2, 1), (3, 1), (4, 2), (1, 1)), ((7, 3), (5, 4), (2, 4), (6, 3))
@@ -125,12 +126,13 @@ def test_masks_are_the_seeds_and_anew_in_every_step():
     assert len(masks) == 4
 
 
-def test_the_context_is_as_long_as_without_graphs_and_is_not_the_next_tasks():
+@pytest.mark.parametrize("lengths", [LENGTHS[0], ((40, 10), (2, 10))])  # of the second nothing need be padded
+def test_the_context_is_as_long_as_without_graphs_and_is_not_the_next_tasks(lengths):
     model = tiny_llama()
     model.graphs = {}
-    first = ct_kv.adapt(model, random_task(seed=0), ct_kv.Config(n_step=2))
+    first = ct_kv.adapt(model, random_task(lengths, seed=0), ct_kv.Config(n_step=2))
     before = [part.clone() for part in tensors_of(first)]
-    ct_kv.adapt(model, random_task(seed=1), ct_kv.Config(n_step=2))
+    ct_kv.adapt(model, random_task(lengths, seed=1), ct_kv.Config(n_step=2))
     assert len(model.graphs) == 1 and all(map(torch.equal, tensors_of(first), before))
     assert {part.shape[2] for part in before} == {len(first.prefix.owner)}
 
@@ -185,12 +187,17 @@ def test_a_model_keeps_the_steps_that_were_used_last(model):
 def test_a_step_is_one_methods_with_one_setting_and_one_way_to_keep_activations():
     model, task = tiny_llama(), random_task()
     model.graphs = {}
-    for lr in (0.01, 0.02):
-        ct_kv.adapt(model, task, ct_kv.Config(n_step=1, lr=lr))
+    for config in (ct_kv.Config(n_step=1), ct_kv.Config(n_step=1, token_dropout=0.2)):
+        ct_kv.adapt(model, task, config)
     prefix_tuning.adapt(model, task, prefix_tuning.Config(n_step=1, n_prefix=32))
     model.checkpoint = True
-    ct_kv.adapt(model, task, ct_kv.Config(n_step=1, lr=0.02))
+    ct_kv.adapt(model, task, config)
     assert len(model.graphs) == 4
+    context, zero = encode_context(model, task.instruction, task.demos), lambda row, keys, values, seen: keys.sum() * 0
+    theta = [part.float().requires_grad_() for part in context.stack()]
+    draw = lambda: visible(context.owner, len(task.demos))
+    optimise_masked(model, zero, pack_demos(task, model, context.next_position), theta, draw, config)
+    assert len(model.graphs) == KEPT and next(reversed(model.graphs))[0] is zero.__code__
 
 
 def test_under_an_adapter_it_goes_on_without_graphs_and_says_so():
@@ -213,3 +220,41 @@ def test_no_steps_and_impossible_ones_are_as_without_graphs(n_step, said):
     else:
         with pytest.raises(ValueError, match=said):
             adapt()
+
+
+# --- on a GPU ---
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; it has never run")
+
+
+@needs_gpu
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_a_cuda_graph_gives_the_losses_that_the_usual_loop_gives(monkeypatch, dtype, tolerance, checkpoint):
+    if "check_input_liveness" in inspect.signature(torch.cuda.graph).parameters:  # torch 2.13 and newer
+        monkeypatch.setattr(Step, "options", dict(check_input_liveness=True))
+    model, recorded, record = tiny_llama(dtype, head_dim=16).cuda(), [], Step.record
+    monkeypatch.setattr(Step, "record", lambda step: recorded.append(step.n_taken) or record(step))
+    model.checkpoint = checkpoint
+    tasks = [random_task(lengths, seed=i) for i, lengths in enumerate([*LENGTHS, LENGTHS[0]])]
+    found, _ = both(model, ct_kv, tasks, n_step=5, lr=0.02)
+    agree(found, tolerance)
+    assert recorded == [N_WARM]
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["ct_kv", "prefix_tuning", "ct_prompt", "prompt_tuning", "lora", "dora"])
+def test_no_step_waits_for_the_gpu(monkeypatch, name):
+    """torch raises at what waits; on a CPU test_optimise.py looks for the operations that would."""
+    model = tiny_llama().cuda()
+    model(torch.zeros(1, 2, dtype=torch.int64, device="cuda"))  # RoPE's frequencies are copied once
+
+    def strictly(*args):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return take_step(*args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr("nanoct.optimise.take_step", strictly)
+    METHODS[name].adapt(model, random_task(), METHODS[name].Config(n_step=4))
