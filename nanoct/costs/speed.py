@@ -147,7 +147,7 @@ def own(model, method, config, task, seed=0, graphs=None):
 
 
 def as_graph(model, usual, loss, tolerance, task, seed=0):
-    """The usual contestant with its step as a CUDA graph, recorded here; ValueError if its first loss is another one."""
+    """The usual contestant, its step as a CUDA graph that is recorded here. ValueError if its first loss differs."""
     turn = own(model, "ct_kv", ct_kv.Config(), task, seed, graphs={})
     for _ in range(2):  # four steps: three that warm up, and the recording
         found, _ = turn()
@@ -374,7 +374,7 @@ def main():
     p.add_argument("--checkpoint", action="store_true",
                    help="recompute activations in the backward pass, here and in the peers")
     p.add_argument("--graph", action="store_true",
-                   help="time CT-KV's step as a CUDA graph too, which has never run on a GPU: the first table has a row")
+                   help="a row of the first table for CT-KV's step as a CUDA graph, which has never run on a GPU")
     p.add_argument("--alone", action="store_true", help="without the peers")
     p.add_argument("--out", default="results/speed.jsonl",
                    help="file that lines are appended to; those of the second table go to costs.jsonl beside it")
