@@ -82,9 +82,9 @@ class Row:
         The new tokens are the last ones, so no other token sees them. They are given to pair 0, and each sees itself at
         least. The new targets are -100, which F.cross_entropy leaves out of its mean.
         """
-        tokens = lambda part, value=0: F.pad(part, (0, T - len(self.pair)), value=value)
+        tokens = lambda part: F.pad(part, (0, T - len(self.pair)))
         targets = lambda part, value=0: F.pad(part, (0, N - len(self.where)), value=value)
-        branch = None if self.branch is None else tokens(self.branch, -1)
+        branch = None if self.branch is None else tokens(self.branch)
         return Row(tokens(self.tokens), tokens(self.positions), tokens(self.pair), targets(self.where),
                    targets(self.target, -100), branch)
 

@@ -210,11 +210,11 @@ def test_under_an_adapter_it_goes_on_without_graphs_and_says_so():
     assert not model.graphs and all(map(torch.equal, tensors_of(adapted), tensors_of(usual)))
 
 
-@pytest.mark.parametrize("n_step, said", [(0, None), (-1, "n_step = -1")])
-def test_no_steps_and_impossible_ones_are_as_without_graphs(n_step, said):
+@pytest.mark.parametrize("n_step, lr, said", [(0, 0.1, None), (-1, 0.1, "n_step = -1"), (2, -0.1, "lr = -0.1")])
+def test_no_steps_and_impossible_ones_are_as_without_graphs(n_step, lr, said):
     model = tiny_llama()
     model.graphs = {}
-    adapt = lambda: ct_kv.adapt(model, random_task(), ct_kv.Config(n_step=n_step))
+    adapt = lambda: ct_kv.adapt(model, random_task(), ct_kv.Config(n_step=n_step, lr=lr))
     if said is None:
         assert not any(part.requires_grad for part in tensors_of(adapt())) and not model.graphs
     else:
