@@ -283,7 +283,8 @@ def test_dropout_hides_with_probability_p_and_no_entry_is_exempt(impl, seed):
         rest = hidden[:, ~own].double()
         same(rest.mean().reshape(1), torch.tensor([p], dtype=torch.float64),
              "With leave-one-out, dropout hides another share of the rest.",
-             f"owner {owner.tolist()}, p = {p}, 60 draws", "How do the two rules go together?", "2.2", 5 * (p * (1 - p) / rest.numel()) ** 0.5)
+             f"owner {owner.tolist()}, p = {p}, 60 draws", "How do the two rules go together?", "2.2",
+             5 * (p * (1 - p) / rest.numel()) ** 0.5)
 
 
 @points(2, minutes=10, section="2.2")
