@@ -23,6 +23,7 @@ LAYOUTS = {"packed": "one packed row", "padded": "padded rows", "loops": "a loop
 def module_of(source, name):
     module = types.ModuleType("step")
     exec(compile(source, name, "exec"), vars(module))
+    module.source = source  # a test does not see it; grade.py sends a step to another process as its text
     return module
 
 
