@@ -27,7 +27,7 @@ grade: .venv/installed
 	@$(PY) tutorials/assignments/grade.py "$(SUBMISSION)" "$(ASSIGNMENT)" $(if $(SEED),--seed $(SEED))
 
 test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/installed-test
 	$(PY) -m pytest -m slow

@@ -69,11 +69,10 @@ def download(url, file):
     have = part.stat().st_size if part.exists() else 0
     try:
         with urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=60) as answer:
-            start, total = place(answer, have)
+            start, length = have if answer.status == 206 else 0, answer.headers.get("Content-Length", "")
+            total = start + int(length) if length.isdigit() else None
             bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=file.name)
-            with open(part, "r+b" if start else "wb") as f, bar:
-                f.truncate(start)
-                f.seek(start)
+            with open(part, "ab" if start else "wb") as f, bar:
                 while block := answer.read(2**20):
                     f.write(block)
                     bar.update(len(block))
@@ -85,20 +84,6 @@ def download(url, file):
     if total is not None and part.stat().st_size != total:
         raise OSError(f"{url} ended after {part.stat().st_size} of {total} bytes; the same command goes on from there.")
     part.replace(file)
-
-
-def place(answer, have):
-    """Return the position of an answer's first byte, and the bytes of the whole file, None if it does not say."""
-    length = answer.headers.get("Content-Length", "")
-    if answer.status != 206:
-        return 0, int(length) if length.isdigit() else None
-    said = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "").strip())
-    start = int(said[1]) if said else have
-    if start > have:
-        raise OSError(f"it answered from byte {start} when asked for {have}")
-    if said and said[2] != "*":
-        return start, int(said[2])
-    return start, start + int(length) if length.isdigit() else None
 
 
 def contents(file, keep):
@@ -149,23 +134,22 @@ def fetch(name, out):
     if isinstance(source, Archive):
         whole, n_file = out / (name + Path(source.url).suffix), source.n_file
         download(source.url, whole)
-        files = contents(whole, source.keep)
+        files = lambda: contents(whole, source.keep)
     else:
         whole, n_file = folder / source.inside, 1
         from_hub(source, folder)
-        files = ((file.relative_to(whole).as_posix(), read_bytes(file)) for file in whole.rglob("*") if file.is_file())
-    kept, n_known = set(), 0
+        files = lambda: ((file.relative_to(whole).as_posix(), read_bytes(file)) for file in whole.rglob("*")
+                         if file.is_file())
     try:
-        for path, content in tqdm(files, desc=str(folder)):
-            n_known += is_known(f"{name}/{path}", content)
+        known = {path: is_known(f"{name}/{path}", content) for path, content in files()}
+        if len(known) < n_file:
+            raise ValueError(f"{whole} holds {len(known)} of the {n_file} files of {name}")
+        for path, content in tqdm(files(), desc=str(folder)):  # where readers look, once all are right
             replace_file(folder / path, content)
-            kept.add(path)
-        if len(kept) < n_file:
-            raise ValueError(f"{whole} holds {len(kept)} of the {n_file} files of {name}")
     except ValueError as error:
         said = set_aside(whole) if whole.exists() else "look at its page on the hub"
         raise ValueError(f"{error}; {said}.") from None
-    print(f"{folder}: {len(kept)} files, {n_known} of them with a known SHA-256; "
+    print(f"{folder}: {len(known)} files, {sum(known.values())} of them with a known SHA-256; "
           f"python -m nanoct.benchmarks.{name} --data {folder} --show 1")
 
 

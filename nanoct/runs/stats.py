@@ -34,11 +34,6 @@ def standard_error(values):
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def interval(values, level=0.95):
-    """Mean and half width of its confidence interval, Student's t."""
-    return mean(values), student(len(values), level) * standard_error(values)
-
-
 @cache
 def student(n, level=0.95):
     """Half width of a confidence interval of the mean of n values, in standard errors; nan for fewer than two."""
@@ -58,9 +53,9 @@ def within(angle, freedom):
     return 2 / math.pi * (angle + math.sin(angle) * total) if is_odd else math.sin(angle) * total
 
 
-def plus_minus(centre, half, sign=""):
+def plus_minus(centre, half, sign="", form=".1f"):
     """A mean and its error, or half width, as text; sign="+" writes that of the mean. One task has no error: "–"."""
-    return f"{centre:{sign}.1f} ± " + ("–" if math.isnan(half) else f"{half:.1f}")
+    return f"{centre:{sign}{form}} ± " + ("–" if math.isnan(half) else f"{half:{form}}")
 
 
 @dataclass

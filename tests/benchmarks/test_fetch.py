@@ -220,11 +220,7 @@ class Headers(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("status, headers, content, got", [
     (206, {}, b"56789", b"0123456789"),  # without a Content-Length
-    (206, {"Content-Range": "bytes 5-9/10"}, b"56789", b"0123456789"),
     (206, {"Content-Range": "bytes 5-9/*", "Content-Length": "5"}, b"56789", b"0123456789"),
-    (206, {"Content-Range": "bytes 3-9/10"}, b"3456789", b"0123456789"),  # from before the end of what is there
-    (206, {"Content-Range": "bytes 5-9/12"}, b"56789", None),
-    (206, {"Content-Range": "bytes 7-9/10"}, b"789", None),
     (206, {"Content-Length": "9"}, b"56789", None),
     (200, {}, b"abcdefghijk", b"abcdefghijk"),  # all of it
     (200, {"Content-Length": "many"}, b"abc", b"abc"),
@@ -256,7 +252,7 @@ def test_a_file_whose_sum_is_another_is_fetched_anew(serve, tmp_path, monkeypatc
     monkeypatch.setitem(SOURCES, "bbh", Archive(serve(zipped())[0], KEEP, 2))
     with pytest.raises(ValueError, match="b.json is not the public file .*bbh.zip.broken, and the same command"):
         fetch("bbh", tmp_path)
-    assert not (tmp_path / "bbh/bbh/b.json").exists()  # where a reader would take it for the public one
+    assert not list((tmp_path / "bbh").rglob("*.json"))  # or a reader would take them for public ones
     monkeypatch.setitem(SOURCES, "bbh", Archive(serve(zipped(MEMBERS | {"main/bbh/b.json": b"[1]"}))[0], KEEP, 2))
     fetch("bbh", tmp_path)
 
