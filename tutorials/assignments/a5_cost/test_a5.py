@@ -209,7 +209,7 @@ def test_bytes_of_the_layers(impl, seed):
          "What of each layer does the backward pass look at again?", "2", "bytes")
 
 
-FEW = (  # small models in which one term is most of all: what is at work in a block, the mask, the logits of all tokens
+FEW = (  # small models in which one term is most of all: a block at work, the mask, logits of all tokens
     (config(L=2, H=3, K=3, C=40, D=8, F=600), 1, 90, 1), (config(L=3, H=2, K=1, C=24, D=4, F=24), 90, 90, 2),
     (config(L=2, H=2, K=2, C=16, D=6, F=24, V=997), 5, 40, 40),
 )
