@@ -69,7 +69,7 @@ def test_a_sample_of_the_mutants_made_by_operators_is_caught():
 
 
 @pytest.mark.slow
-def test_the_mutants_made_by_operators_are_caught_but_for_those_that_are_no_mistakes():
+def test_mutants_made_by_operators_are_caught_but_for_those_that_are_no_mistakes():
     assert not gate.by_operators()
 
 
