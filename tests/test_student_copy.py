@@ -208,6 +208,7 @@ def test_a_solution_gets_all_points_in_a_process_of_its_own(name, tmp_path):
     assert [(test, message) for test, won, worth, message in lines if won < worth] == []
 
 
+@pytest.mark.slow
 def test_a_file_that_hangs_is_stopped(tmp_path):
     stub = (ASSIGNMENTS / "a6_table" / "student.py").read_text(encoding="utf-8")
     (tmp_path / "mine.py").write_text(stub.replace('raise NotImplementedError("choose")', "while True: pass"))
