@@ -14,6 +14,7 @@ class AsNanoct:
     """The given model, called as the package calls a model: what is hidden there are the logits here."""
 
     device = torch.device("cpu")
+    graphs = None  # CUDA graphs are of a GPU
 
     def __init__(self, model):
         self.model, self.config = model, SimpleNamespace(n_position=len(model.place))
