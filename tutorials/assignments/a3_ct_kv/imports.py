@@ -17,7 +17,8 @@ class AsNanoct:
     graphs = None  # CUDA graphs are of a GPU
 
     def __init__(self, model):
-        self.model, self.config = model, SimpleNamespace(n_position=len(model.place))
+        self.model, self.dtype = model, model.dtype
+        self.config = SimpleNamespace(n_position=len(model.place))
 
     def __call__(self, tokens, positions=None, mask=None, prefix=None, adapter=None):
         positions = torch.arange(tokens.shape[1])[None] if positions is None else positions
