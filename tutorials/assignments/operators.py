@@ -91,7 +91,7 @@ def constants(tree, n):
         return
     value = node.value
     for other in ((not value,) if isinstance(value, bool) else (value + 1, value - 1) if isinstance(value, int) else
-                  (value * 2, value / 2)):
+                  (value * 2, value / 2) if value else (0.5,)):
         node.value = other
         yield "another constant", str(value), str(other), copy.deepcopy(tree)
     node.value = value

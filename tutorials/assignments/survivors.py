@@ -1,5 +1,6 @@
 """Mutants made by operators that pass all tests, and why they are no mistakes. gate.py checks the list."""
 
+LARGER = "the larger of two, in either order"
 EMPTY = "all of them are empty at first"
 AXES = "transpose takes two axes in either order"
 SINGLE = "this axis has one entry, the row"
@@ -8,7 +9,7 @@ NEVER = "a draw is equal to p about once in 16 million"
 INPUT = "this changes no number that is compared: "
 WITHIN = "within the 20% that bytes may be off: small things of allocators are as large"
 KD = "K and D are a product in nearly every term, and H·D against H·K is " + WITHIN
-UNFINISHED = "a3_ct_kv", "a4_bug"  # their survivors have not all been looked at: no test asks for them yet
+UNFINISHED = ("a3_ct_kv",)  # the survivors have not all been looked at: no test asks for them yet
 NAMES = "(tokens, positions, pair, where, target, weight)"
 
 SURVIVORS = {
@@ -46,7 +47,7 @@ SURVIVORS = {
         "peak_bytes: two names swapped: (c.n_layer, c.n_head, c.n_kv_head, c.head_dim, c.n_embd, c.n_ffn, "
         "c.vocab_size) -> (c.n_layer, c.n_head, c.head_dim, c.n_kv_head, c.n_embd, c.n_ffn, c.vocab_size)": KD,
         "peak_bytes: two names swapped: max(3 * V * n, T * (3 * F + C)) -> max(T * (3 * F + C), 3 * V * n)":
-            "the larger of two, in either order",
+            LARGER,
         **{f"peak_bytes: {change}": WITHIN for change in (
             "another constant: 4 -> 5'", "another operator: 3 * F + C -> 3 * F - C",
             "another operator: 2 * C + 2 * H * D + 3 * F + H -> 2 * C + 2 * H * D + 3 * F - H",
@@ -61,11 +62,23 @@ SURVIVORS = {
         "fit: argument 2: in float32": "a list holds no tensors; its floats are rounded to 6e-8",
     },
     "a4_bug": {
-        "tune: another constant: 1e-08 -> 2e-08": "the handout gives no eps",
-        "tune: another constant: 1e-08 -> 5e-09": "the handout gives no eps",
-        "tune: two names swapped: (mean, square) -> (square, mean)": EMPTY,
-        "tune: another constant: True -> False": "every gradient there is a tensor: the steps keep their graph",
-        "tune: two names swapped: max(length, 1) -> max(1, length)": "the larger of two, in either order",
+        "loops.tune: another constant: 1e-08 -> 2e-08": "the handout gives no eps",
+        "loops.tune: another constant: 1e-08 -> 5e-09": "the handout gives no eps",
+        "loops.tune: two names swapped: (mean, square) -> (square, mean)": EMPTY,
+        "loops.tune: another constant: True -> False": "every gradient there is a tensor: the steps keep their graph",
+        "loops.tune: two names swapped: max(length, 1) -> max(1, length)": LARGER,
+        "padded.tune: two names swapped: max(len(dropped), 1) -> max(1, len(dropped))": LARGER,
+        "padded.tune: another constant: 1 -> 0": "a schedule of no steps has no rate",
+        "padded.tune: another constant: 1 -> 2": "the first rate of a schedule is lr, however long that is",
+        "padded.tune: a line dropped: model.zero_grad() -> ": "nothing reads the gradients of the weights",
+        "packed.tune: a line dropped: model.zero_grad() -> ": "nothing reads the gradients of the weights",
+        "packed.step_loss: another constant: 0 -> -1": SINGLE,
+        **{f"packed.step_loss: two names swapped: (tokens, positions, pair, where, target) -> {other}": EMPTY
+           for other in ("(positions, tokens, pair, where, target)", "(tokens, pair, positions, where, target)",
+                         "(tokens, positions, where, pair, target)", "(tokens, positions, pair, target, where)")},
+        "padded.step_loss: two names swapped: (question, reply) -> (reply, question)'": "a sum of both lengths",
+        "padded.step_loss: another constant: 0 -> -1'": "this axis has one entry, the label",
+        "padded.step_loss: another constant: 1 -> 2": "labels below 0 do not count, be they -1 or -2",
     },
     "a6_table": {
         "macro_f1: two names swapped: (p, g) -> (g, p)": "a hit is p == g == c, in either order",
