@@ -120,7 +120,8 @@ def step(name):
 def made(folder):
     """[(function, name, call that makes the mutant)]."""
     if folder.name == "a4_bug":
-        return [(f"{file.stem}.{function}", f"{file.stem}.{name}", make) for file in sorted((folder / "steps").glob("*.py"))
+        return [(f"{file.stem}.{function}", f"{file.stem}.{name}", make)
+                for file in sorted((folder / "steps").glob("*.py"))
                 for function in ("step_loss", "tune") for name, make in operators.of_text(file, function)]
     solution, found = load(folder / "solution.py"), []
     for function in functions_of(folder / "student.py"):
