@@ -22,7 +22,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]  # the imports.py of each assig
 import kinds  # noqa: E402
 import operators  # noqa: E402
 from grading import Wrong, functions_of, load, mutate, need, outcome, said, tests_of  # noqa: E402
-from survivors import SURVIVORS, UNFINISHED  # noqa: E402
+from survivors import SURVIVORS  # noqa: E402
 
 FOLDERS = sorted(folder for folder in HERE.glob("a[0-9]_*") if folder.is_dir())
 
@@ -148,15 +148,14 @@ def survives(folder, function, make, seed=0):
 
 def sample(n, seed=0):
     """[(folder, function, name, make)]: n of all mutants made by operators that are not known to survive."""
-    finished = [folder for folder in FOLDERS if folder.name not in UNFINISHED]
-    every = [(folder, *mutant) for folder in finished for mutant in made(folder)
+    every = [(folder, *mutant) for folder in FOLDERS for mutant in made(folder)
              if mutant[1] not in SURVIVORS.get(folder.name, {})]
     return random.Random(seed).sample(every, n)
 
 
 def by_operators(folders=FOLDERS):
     """Prints, for each function, its kinds of input, mutants and survivors. Returns what is not as it should be."""
-    wrong, unlisted = [], []
+    wrong = []
     for folder in folders:
         known, seen, of = SURVIVORS.get(folder.name, {}), set(), {}
         for function, name, make in made(folder):
@@ -164,18 +163,15 @@ def by_operators(folders=FOLDERS):
             of.setdefault(function, Counter())["survivors" if lives else "caught"] += 1
             if lives:
                 seen.add(name)
-        finished = folder.name not in UNFINISHED
-        for name in seen - {*known}:
-            (wrong if finished else unlisted).append(f"{folder.name}: {name} passes, and survivors.py gives no reason")
-        wrong += [f"{folder.name}: {name} is listed in survivors.py, and does not survive"
-                  for name in {*known} - seen if finished]
+        wrong += [f"{folder.name}: {name} passes, and survivors.py gives no reason" for name in seen - {*known}]
+        wrong += [f"{folder.name}: {name} is listed in survivors.py, and does not survive" for name in {*known} - seen]
         given = asked(folder)[0]
         for function, counts in of.items():
             n_kinds = len(given.get(function.rpartition(".")[2], {}))
             print(f"  {folder.name:14}{function:20}{n_kinds:3} kinds of input {counts.total():5} mutants by operators, "
                   f"{counts['survivors']} survive")
         wrong += [f"{folder.name}: no test gives {function} {kind}" for function, kind in missing(folder)]
-    print("\n".join(wrong + unlisted))
+    print("\n".join(wrong))
     return wrong
 
 

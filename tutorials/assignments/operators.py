@@ -126,7 +126,7 @@ def each(value, change):
         return type(value)(each(part, change) for part in value)
     if isinstance(value, float):
         return float(change(torch.tensor(value, dtype=torch.float64)))
-    if hasattr(value, "__dict__"):
+    if hasattr(value, "__dict__") and not isinstance(value, torch.nn.Module):
         return types.SimpleNamespace(**{name: each(part, change) for name, part in vars(value).items()})
     return value
 
@@ -200,7 +200,9 @@ def equal(a, b):
         return len(a) == len(b) and all(map(equal, a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[name], b[name]) for name in a)
-    if hasattr(a, "__dict__") and not isinstance(a, (type, torch.nn.Module)) and hasattr(b, "__dict__"):
+    if isinstance(a, torch.nn.Module):
+        return equal(list(a.parameters()), list(b.parameters()))
+    if hasattr(a, "__dict__") and not isinstance(a, type) and hasattr(b, "__dict__"):
         return equal(vars(a), vars(b))
     return a is b or a == b or a != a and b != b
 
@@ -231,7 +233,8 @@ def harmed(value, name):
     if name in LISTS and type(value) is list:
         LISTS[name](value)
     elif name in ARGUMENTS:
-        for part in value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else [value]:
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
+        for part in value.parameters() if isinstance(value, torch.nn.Module) else parts:
             if isinstance(part, torch.Tensor) and part.numel():
                 ARGUMENTS[name](part.data)
     return value
