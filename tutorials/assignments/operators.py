@@ -6,6 +6,7 @@ Others leave the text alone and spoil what goes in or comes out: an axis, a dtyp
 
 import ast
 import copy
+import pickle
 import sys
 import types
 import zlib
@@ -23,17 +24,19 @@ def of_text(path, function):
     """[(name, module)] of a file with one change in the text of a function."""
     source = Path(path).read_text(encoding="utf-8")
     (node,) = (node for node in ast.parse(source).body if getattr(node, "name", "") == function)
-    made = {}
-    for n in range(len(list(ast.walk(node)))):
+    made, whole = {}, pickle.dumps(node)  # ten times as quick as copy.deepcopy
+    for n, part in enumerate(ast.walk(node)):
+        if isinstance(part, (ast.Name, ast.arg, ast.expr_context, ast.operator, ast.cmpop)):
+            continue  # no operator changes these
         for operator in (dropped, swapped, constants, operators):
-            for change in operator(copy.deepcopy(node), n):
-                kind, before, after, whole = change
+            for change in operator(pickle.loads(whole), n):
+                kind, before, after, changed_node = change
                 name = f"{function}: {kind}: {before} -> {after}"
                 while name in made:  # the same text in another place
                     name += "'"
-                made[name] = whole
-    return [(name, lambda name=name, whole=whole: module(source, function, whole, path, name))
-            for name, whole in made.items()]
+                made[name] = changed_node
+    return [(name, lambda name=name, changed_node=changed_node: module(source, function, changed_node, path, name))
+            for name, changed_node in made.items()]
 
 
 def module(source, function, node, path, name):
