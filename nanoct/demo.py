@@ -18,6 +18,7 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.benchmarks import nano, words
 from nanoct.benchmarks.presets import SETTINGS
+from nanoct.costs.memory import check_room
 from nanoct.fewshot import Text
 from nanoct.io import smollm2
 from nanoct.io.weights import load, quiet_threads
@@ -97,6 +98,7 @@ def main():
     called = name if of_words else f"the embedded model of {WORLD}"
     print(f"{called}: {size:.1f} million weights, which stay as they are.")
     for task in shown:
+        check_room(model, "ct_kv", config, task)
         show(task, model, tokenizer, config)
     print("\nNext: read nanoct/methods/ct_kv.py; `python -m nanoct.reproduce`, ten methods on four small worlds;")
     print("`python -m nanoct.paper --help`, the paper's benchmarks." if of_words else

@@ -21,13 +21,15 @@ import sys
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
 
 from nanoct import cli
 from nanoct.benchmarks.nano import BOS, END, EQUALS, FOLDER
-from nanoct.fewshot import Demo, Task, check_fits
+from nanoct.costs.memory import check_room
+from nanoct.fewshot import Demo, Task, check_fits, check_ids
 from nanoct.io import smollm2, weights
 from nanoct.io.files import check_out, lock, read_json_lines, replace_file
 from nanoct.methods import METHODS
@@ -94,8 +96,7 @@ def encode(line, model, tokenizer, template, metric, start=0):
         check_ends(line.where, line.output, template, "--template")
     answers = [answer for answer in line.options or [line.output] if answer is not None]
     x, ys = encode_example(line.where, line.input, answers, tokenizer, template)
-    if max(map(max, [x, *ys.values()])) >= model.config.vocab_size:
-        raise ValueError(f"{tokenizer.source} has tokens that the model does not: they do not belong together.")
+    check_ids(model, chain(x, *ys.values()))
     longest = max(map(len, ys.values()), default=1)
     check_fits(model, start + len(x) + longest - 1, f"{line.where}, behind {start} tokens,")
     return x, ys
@@ -228,6 +229,7 @@ def tune(args):
     demos = [Demo(x, ys[line.output]) for line, (x, ys) in zip(lines, encoded)]
     task = Task(Path(args.data).stem, demos, [], instruction)
     steps = [f.name for f in fields(config) if f.name.endswith("n_step")]
+    check_room(model, args.method, config, task)
     # with no steps: what does not fit is refused before the work
     leave_one_out = getattr(config, "leave_one_out", True)
     with finite(args.method, task.name):

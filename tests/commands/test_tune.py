@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from nanoct import cli, score, tune
 from nanoct.benchmarks import nano
+from nanoct.costs import memory
 from nanoct.fewshot import Adapted, Query, Task, Text
 from nanoct.io import smollm2
 from nanoct.io.tokenizer import ALPHABET, load_tokenizer
@@ -202,6 +203,13 @@ def test_what_diverged_is_neither_scored_nor_saved(here, small, monkeypatch, cap
     said = capsys.readouterr()
     assert stopped.value.code == 2 and not said.out and not (here / "ctx").exists()
     assert f"error: {method} on mine" in said.err and "smaller lr" in said.err
+
+
+def test_what_needs_more_memory_than_is_free_is_refused_before_the_work(here, small, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "free", lambda device: 1000)
+    monkeypatch.setattr(METHODS["ttt"], "adapt", lambda *_: pytest.fail("it is at work already"))
+    message = refused(monkeypatch, capsys, "--data", "mine.jsonl", "--method", "ttt", "--out", "ctx", "--model", small)
+    assert "ttt on mine needs 0.00 GB beside the weights and 0.00 GB are free: take a smaller model" in message
 
 
 @pytest.mark.parametrize("method", ["icl", "ct_kv", "zero_shot"])
