@@ -45,7 +45,7 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.benchmarks import arc, nano
 from nanoct.benchmarks.common import bos
-from nanoct.io.files import lock, read_json_lines, reading, replace_file
+from nanoct.io.files import lock, read_json_lines, reading, replace_file, writing
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.training import load_state, read_state, save_state
 from nanoct.io.weights import fetch, fingerprint, lasting, load_model, pick_device, read_config, save_model
@@ -206,10 +206,8 @@ def train(config, out, world="strings", init=None, device=None, data=None):
     if world == "arc" and not init:
         raise ValueError("--world arc fine-tunes a public model: name it, or its folder, with --init.")
     out = Path(out)
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot write {out} ({error.strerror}): give another --out.") from None
     with lock(out):
         return _train(config, out, world, init, pick_device(device), data)
 
@@ -237,9 +235,6 @@ def _train(config, out, name, init, device, data):
         first = read_state(state, model, settings, config.n_step)
         lines = read_log(log, first)
         load_state(state, model, optimizer)
-    for file in (state.name, log.name, "model.safetensors", "config.json"):
-        for left in out.glob(f".{file}.*"):  # left by a run that was killed while it wrote
-            left.unlink()
     for file, content in files.items():
         replace_file(out / file, content)
     tokenizer = load_tokenizer(out)
