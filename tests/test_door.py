@@ -113,10 +113,14 @@ def test_questions_that_cannot_be_get_a_sentence(loaded, question, options, says
 
 @pytest.mark.parametrize("name", nanoct.METHODS)
 def test_a_task_of_another_tokenizer_gets_a_sentence_from_every_method(loaded, name):
-    model, n = loaded[0], loaded[0].config.vocab_size
-    task = Task("other", [Demo([1], [n]), Demo([2], [3])], [Query([n], [1])])
-    with pytest.raises(ValueError, match=f"the token id {n} is none of the model's {n}: the tokenizer does not"):
-        evaluate(nanoct.METHODS[name].adapt(model, task), task)  # zero-shot reads no demo
+    """With such an id in a demo and a question, as zero-shot reads no demo; in the instruction; in a question alone."""
+    model, n, method = loaded[0], loaded[0].config.vocab_size, nanoct.METHODS[name]
+    few = {field: 1 for field in ("n_step", "ttt_n_step") if hasattr(method.Config, field)}
+    demos, asked = [Demo([1], [4]), Demo([2], [3])], [Query([1], [1])]
+    for wrong, task in [(n, Task("other", [Demo([1], [n]), demos[1]], [Query([n], [1])])),
+                        (n, Task("other", demos, asked, [n])), (-1, Task("other", demos, [Query([-1], [1])]))]:
+        with pytest.raises(ValueError, match=f"the token id {wrong} is none of the model's {n}: the tokenizer does"):
+            evaluate(method.adapt(model, task, method.Config(**few)), task)
 
 
 def test_a_model_that_is_not_there_and_one_of_another_vocabulary_get_a_sentence(tmp_path, loaded):

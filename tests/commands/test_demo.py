@@ -7,6 +7,7 @@ import pytest
 
 from nanoct import cli, demo
 from nanoct.benchmarks import nano
+from nanoct.costs import memory
 from nanoct.io import smollm2
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import load_model
@@ -85,6 +86,13 @@ def test_the_embedded_model_that_is_named_shows_strings_and_says_how_to_get_word
     with pytest.raises(SystemExit):
         call(monkeypatch, "--help")
     assert "default: weights/smollm2 where `make smollm2` has put it" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_needs_more_memory_than_is_free_is_refused_before_the_work(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "free", lambda device: 1000)
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch)
+    assert stopped.value.code == 2 and "GB are free: take a smaller model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, says", [

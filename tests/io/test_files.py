@@ -193,6 +193,7 @@ def test_what_a_killed_process_leaves_goes_at_the_next_start_and_a_living_ones_s
     assert left == {".new.", ".[x]."}
     for name in (f".[x].{os.getppid()}", ".[x].notes", ".x.1"):
         (tmp_path / name).touch()
+    (tmp_path / f".new.{os.getpid()}" / "part").mkdir(parents=True)  # of this number, as in a container
     files.check_out(tmp_path / "[x]")
     with files.temporary_folder(tmp_path) as new:
         assert not list(new.iterdir())
