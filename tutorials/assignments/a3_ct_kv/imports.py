@@ -16,7 +16,7 @@ class AsNanoct:
     device = torch.device("cpu")
 
     def __init__(self, model):
-        self.model, self.config = model, SimpleNamespace(n_position=len(model.place))
+        self.model, self.config = model, SimpleNamespace(n_position=len(model.place), vocab_size=len(model.token))
 
     def __call__(self, tokens, positions=None, mask=None, prefix=None, adapter=None):
         positions = torch.arange(tokens.shape[1])[None] if positions is None else positions
