@@ -11,6 +11,7 @@ import torch
 import nanoct
 from nanoct.benchmarks import nano
 from nanoct.fewshot import Demo, Query, Task
+from nanoct.io.tokenizer import Tokenizer
 from nanoct.score import evaluate, text_answers
 
 STRINGS = nano.FOLDER / "strings"
@@ -94,6 +95,14 @@ def test_pairs_that_cannot_be_get_a_sentence(loaded, pairs, options, says):
     with pytest.raises(ValueError) as error:
         nanoct.task_of(pairs, loaded[1], **dict(template=TEMPLATE) | options)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_only_the_built_in_vocabulary_is_said_to_know_no_english(loaded):
+    other = Tokenizer("tokenizer.json", r"[\s\S]", [b"a", b"\n"], {b"a": 0, b"\n": 1}, special={})
+    for tokenizer, template, is_built_in in ((loaded[1], TEMPLATE, True), (other, "{input}\n{output}\n", False)):
+        with pytest.raises(ValueError, match="no token for 'X'") as error:
+            nanoct.task_of([("X", "a")], tokenizer, template=template)
+        assert ("no English: `make smollm2` gets a model that does." in str(error.value)) == is_built_in
 
 
 @pytest.mark.parametrize("question, options, says", [
