@@ -131,7 +131,12 @@ BROKEN = {
     # 05_reading_is_not_learning
     "05": [],
     # 06_ct_kv_in_thirty_lines
-    "06": [],
+    "06": [
+        ("seen = (owner != torch.arange(k)[:, None]) & kept", "seen = kept", "the caches differ", True),
+        ("steps = [step for step", "seen_at[32] = theta_0\nsteps = [step for step", "training lifts", False),
+        ("trained = icl.adapt(model, hurt), ct_kv.adapt(model, hurt, config, seed=1)",
+         "trained = [icl.adapt(model, hurt)] * 2", "training does harm", False),
+    ],
     # 07_k_pairs_one_row
     "07": [],
     # 08_how_tuning_cheats
