@@ -109,7 +109,7 @@ def answer_logits(model, tokens, answer):
 def exact_by_k(model, rows, n_batch=4):
     """{k: share of answers right in every token, by teacher forcing}, for k = 0, half of the world's k, and its k.
 
-    The share is nan if no row holds so many answers.
+    The share is None if no row holds so many answers.
     """
     right, total = {}, {}
     for step in range(n_batch):
@@ -122,7 +122,7 @@ def exact_by_k(model, rows, n_batch=4):
             complete = answer.max(1).values > k  # the last answer of a row may be cut off
             right[k] = right.get(k, 0) + (wrong[complete, k] == 0).sum().item()
             total[k] = total.get(k, 0) + complete.sum().item()
-    return {k: right[k] / total[k] if total[k] else float("nan") for k in total}
+    return {k: right[k] / total[k] if total[k] else None for k in total}
 
 
 def rate(step, c):
@@ -161,9 +161,7 @@ def start_from(model, folder, vocabulary):
 
 def check(config):
     """Raise ValueError on impossible settings."""
-    for name in ("n_step", "n_warmup", "row", "every"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least 1.")
+    cli.at_least_one(config, "n_step", "n_warmup", "row", "every")
     if not 0 < config.decay <= 1:
         raise ValueError(f"--decay {config.decay}: the share of steps with a falling rate is above 0 and at most 1.")
     if not 0 < config.lr < math.inf or not 0 <= config.weight_decay < math.inf:
@@ -276,8 +274,7 @@ def _train(config, out, name, init, device, data):
                 need_finite(step, out, *model.parameters())
                 line = dict(step=step + 1, loss=torch.stack(losses).mean().item(), seconds=time.perf_counter() - start)
                 for pool in ("train", "validation"):
-                    shares = exact_by_k(model, Rows(world, tokenizer, config, pool))
-                    line[pool] = {k: None if math.isnan(share) else share for k, share in shares.items()}
+                    line[pool] = exact_by_k(model, Rows(world, tokenizer, config, pool))
                 lines.append(line)
                 replace_file(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
                 save_state(state, model, optimizer, step + 1, settings)
@@ -285,7 +282,7 @@ def _train(config, out, name, init, device, data):
                 bar.set_postfix(loss=line["loss"], train=line["train"][world.k], unseen=line["validation"][world.k])
                 losses, start = [], time.perf_counter()
     if lines:
-        draw(lines, out / "curve.png")
+        plots.pretraining(read_log(log, config.n_step), out / "curve.png")
     return model
 
 
@@ -302,17 +299,6 @@ def read_log(path, step):
     lines = read_json_lines(path) if path.exists() else []
     with reading(path, "the log of a training", "delete the line that is none"):
         return [line for _, line in lines if line["step"] <= step]
-
-
-def draw(lines, path):
-    """Draw the curve of a log, with a gap where no row was long enough."""
-    curve = []
-    for line in lines:
-        line = dict(line)
-        for pool in ("train", "validation"):
-            line[pool] = {str(k): math.nan if share is None else share for k, share in line[pool].items()}
-        curve.append(line)
-    plots.pretraining(curve, path)
 
 
 def need_finite(step, out, *tensors):

@@ -17,7 +17,6 @@ ceilings (benchmarks/nano/bayes.py) stand beside the methods. Runs are spread ov
 small matrices run faster. A second start goes on from the results file.
 """
 
-import argparse
 from pathlib import Path
 
 from nanoct import cli
@@ -27,13 +26,6 @@ from nanoct.runs import sweep, worlds
 from nanoct.runs.job import Job, add_options
 from nanoct.runs.report import CEILINGS, report
 from nanoct.runs.results import read
-
-
-class Moved(argparse.Action):
-    """An option that has moved to another command."""
-
-    def __call__(self, parser, namespace, value, option):
-        parser.error(f"{option} is now a command of its own: python -m nanoct.paper {option} {value or 'BENCHMARK'} …")
 
 
 def parse():
@@ -53,7 +45,6 @@ def parse():
     p.add_argument("--model", help="folder of a model trained on the worlds, or of one for each; default: weights/nano")
     p.add_argument("--workers", type=int, help="processes beside this one; default: one per core, or 0 on a GPU")
     p.add_argument("--report", metavar="FILE", help="redraw table and figures beside a results file, and run nothing")
-    p.add_argument("--benchmark", nargs="?", action=Moved, help=argparse.SUPPRESS)
     job = p.parse_args(namespace=Job(model=str(FOLDER), workers=None))
     if not job.report:
         worlds.settle(job)

@@ -4,11 +4,11 @@
 
 A grid is written as text: its shape, such as "3 4", then its rows of digits, one a line. It is encoded cell by cell, so
 that every cell is a token of its own in any tokenizer that has the digits. (The text as a whole would merge digits, up
-to three in Llama-3's.) x is "input " and a grid; y is "output ", the other grid and one more line break, and
-`text_to_grid` reads it back. All demos (solved pairs) are in the context, and every test grid is a query. It is decided
-by teacher forcing: the model must predict each token of y behind the right ones, as greedy decoding would. A query that
-does not fit 8,192 tokens with its context is dropped. Files: F/evaluation/<id>.json (F/training for fine-tuning) of
-{"train": [{"input", "output"}, …], "test": […]}.
+to three in Llama-3's.) x is "input " and a grid; y is "output ", the other grid and one more line break. All demos
+(solved pairs) are in the context, and every test grid is a query. It is decided by teacher forcing: the model must
+predict each token of y behind the right ones, as greedy decoding would. A query that does not fit 8,192 tokens with its
+context is dropped. Files: F/evaluation/<id>.json (F/training for fine-tuning) of {"train": [{"input", "output"}, …],
+"test": […]}.
 """
 
 import sys
@@ -27,11 +27,6 @@ SIDE = 30  # of the largest grid
 def tasks(folder, split="evaluation"):
     """Names of the tasks in a folder. Raises FileNotFoundError if there is none."""
     return [file.stem for file in common.folders(folder, f"{split}/*.json", f"ARC-AGI-1, with {split}/<id>.json")]
-
-
-def pools(folder):
-    """{"test": all tasks in a folder}: there are no others to choose settings on."""
-    return {"test": tasks(folder)}
 
 
 def make_task(folder, name, tokenizer, seed=0, k=K, length=LENGTH, limit_queries=None, split="evaluation"):
@@ -85,16 +80,6 @@ class Training:
             return [[colours[cell] for cell in (row[::-1] if mirrored else row)] for row in grid]
 
         return [(changed(x), changed(y)) for x, y in pairs]
-
-
-def text_to_grid(text):
-    """Return the grid of a text such as "output 2 3\\n012\\n345\\n". Raises ValueError if its shape is not that."""
-    shape, *rows = text.strip().split("\n")
-    n, m = map(int, shape.split()[-2:])
-    grid = [list(map(int, row)) for row in rows]
-    if len(grid) != n or any(len(row) != m for row in grid):
-        raise ValueError(f"{text[:60]!r} is no grid of {n} rows of {m}.")
-    return grid
 
 
 def read(file):

@@ -43,11 +43,6 @@ def tasks(folder):
     return [file.stem for file in common.folders(folder, "bbh/*.json", what)]
 
 
-def pools(folder):
-    """{"test": all tasks in a folder}: there are no others to choose settings on."""
-    return {"test": tasks(folder)}
-
-
 def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=None, form=True):
     """Return the Task and its Counts. form: whether the instruction says how to answer.
 

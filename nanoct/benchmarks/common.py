@@ -4,8 +4,8 @@ A demo is a solved example in the context. A query is a question; its row, x and
 a module with K (demos a task), SEEDS, LENGTH (the most tokens of context and row) and
 
     tasks(folder)                                                          names of the tasks in a folder
-    pools(folder)                                                          {"validation" | "test": names of tasks}
     make_task(folder, name, tokenizer, seed, k, length, limit_queries)     a Task, Counts of what was left out
+    pools(folder)                          {"validation" | "test": names of tasks}; without it, all tasks are "test"
 """
 
 import random
@@ -156,7 +156,7 @@ def pick(benchmark, name, folder, tasks=None, pool=None, to_choose=False):
     Settings are chosen on a validation pool, where there is one, and never on the tasks that are reported. Raises
     ValueError if there are no such tasks, or they are of two pools.
     """
-    pools = benchmark.pools(folder)
+    pools = benchmark.pools(folder) if hasattr(benchmark, "pools") else {"test": benchmark.tasks(folder)}
     pool_of = {task: pool for pool, names in pools.items() for task in names}
     names, has_own = list(dict.fromkeys(tasks or ())), bool(pools.get("validation"))
     check_names(names, list(pool_of), folder)

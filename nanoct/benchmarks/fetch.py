@@ -69,11 +69,10 @@ def download(url, file):
     have = part.stat().st_size if part.exists() else 0
     try:
         with urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=60) as answer:
-            start, total = place(answer, have)
+            start, length = have if answer.status == 206 else 0, answer.headers.get("Content-Length", "")
+            total = start + int(length) if length.isdigit() else None
             bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=file.name)
-            with open(part, "r+b" if start else "wb") as f, bar:
-                f.truncate(start)
-                f.seek(start)
+            with open(part, "ab" if start else "wb") as f, bar:
                 while block := answer.read(2**20):
                     f.write(block)
                     bar.update(len(block))
@@ -85,20 +84,6 @@ def download(url, file):
     if total is not None and part.stat().st_size != total:
         raise OSError(f"{url} ended after {part.stat().st_size} of {total} bytes; the same command goes on from there.")
     part.replace(file)
-
-
-def place(answer, have):
-    """Return the position of an answer's first byte, and the bytes of the whole file, None if it does not say."""
-    length = answer.headers.get("Content-Length", "")
-    if answer.status != 206:
-        return 0, int(length) if length.isdigit() else None
-    said = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "").strip())
-    start = int(said[1]) if said else have
-    if start > have:
-        raise OSError(f"it answered from byte {start} when asked for {have}")
-    if said and said[2] != "*":
-        return start, int(said[2])
-    return start, start + int(length) if length.isdigit() else None
 
 
 def contents(file, keep):

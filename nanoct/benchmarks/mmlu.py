@@ -29,11 +29,6 @@ def tasks(folder):
     return [file.name.removesuffix("_test.csv") for file in files]
 
 
-def pools(folder):
-    """{"test": all tasks in a folder}: there are no others to choose settings on."""
-    return {"test": tasks(folder)}
-
-
 def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=None):
     """Return the Task and its Counts. Raises FileNotFoundError or ValueError if the file is missing or not as above."""
     file = Path(folder) / "test" / f"{name}_test.csv"

@@ -36,11 +36,6 @@ def tasks(folder):
     return list(dict.fromkeys(file.parent.name for file in files))
 
 
-def pools(folder):
-    """{"test": all tasks in a folder}: there are no others to choose settings on."""
-    return {"test": tasks(folder)}
-
-
 def make_task(folder, name, tokenizer, seed, k=K, length=LENGTH, limit_queries=None):
     """Return the Task and its Counts. Raises FileNotFoundError or ValueError if a file is missing or not as above."""
     space, counts = tokenizer.encode(" "), common.Counts()

@@ -3,18 +3,13 @@
 All figures are drawn from the lines of the runs. For the PCA the shipped predictors run once more, for their states.
 """
 
-import matplotlib
-
-matplotlib.use("Agg")  # files, no window
-import matplotlib.pyplot as plt
 import torch
 
 from nanoct.coins import experiment
 from nanoct.coins.coins import Beta
-from nanoct.coins.experiment import BASELINES, PRETRAINING, VARIED
+from nanoct.coins.experiment import BASELINES
 from nanoct.coins.predictors import KINDS, Config, shipped
 from nanoct.coins.tuning import METHODS, PREFIX, WEIGHTS
-from nanoct.io.files import replacing
 from nanoct.runs import plots
 from nanoct.runs.stats import standard_error
 
@@ -29,23 +24,12 @@ FLIPS = torch.arange(1, 1 + experiment.T)
 
 def draw(lines, out):
     """Draw all figures into a folder. lines: report.Lines."""
-    near_bayes(lines, out / "near_bayes.png")
     for trained, name in ((True, ""), (False, "_untrained")):
         curves(lines, trained, "regret", out / f"regret{name}.png")
         curves(lines, trained, "loss", out / f"loss{name}.png")
     bars(lines, out / "bars.png")
-    if lines.preset.lengths:
-        lengths(lines, out / "lengths.png")
     ranking(lines, out / "ranking.png")
     pca(lines, out / "pca.png")
-
-
-def grid(n_row, n_column, height, **options):
-    figure, panels = plt.subplots(n_row, n_column, figsize=(8, height), dpi=100, squeeze=False, **options)
-    for axes in panels.flat:
-        axes.tick_params(labelsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, panels
 
 
 def panel_of_each(targets, panels):
@@ -62,23 +46,11 @@ def band(axes, position, curves, colour, **style):
     axes.fill_between(position, curves.amin(0), curves.amax(0), color=colour, alpha=0.2, linewidth=0)
 
 
-def save(figure, path, bottom=0.0):
-    figure.tight_layout(rect=(0, bottom, 1, 1))
-    with replacing(path) as new:
-        figure.savefig(new, format="png")
-    plt.close(figure)
-
-
 def legend(figure, panels):
     handles = {}
     for axes in panels.flat:
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), fontsize=7, ncols=7, loc="lower center", frameon=False)
-
-
-def spread(values):
-    """Standard error of a tensor of repetitions, 0 for a single one."""
-    return standard_error(values.tolist()) if len(values) > 1 else 0
 
 
 def curves(lines, trained, what, path):
@@ -89,7 +61,7 @@ def curves(lines, trained, what, path):
     flips.
     """
     targets = lines.preset.targets
-    figure, panels = grid(len(targets), 2, 0.8 + 2.4 * len(targets), sharex=True)
+    figure, panels = plots.new_figure(len(targets), 2, 0.8 + 2.4 * len(targets), sharex=True)
     position = FLIPS if what == "regret" else binned(FLIPS[None].float())[0]
     for target, kind, axes in panel_of_each(targets, panels):
         for method in (*BASELINES, *METHODS):
@@ -116,7 +88,7 @@ def curves(lines, trained, what, path):
     for axes in panels[-1]:
         axes.set_xlabel("flips; tuning saw those to the grey line", fontsize=8)
     legend(figure, panels)
-    save(figure, path, 0.5 / figure.get_figheight())
+    plots.save(figure, path, 0.5 / figure.get_figheight())
 
 
 def added(regret):
@@ -132,30 +104,11 @@ def binned(values):
     return torch.stack([values[:, start:end].mean(1) for start, end in zip([0, *ends], ends)], 1)
 
 
-def near_bayes(lines, path):
-    """Regret of the meta-trained predictors above PreBayes on the pretraining source, against the position."""
-    figure, panels = grid(1, 2, 3.2, sharey=True)
-    exact = lines.exact(PRETRAINING)["PreBayes"]
-    for kind, axes in zip(KINDS, panels.flat):
-        for size, style in zip(lines.sizes, ("-", "--", ":")):
-            found = lines.regret(PRETRAINING, kind, "NoTuning", size=size)
-            if len(found):
-                label = "{}x{}, embedding {}".format(*size)
-                band(axes, FLIPS, found - exact[: len(found)], "#1f4e9c", linestyle=style, linewidth=1.5, label=label)
-        axes.axvline(100, color="#cccccc", linewidth=0.8, zorder=0)
-        axes.set_ylim(-0.05, 1)
-        axes.set_title(kind, fontsize=9)
-        axes.set_xlabel("flips; meta-training saw those to the grey line", fontsize=8)
-        axes.legend(fontsize=7, frameon=False, loc="upper left")
-    panels[0, 0].set_ylabel("regret above PreBayes, nats", fontsize=8)
-    save(figure, path)
-
-
 def bars(lines, path):
     """Regret after 200 flips, mean ± s.e. over repetitions. Untrained is pale. A bar that is cut ends in its number."""
     targets, ran = lines.preset.targets, {*BASELINES, *lines.preset.methods, *lines.preset.untrained}
     names = [method for method in (*BASELINES, *METHODS) if method in ran][::-1]
-    figure, panels = grid(len(targets), 2, 0.5 + 2.8 * len(targets))
+    figure, panels = plots.new_figure(len(targets), 2, 0.5 + 2.8 * len(targets))
     for target, kind, axes in panel_of_each(targets, panels):
         exact = {name: found[:, -1].mean().item() for name, found in lines.exact(target).items()}
         right = max(5, 1.25 * exact["PreBayes"])
@@ -171,12 +124,12 @@ def bars(lines, path):
         axes.set_xlim(-0.02 * right, right)
     figure.supxlabel("regret after 200 flips, nats; pale: untrained; dashed PreBayes, dash-dotted PreBayesPT, "
                      "dotted TargetBayes", fontsize=8)
-    save(figure, path)
+    plots.save(figure, path)
 
 
 def bar(axes, place, values, right, **style):
     """A bar with its error; cut at the right edge, with its number, where it would pass that."""
-    mean, error = values.mean().item(), spread(values)
+    mean, error = values.mean().item(), standard_error(values.tolist()) if len(values) > 1 else 0
     if mean + error >= right:
         number = f"{mean:.1f}" + (f" ± {error:.1f}" if len(values) > 1 else "")
         axes.text(right, place, f"{number} →", fontsize=6, ha="right", va="center",
@@ -185,30 +138,10 @@ def bar(axes, place, values, right, **style):
     axes.barh(place, min(mean, right), height=0.38, xerr=error, error_kw=dict(linewidth=0.8), **style)
 
 
-def lengths(lines, path):
-    """Regret after 50 flips against the length of the prefix, hard and soft, with the exact predictors."""
-    figure, panels = grid(2, 2, 4.6, sharex=True, sharey=True)
-    for target, kind, axes in panel_of_each(VARIED, panels):
-        for method in ("HardPT", "SoftPT"):
-            points = []  # length, mean, error
-            for length in lines.lengths:
-                values = lines.regret(target, kind, method, length=length)[:, TUNED - 1]
-                if len(values):
-                    points.append((length, values.mean().item(), spread(values)))
-            axes.errorbar(*zip(*points), color=COLOURS[method], marker="o", markersize=3, linewidth=1.5, label=method)
-        for name, found in lines.exact(target).items():
-            axes.axhline(found[:, TUNED - 1].mean().item(), linewidth=1, label=name, **BAYES[name])
-    figure.supylabel("regret after 50 flips, nats", fontsize=9)
-    for axes in panels[-1]:
-        axes.set_xlabel("rows of the prefix", fontsize=8)
-    legend(figure, panels)
-    save(figure, path, 0.05)
-
-
 def ranking(lines, path):
     """The 64 hard prefixes in the order of their loss by search, and the loss of PreBayes behind each."""
     ranked = lines.ranked()
-    figure, panels = grid(len(ranked), 1, 0.3 + 1.9 * len(ranked))
+    figure, panels = plots.new_figure(len(ranked), 1, 0.3 + 1.9 * len(ranked))
     for axes, ((kind, target), (search, closed)) in zip(panels.flat, ranked.items()):
         order = sorted(search, key=search.get)
         places = range(len(order))
@@ -221,7 +154,7 @@ def ranking(lines, path):
         axes.set_title(f"{target}, {kind}; colour: number of ones", fontsize=9)
         axes.set_ylabel("loss of 50 flips, nats", fontsize=7)
         axes.legend(fontsize=7, frameon=False, loc="upper left")
-    save(figure, path)
+    plots.save(figure, path)
 
 
 @torch.no_grad()
@@ -232,7 +165,7 @@ def pca(lines, path, n=200):
     mean path along sequences of the single coin, without a prefix and behind the tuned one of the first repetition.
     """
     methods = [method for method in PREFIX if method in lines.preset.methods]
-    figure, panels = grid(2, len(methods), 5.6, sharex="row", sharey="row")
+    figure, panels = plots.new_figure(2, len(methods), 5.6, sharex="row", sharey="row")
     x, _ = Beta().sample(n, TUNED, torch.Generator().manual_seed(1))
     single, _ = experiment.TARGETS["single"].sample(n, TUNED, torch.Generator().manual_seed(2))
     ones = (x.cumsum(1)[:, :-1] / torch.arange(1, TUNED)).flatten()
@@ -253,7 +186,7 @@ def pca(lines, path, n=200):
         row[0].set_ylabel(f"component 2 ({share[1]:.0%})", fontsize=7)
     figure.supxlabel("black: no prefix; dots: the prefix's rows; star: behind the prefix, where flips begin; square: "
                      "after 50 flips\npoints: states on the pretraining source, blue few ones, red many", fontsize=8)
-    save(figure, path)
+    plots.save(figure, path)
 
 
 def way(axes, path, L, colour):
@@ -271,7 +204,7 @@ def bridge(curves, methods, exact, k, path):
     Lines may cover each other, so the first are the widest. Names stand at the ends, one above the other where ends
     are equal.
     """
-    figure, panels = grid(1, len(curves), 4.2)
+    figure, panels = plots.new_figure(1, len(curves), 4.2)
     for (target, named), axes in zip(curves.items(), panels.flat):
         ends, flips = [], range(1, 1 + len(named[methods[0]]))  # (regret, name, colour)
         for i, method in enumerate(methods):
@@ -290,4 +223,4 @@ def bridge(curves, methods, exact, k, path):
         axes.set_title(f"{target}, k = {k} demos of 25 flips", fontsize=9)
         axes.set_xlabel("flips of a query", fontsize=8)
     panels[0, 0].set_ylabel("cumulative regret, nats", fontsize=8)
-    save(figure, path)
+    plots.save(figure, path)

@@ -101,6 +101,13 @@ def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=
     return add_up(config, says, lengths, dtype, checkpoint, cuda)
 
 
+def estimate_on(model, method, config, task):
+    """The Estimate of adapting a model to the demos of a task. Raises what estimate raises."""
+    lengths = Lengths(len(task.instruction), [(len(demo.x), len(demo.y)) for demo in task.demos], 1)
+    return estimate(model.config, method, asdict(config), lengths, model.dtype, model.checkpoint,
+                    model.device.type == "cuda")
+
+
 def add_up(config, says, lengths, dtype, checkpoint, cuda):
     """The Estimate of a Footprint."""
     linears, n_weight = shapes(config)
@@ -226,8 +233,7 @@ def measure(method, model, k=16, context=700, n_step=2, **settings):
     Config, task = METHODS[method].Config, random_task(k, context, model.config.vocab_size)
     steps = {f.name: n_step for f in fields(Config) if f.name in ("n_step", "ttt_n_step")}
     config = Config(**steps | settings)
-    lengths = Lengths(len(task.instruction), [(len(demo.x), len(demo.y)) for demo in task.demos], 1)
-    guess = estimate(model.config, method, asdict(config), lengths, model.dtype, model.checkpoint)
+    guess = estimate_on(model, method, config, task)
     return guess.beside, allocated(lambda: METHODS[method].adapt(model, task, config), model.device)
 
 

@@ -23,19 +23,12 @@ The second table is about every method and its peer, with the paper's settings f
 a task, the peak of memory beside the weights, and memory.py's estimate. The matrix rate is the speed of one large
 product in the same dtype and run. Where both start from the same numbers, their first losses must agree, or no time is
 reported.
-
-Measured on two cores of an EPYC, 2 threads, float32, k = 16, 701 tokens of context, medians of two runs (5 and 6
-rounds). transformers takes 3.3 and 2.6 times as long as nanoct with a vocabulary of 32,000, and 7.2 and 4.8 times with
-128,000. With logits at the labels only it takes 1.8 and 1.8 times, and 1.9 and 1.7 times. Half of its tokens are
-padding. Where all pairs have one length (--spread 0, 32,000), 1.55 (1.4-2.0) and 1.11 (1.0-1.3) times remain. nanoct's
-step takes 1.0 s.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import util
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from warnings import warn
@@ -55,6 +48,7 @@ from nanoct.methods import METHODS, ct_kv, ttt
 from nanoct.model import Llama, LlamaConfig
 from nanoct.runs.measure import clock, peak
 from nanoct.runs.results import machine
+from nanoct.runs.scaling import adapting
 from nanoct.runs.table import table
 
 SIZES = {  # named after the weights of the body: all but the embedding, which is also the head
@@ -68,24 +62,6 @@ SIZES = {  # named after the weights of the body: all but the embedding, which i
 KNOWN = [method for method in METHODS if method != "zero_shot"]  # which costs nothing
 PRESET = "bbh"
 SAME_START = "prompt_tuning", "prefix_tuning", "lora", "dora"  # no random number shows in their first loss
-
-
-def adapting(model, method, config, task, seed=0):
-    """Adapt and time it: (seconds of each step but the first, seconds of all else, the first loss or None).
-
-    The first step warms up. Only the last config.n_step steps count; TTT's in TTT+CT-KV are in all else.
-    """
-    stamps, losses = [], []
-
-    def progress(step, loss):
-        stamps.append(clock(model.device))
-        losses.append(loss)
-
-    start = clock(model.device)
-    METHODS[method].adapt(model, task, config, seed, progress)
-    total = clock(model.device) - start
-    steps = [after - before for before, after in pairwise(stamps[-getattr(config, "n_step", 0) :])]
-    return steps, total - sum(steps), losses[0] if losses else None
 
 
 def seconds(step, device):
@@ -211,17 +187,6 @@ def matrix_rate(device, dtype):
     return 2 * n**3 / min(seconds(lambda: a @ a, device)[1] for _ in range(10))
 
 
-def estimate(model, method, config, task):
-    """memory.py's Estimate, or None for a method that does not say what it stores and computes."""
-    lengths = memory.Lengths(0, [(len(d.x), len(d.y)) for d in task.demos], 1)
-    try:
-        return memory.estimate(model.config, method, asdict(config), lengths, model.dtype, model.checkpoint,
-                               model.device.type == "cuda")
-    except ValueError as error:
-        warn(str(error))
-        return None
-
-
 def of_nanoct(model, method, config, task, repeat):
     """(bytes at the peak, seconds of a step, seconds of all else, the first loss) of a method of nanoct."""
     steps_of = {name: 2 for name in ("n_step", "ttt_n_step") if hasattr(config, name)}
@@ -243,7 +208,12 @@ def of_peer(step, trains, repeat, device):
 def whole(model, theirs, method, task, repeat, rate):
     """Measure a method and its peer: a line each. Raises ValueError if their first losses differ."""
     config = METHODS[method].Config(**SETTINGS[PRESET].get(method, {}))
-    says, n_step = estimate(model, method, config, task), getattr(config, "n_step", 0)
+    n_step = getattr(config, "n_step", 0)
+    try:
+        says = memory.estimate_on(model, method, config, task)
+    except ValueError as error:  # the method does not say what it stores and computes
+        warn(str(error))
+        says = None
 
     def line(who, run):
         """What run() measures; None in all fields if it runs out of memory."""

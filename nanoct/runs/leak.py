@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from nanoct import cli
-from nanoct.benchmarks.nano import FOLDER, WORLDS, make_task
+from nanoct.benchmarks.nano import FOLDER, WORLDS, make_task, pick
 from nanoct.fewshot import concatenate
 from nanoct.io.files import publish, replace_file
 from nanoct.io.tokenizer import load_tokenizer
@@ -71,14 +71,12 @@ def main():
     args = p.parse_args()
     cli.at_least_one(args, "tasks")
     args.world = list(dict.fromkeys(args.world))
-    pools = {world: WORLDS[world].pools()["held_out"] for world in args.world}
-    if few := [world for world, pool in pools.items() if len(pool) < args.tasks]:
-        raise ValueError(f"--tasks {args.tasks}: the held-out pool of {few[0]} has {len(pools[few[0]])} tasks.")
+    names = {world: pick(world, "held_out", [str(args.tasks)], None) for world in args.world}
     torch.set_num_threads(1)
     folder, lines = Path(args.out), []
     for world in args.world:
         model, tokenizer = load_model(FOLDER / world, "cpu"), load_tokenizer(FOLDER / world)
-        for name in tqdm(pools[world][: args.tasks], desc=world):
+        for name in tqdm(names[world], desc=world):
             task = make_task(world, name, tokenizer, seed=0, n_query=1, wrong=1.0)
             for variant, hidden in HIDDEN.items():
                 before, after = retrieved(model, task, *hidden)

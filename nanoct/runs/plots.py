@@ -4,6 +4,7 @@ A method's label and colour are LABEL and COLOUR of its module; without them, it
 """
 
 from itertools import chain
+from math import nan
 
 import matplotlib
 
@@ -31,15 +32,25 @@ def style(method):
     return getattr(module, "LABEL", method.replace("_", " ")), getattr(module, "COLOUR", colour)
 
 
+def new_figure(n_row, n_column, height, width=8, labelsize=7, **options):
+    """A figure and its panels (n_row, n_column), open at the top and right; sizes in inches of 100 px."""
+    figure, axes = plt.subplots(n_row, n_column, figsize=(width, height), dpi=100, squeeze=False, **options)
+    for each in axes.flat:
+        each.tick_params(labelsize=labelsize)
+        each.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
 def _name(axes, name, colour, x, y, xycoords="data"):
-    """Write a name to the right of the panel, with a thin line to its point (x, y); _save finds the name's height."""
+    """Write a name to the right of the panel, with a thin line to its point (x, y); save finds the name's height."""
     line = dict(arrowstyle="-", color=colour, linewidth=0.6, alpha=0.6, shrinkA=0, shrinkB=0, relpos=(0, 0.5))
     axes.annotate(name, (x, y), xytext=(1.05, 0.5), xycoords=xycoords, textcoords="axes fraction", va="center",
                   color=colour, fontsize=8, arrowprops=line, annotation_clip=False, gid="name")
 
 
-def _save(figure, path):
-    figure.tight_layout()
+def save(figure, path, bottom=0.0):
+    """Write a figure, its names beside their curves. bottom: the share of the height that is left for a legend."""
+    figure.tight_layout(rect=(0, bottom, 1, 1))
     for axes in figure.axes:
         names = [text for text in axes.texts if text.get_gid() == "name"]
         ends = {text: axes.transData.transform(text.xy)[1] for text in names}
@@ -90,8 +101,7 @@ def kl_vs_steps(groups, path):
 
 def _curves(groups, path, point, x_label, y_label):
     n_row = (len(groups) + 1) // 2
-    figure, panels = plt.subplots(n_row, min(len(groups), 2), figsize=(8, 0.6 + 3.2 * n_row if len(groups) > 1 else 5),
-                                  dpi=100, squeeze=False)
+    figure, panels = new_figure(n_row, min(len(groups), 2), 0.6 + 3.2 * n_row if len(groups) > 1 else 5, labelsize=8)
     for axes, (world, methods) in zip(panels.flat, groups.items()):
         lines = [line for among in methods.values() for s in among for line in s.lines]
         for method, among in methods.items():
@@ -114,13 +124,11 @@ def _curves(groups, path, point, x_label, y_label):
         left, right = axes.get_xlim()
         wider = max(1, 10 * left / right) ** 0.5  # at least a decade, which has two ticks
         axes.set_xlim(left / wider, right * wider)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
     for axes in panels.flat[len(groups) :]:
         axes.set_visible(False)
     figure.supxlabel(x_label, fontsize=9)
     figure.supylabel(y_label.format(pool=lines[0]["pool"].replace("_", "-")), fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def ablations(groups, path):
@@ -128,8 +136,7 @@ def ablations(groups, path):
 
     groups: {world: ({row: Setting}, {method: {share: Setting}})} of ablations.py.
     """
-    size = max(4, 2.4 * len(groups) + 1.4), 5.4
-    figure, panels = plt.subplots(2, len(groups), figsize=size, dpi=100, squeeze=False)
+    figure, panels = new_figure(2, len(groups), 5.4, width=max(4, 2.4 * len(groups) + 1.4))
     for column, (bars, wrong), world in zip(panels.T, groups.values(), groups):
         rows = list(bars)[::-1]
         colours = [style("ct_kv" if row == "CT-KV" else "zero_shot")[1] for row in rows]
@@ -143,12 +150,9 @@ def ablations(groups, path):
             column[1].errorbar(x, y, yerr=e, color=own, marker="o", markersize=4)
             _name(column[1], name, own, x[-1], y[-1])
         column[1].set_xlabel("wrong labels among the demos, %", fontsize=8)
-        for axes in column:
-            axes.tick_params(labelsize=7)
-            axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[0, 1:]:
         axes.set_yticks([])
-    _save(figure, path)
+    save(figure, path)
 
 
 def tasks(main, path):
@@ -158,7 +162,7 @@ def tasks(main, path):
     """
     seen = {method: main[method].by_task() for method in ("icl", "ttt", "ct_kv") if method in main}
     order = sorted(seen["icl"], key=lambda task: (seen["icl"][task], seen["ct_kv"][task]))
-    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.24 * len(order)), dpi=100)
+    figure, ((axes,),) = new_figure(1, 1, 0.9 + 0.24 * len(order), labelsize=8)
     across = lambda method: [seen[method][task] for task in order]
     axes.hlines(order, across("icl"), across("ct_kv"), color=style("ct_kv")[1], linewidth=2, alpha=0.4)
     for method in seen:
@@ -167,11 +171,9 @@ def tasks(main, path):
                      zorder=4 if method == "ttt" else 3, linewidths=2)
     axes.set_xlabel("answers right, %", fontsize=9)
     axes.set_xlim(-2, 102)
-    axes.tick_params(labelsize=8)
     axes.set_yticks(range(len(order)), [task.replace("_", " ") for task in order])
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", frameon=False, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def scaling(by_k, timed, path):
@@ -181,7 +183,7 @@ def scaling(by_k, timed, path):
     """
     worlds, models = dict.fromkeys(chain(*by_k.values())), dict.fromkeys(line["model"] for line in timed)
     n_row = (len(worlds) + len(models) + 1) // 2
-    figure, panels = plt.subplots(n_row, 2, figsize=(8, 0.4 + 2.8 * n_row), dpi=100, squeeze=False)
+    figure, panels = new_figure(n_row, 2, 0.4 + 2.8 * n_row, labelsize=8)
     passes = "seconds of a pass, {}".format
     curves = {f"{world}: score, %": {} for world in worlds} | {passes(model): {} for model in models}
     for k, groups in by_k.items():
@@ -200,20 +202,21 @@ def scaling(by_k, timed, path):
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_title(title, fontsize=10)
         axes.margins(x=0.05)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
     for axes in panels.flat[len(curves) :]:
         axes.set_visible(False)
     figure.supxlabel("k, demos", fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def pretraining(lines, path):
-    """Exact-match accuracy at the world's k, and loss, over the steps of pretraining; lines as in log.jsonl. 800 px."""
+    """Exact-match accuracy at the world's k, and loss, over the steps of pretraining; lines as in log.jsonl. 800 px.
+
+    Where a share is None, as no row was long enough, the curve has a gap.
+    """
     figure, axes = plt.subplots(figsize=(8, 4), dpi=100)
     step, k = [line["step"] for line in lines], max(lines[0]["train"], key=int)
     for pool, of in (("train", "ttt"), ("validation", "ct_kv")):
-        share, colour = [100 * line[pool][k] for line in lines], style(of)[1]
+        share, colour = [nan if line[pool][k] is None else 100 * line[pool][k] for line in lines], style(of)[1]
         axes.plot(step, share, color=colour, linewidth=2)
         axes.annotate(f"{pool} pool, k = {k}", (step[-1], share[-1]), xytext=(0, 8), textcoords="offset points",
                       ha="right", color=colour, fontweight="bold")
@@ -226,7 +229,7 @@ def pretraining(lines, path):
     axes.set_ylim(0, 100)
     axes.spines["top"].set_visible(False)
     loss.spines["top"].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def grids(tasks, path):

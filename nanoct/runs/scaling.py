@@ -11,6 +11,7 @@ CT-Prompt and TTT need k rows of P. The fit is a·k + b·k², so b says how quad
 
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -21,6 +22,7 @@ from nanoct.fewshot import Demo, Task
 from nanoct.io.files import publish, replace_file
 from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
+from nanoct.runs.measure import clock
 from nanoct.runs.stats import score_and_seconds, settings
 from nanoct.runs.table import table, tasks_a_world
 
@@ -37,21 +39,32 @@ def variants(k, base):
     return [(method, base(method), k, 0.0) for k in K for method in ("icl", *TUNED)]
 
 
+def adapting(model, method, config, task, seed=0):
+    """Adapt and time it: (seconds of each step but the first, seconds of all else, the first loss or None).
+
+    The first step warms up. Only the last config.n_step steps count; TTT's in TTT+CT-KV are in all else.
+    """
+    stamps, losses = [], []
+
+    def progress(step, loss):
+        stamps.append(clock(model.device))
+        losses.append(loss)
+
+    start = clock(model.device)
+    METHODS[method].adapt(model, task, config, seed=seed, progress=progress)
+    total = clock(model.device) - start
+    steps = [after - before for before, after in pairwise(stamps[-getattr(config, "n_step", 0) :])]
+    return steps, total - sum(steps), losses[0] if losses else None
+
+
 def pass_seconds(model, method, k):
     """Seconds of one pass over k demos of N_TOKEN tokens each, the median of N_PASS."""
     generator = torch.Generator().manual_seed(k)
     ids = torch.randint(model.config.vocab_size, (k, N_TOKEN), generator=generator).tolist()
     task = Task("timing", [Demo(row[:-2], row[-2:]) for row in ids], queries=[])
     options = dict(n_step=N_PASS + 1) | (dict(batch=k) if hasattr(METHODS[method].Config, "batch") else {})
-    ends = []
-
-    def progress(step, loss):
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        ends.append(time.perf_counter())
-
-    METHODS[method].adapt(model, task, METHODS[method].Config(**options), progress=progress)
-    return median(b - a for a, b in zip(ends, ends[1:]))
+    steps, _, _ = adapting(model, method, METHODS[method].Config(**options), task)
+    return median(steps)
 
 
 def passes(embedded, folder):

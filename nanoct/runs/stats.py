@@ -34,11 +34,6 @@ def standard_error(values):
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def interval(values, level=0.95):
-    """Mean and half width of its confidence interval, Student's t."""
-    return mean(values), student(len(values), level) * standard_error(values)
-
-
 @cache
 def student(n, level=0.95):
     """Half width of a confidence interval of the mean of n values, in standard errors; nan for fewer than two."""

@@ -220,11 +220,7 @@ class Headers(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("status, headers, content, got", [
     (206, {}, b"56789", b"0123456789"),  # without a Content-Length
-    (206, {"Content-Range": "bytes 5-9/10"}, b"56789", b"0123456789"),
     (206, {"Content-Range": "bytes 5-9/*", "Content-Length": "5"}, b"56789", b"0123456789"),
-    (206, {"Content-Range": "bytes 3-9/10"}, b"3456789", b"0123456789"),  # from before the end of what is there
-    (206, {"Content-Range": "bytes 5-9/12"}, b"56789", None),
-    (206, {"Content-Range": "bytes 7-9/10"}, b"789", None),
     (206, {"Content-Length": "9"}, b"56789", None),
     (200, {}, b"abcdefghijk", b"abcdefghijk"),  # all of it
     (200, {"Content-Length": "many"}, b"abc", b"abc"),

@@ -138,7 +138,7 @@ def test_tables_figures_and_a_second_start(tmp_path, monkeypatch, capsys):
         nothing_is_tuned.setattr(experiment, "work", None)
         start(monkeypatch, "--quick", "--report", "--out", tmp_path)
     curves = ("regret", "regret_untrained", "loss", "loss_untrained")
-    for name in (*curves, "bars", "lengths", "near_bayes", "ranking", "pca"):
+    for name in (*curves, "bars", "ranking", "pca"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000, name
     runs = tmp_path / "runs.jsonl"
     runs.write_text("\n".join(lines[:-3]) + "\n" + lines[-3][:40])  # killed while writing

@@ -14,7 +14,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from helpers import DATA, random_task, saved_llama, small_bbh, tiny_llama
+from helpers import DATA, interval, random_task, saved_llama, small_bbh, tiny_llama
 
 from nanoct import cli, paper
 from nanoct.benchmarks import bbh, words
@@ -26,7 +26,7 @@ from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import load_model, save_model
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
-from nanoct.runs import ablations, public, report, stats, sweep
+from nanoct.runs import ablations, public, report, sweep
 from nanoct.runs import job as driver
 from nanoct.runs.results import key, read
 from nanoct.score import evaluate
@@ -262,7 +262,7 @@ def test_the_table_is_over_what_all_methods_did(model, data, tmp_path, monkeypat
     assert "2 of the 4 (task, seed) have fewer than 10 queries, sums, seed 2, only 3:" in table
     cells = cells_of(table)
     assert cells["icl"][:4] == ["2", "50.0 ± 20.0", "50.4", ""]
-    assert cells["ct_kv"][:4] == ["2", "55.0 ± 15.0", "57.9", f"+5.0 ± {stats.interval([10, 0])[1]:.1f}"]
+    assert cells["ct_kv"][:4] == ["2", "55.0 ± 15.0", "57.9", f"+5.0 ± {interval([10, 0])[1]:.1f}"]
     assert cells["ct_kv - ttt"] == [cells["ct_kv"][3]] and cells["ttt"][3] == "+0.0 ± 0.0 (all equal)"
 
 

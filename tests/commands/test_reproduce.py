@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
-from helpers import line, text_of
+from helpers import interval, line, text_of
 
 from nanoct import cli
 from nanoct.benchmarks import nano
@@ -73,9 +73,6 @@ def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tm
     (["--frobnicate"], "--frobnicate"),
     (["--k", "0"], "--k 0"),
     (["--workers", "-1"], "--workers -1"),
-    (["--benchmark", "bbh"], "python -m nanoct.paper --benchmark bbh"),
-    (["--benchmark=bbh", "--data", "data/bbh", "--dry-run"], "python -m nanoct.paper --benchmark bbh"),
-    (["--data", "data/bbh", "--checkpoint", "--benchmark"], "python -m nanoct.paper --benchmark"),
     (["--device", "abacus"], "abacus"),
     (["--model", "no/where/at/all"], "no/where/at/all"),
     (["--out", "/dev/null/results"], "/dev/null"),
@@ -130,7 +127,7 @@ def test_error_bars_are_over_tasks_and_differences_paired():
     lines += [line("ttt", t, score=x) for t, x in [("b", 1.0), ("a", .5), ("c", 0.0)]]
     icl, ttt = (among[0] for among in report.settings(lines)["strings"].values())
     assert isclose(icl.score, 60) and isclose(icl.error, 60 / sqrt(2) / sqrt(2))  # 30 and 90
-    assert ttt.minus(icl) == pytest.approx(stats.interval([30, 10]))  # seed 0 of a and b; task c has no pair
+    assert ttt.minus(icl) == pytest.approx(interval([30, 10]))  # seed 0 of a and b; task c has no pair
 
 
 def test_a_score_is_the_mean_over_tasks_within_a_seed_then_over_seeds():
@@ -169,7 +166,7 @@ def test_lines_of_two_jobs_are_not_averaged():
 @pytest.mark.parametrize("n, t", [(10, 2.262), (24, 2.069), (61, 2.000)])  # two-sided 95%, n - 1 degrees of freedom
 def test_interval_is_students(n, t):
     values = [float(i % 7) for i in range(n)]
-    centre, half = stats.interval(values)
+    centre, half = interval(values)
     assert isclose(centre, sum(values) / n) and isclose(half / stats.standard_error(values), t, rel_tol=2e-3)
 
 
@@ -257,7 +254,7 @@ def test_differences_between_methods_are_paired_by_task():
     lines = [line(m, t, score=x) for m, scores in (("ct_kv", (.9, .5, .4)), ("ttt", (.6, .4, .2)))
              for t, x in zip("abc", scores)]
     row = next(row for row in text_of(lines, {}).splitlines() if row.startswith("| ct_kv - ttt"))
-    assert "{:+.1f} ± {:.1f}".format(*stats.interval([30, 10, 20])) in row and "prefix" not in row
+    assert "{:+.1f} ± {:.1f}".format(*interval([30, 10, 20])) in row and "prefix" not in row
 
 
 def test_the_table_has_a_column_per_world():

@@ -4,6 +4,7 @@ import json
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
+from statistics import mean
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from nanoct.fewshot import Demo, Prefix, Query, Task
 from nanoct.io.weights import save_model
 from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
-from nanoct.runs import report
+from nanoct.runs import report, stats
 
 DATA = Path(__file__).parents[3] / "shared" / "data"  # public files; tests that need them skip without
 V = 23  # vocabulary of the tiny model
@@ -50,6 +51,11 @@ def random_task(lengths=((3, 2), (5, 1), (2, 4), (6, 3)), n_query=5, instruction
         x, answers = random_ids(2 + i % 3, g), [random_ids(1 + (i + j) % 3, g) for j in range(max(options, 1))]
         queries.append(Query(x, answers[i % len(answers)], answers if options else None))
     return Task("random", demos, queries, instruction=random_ids(instruction, g), **fields)
+
+
+def interval(values):
+    """Mean and half width of its 95% confidence interval, Student's t."""
+    return mean(values), stats.student(len(values)) * stats.standard_error(values)
 
 
 def pairs_of(task):

@@ -131,7 +131,7 @@ def test_ablations_are_not_compared_with_one_that_came_to_no_result(model_folder
 
 @pytest.mark.parametrize("arguments, says", [
     (["--tasks", "-1"], "--tasks -1"), (["--tasks", "0"], "--tasks 0 must be at least 1"),
-    (["--tasks", "25", "--world", "facts"], "--tasks 25: the held-out pool of facts has 24 tasks"),
+    (["--tasks", "25", "--world", "facts"], "--tasks 25: the held_out pool of facts has 24 tasks"),
     (["--tasks", "zzz"], "zzz"), (["--out", ""], "--out is empty"), (["--world", ""], "--world"),
 ])
 def test_mistakes_of_leak_get_one_sentence(arguments, says, tmp_path, monkeypatch, capsys):

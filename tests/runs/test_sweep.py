@@ -6,13 +6,13 @@ from itertools import product
 from math import log10
 
 import pytest
-from helpers import line
+from helpers import interval, line
 
 from nanoct.benchmarks import nano
 from nanoct.benchmarks.nano import read_settings
 from nanoct.methods import METHODS
 from nanoct.reproduce import main
-from nanoct.runs import results, stats, sweep
+from nanoct.runs import results, sweep
 from nanoct.runs.sweep import beyond, choose, grid, neighbours, search
 
 TASKS = "abcdef"
@@ -125,7 +125,7 @@ def test_the_table_says_the_chosen_the_ties_and_what_was_added():
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in said.splitlines() if row.startswith("| ")]
     of = {row[1].strip("*"): row for row in rows if row[0] == "ct_kv"}
     assert of["lr=0.01"] == ["ct_kv", "**lr=0.01**", "**70.0 ± 11.5**", "", ""]
-    difference = lambda *values: "{:+.1f} ± {:.1f}".format(*stats.interval(values))
+    difference = lambda *values: "{:+.1f} ± {:.1f}".format(*interval(values))
     assert of["lr=0.03"][3:] == [difference(10, 10, -50), "tie"]
     assert of["lr=0.1"][3:] == [difference(-40, -50, -60), ""]
     assert of["lr=0.3"][3:] == [difference(-40, -60, -80), "added"] and of["lr=9"][4] == "added"

@@ -29,7 +29,8 @@ print(max(scores, key=lambda rate: sum(scores[rate])))
 PYTHON
 }
 
-words --methods icl ct_kv prefix_tuning ttt
+words --methods icl ct_kv ttt
+words --methods prefix_tuning
 bbh --methods zero_shot icl ct_kv
 rates --methods ct_kv --set ct_kv.lr=1e-3,3e-3,1e-2
 rates --methods prefix_tuning --set prefix_tuning.lr=1e-3,3e-3,1e-2
