@@ -144,13 +144,34 @@ BROKEN = {
     # 09_weights_or_context
     "09": [],
     # 10_where_to_start
-    "10": [],
+    "10": [
+        ("head = task.instruction", "head = []", "prefix tuning differs", True),
+        ("of_nobody([(normal(key), normal(value)) for key, value in theta.kv], theta)", "theta",
+         "CT-KV from noise differs", True),
+        ('STARTS = {"demonstrations": demonstrations',
+         'few = lambda full, quick: quick\nSTARTS = {"demonstrations": noise', "in strings the demonstrations are",
+         False),
+        ("    change = few(OWN.get((world, name), {}), dict(n_step=2))",
+         '    name, change = "noise" if name == "tokens" else name, dict(n_step=8)', "from the tokens and", False),
+        ('mean(ends("strings", "noise").values())', 'mean(ends("strings", "tokens").values())', "CT-KV from noise",
+         False),
+    ],
     # 11_ct_kv_against_ttt_on_real_words
     "11": [],
     # 12_the_papers_benchmarks
     "12": [],
     # 13_why_it_works_and_where_it_cannot
-    "13": [],
+    "13": [
+        ("h, n = x.cumsum(1) - x + ones", "h, n = x.cumsum(1) + ones", "assert (by_counting(x)", True),
+        ("rows = F.one_hot(", "rows = 0.9 * F.one_hot(", "the prefix differs", True),
+        ('shipped(Config("lstm"))', 'shipped(Config("lstm")).requires_grad_(False)\nnetwork.unembed.bias[1] += 0.5',
+         "mean distance of the network", False),
+        ('"a prefix of six rows": train_prefix',
+         '"a prefix of six rows": lambda bag, **how: train_prefix(BAGS["two coins"], **how)', "one coin: the prefix",
+         False),
+        ('"a prefix of six rows": train_prefix', '"a prefix of six rows": train_weights', "a quarter of a nat", False),
+        ('"all weights": train_weights', '"all weights": train_prefix', "the weights arrive", False),
+    ],
     # 14_a_map_of_in_context_optimisation
     "14": [],
     # 15_your_file_your_method
