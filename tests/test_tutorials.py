@@ -163,14 +163,17 @@ BROKEN = {
     # 13_why_it_works_and_where_it_cannot
     "13": [
         ("h, n = x.cumsum(1) - x + ones", "h, n = x.cumsum(1) + ones", "assert (by_counting(x)", True),
-        ("rows = F.one_hot(", "rows = 0.9 * F.one_hot(", "the prefix differs", True),
+        ("manual_seed(0), network.embed", "manual_seed(1), network.embed", "the prefix differs", True),
         ('shipped(Config("lstm"))', 'shipped(Config("lstm")).requires_grad_(False)\nnetwork.unembed.bias[1] += 0.5',
          "mean distance of the network", False),
-        ('"a prefix of six rows": train_prefix',
-         '"a prefix of six rows": lambda bag, **how: train_prefix(BAGS["two coins"], **how)', "one coin: the prefix",
-         False),
-        ('"a prefix of six rows": train_prefix', '"a prefix of six rows": train_weights', "a quarter of a nat", False),
-        ('"all weights": train_weights', '"all weights": train_prefix', "the weights arrive", False),
+        ('LOOKS = few((0, 25, 50, 100, 200), (0, 2))\nWAYS = {"a prefix of six rows": train_prefix,',
+         'LOOKS = 0, 20\nWAYS = {"a prefix of six rows": lambda bag, **how: train_prefix(BAGS["two coins"], **how),',
+         "one coin: the prefix", False),
+        ('LOOKS = few((0, 25, 50, 100, 200), (0, 2))\nWAYS = {"a prefix of six rows": train_prefix,',
+         'LOOKS = 0, 100\nWAYS = {"a prefix of six rows": train_weights,', "a quarter of a nat", False),
+        ('LOOKS = few((0, 25, 50, 100, 200), (0, 2))\nWAYS = {"a prefix of six rows": train_prefix, "all weights": '
+         "train_weights}", 'LOOKS = 0, 100\nWAYS = {"a prefix of six rows": train_prefix, "all weights": train_prefix}',
+         "the weights arrive", False),
     ],
     # 14_a_map_of_in_context_optimisation
     "14": [],

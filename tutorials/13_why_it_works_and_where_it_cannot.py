@@ -12,7 +12,7 @@
 # |---|---|
 # | **You build** | the game, its best players, their regret, and the training of a prefix and of weights |
 # | **You see** | one coin that a prefix reaches, a mixture of two that only weights reach, and where weights fail too |
-# | **Time** | twenty minutes to read, one to run on two cores |
+# | **Time** | twenty minutes to read, one and a half to run on two cores |
 # | **Before** | [12, The paper's benchmarks](12_the_papers_benchmarks.ipynb); of 05 only the idea of Bayes |
 # | **Next** | [14, A map of in-context optimisation](14_a_map_of_in_context_optimisation.ipynb) |
 #
@@ -307,8 +307,9 @@ print(f"{'':32}nats above the bag's own player, after {', '.join(map(str, LOOKS)
 
 # %% [markdown]
 # Why do we not print the training loss, as usual? Because each step plays 64 new games, and some games are luckier than
-# others. The loss jumps about by more than everything that there is to gain, so it may well rise while the player gets
-# better. Regret on fixed games has the luck subtracted.
+# others. The loss jumps by about half a nat from step to step, which is as much as the prefix gains on the two coins.
+# So it may well end higher than it began although the player has become better, as it does there. Regret on fixed games
+# has the luck subtracted.
 
 # %%
 for (name, way), of_steps in losses.items():
