@@ -322,9 +322,9 @@ plt.show()
 # %% [markdown]
 # In strings the demonstrations are ahead from the first step to the last. A rule must be *built* out of the
 # demonstrations, and their cache has done most of the building before training begins. In facts a relation must only be
-# *found*, because the answers lie in the weights. There the uninformative tokens are by far the quickest, and at 8 steps
-# one would call the demonstrations a poor start. With more steps they come most of the way. Whether anything remains in
-# the end five tasks cannot tell, because the intervals in facts are wide on both sides of zero.
+# *found*, because the answers lie in the weights. There the uninformative tokens are by far the quickest, and at 8
+# steps one would call the demonstrations a poor start. With more steps they come most of the way. Whether anything
+# remains in the end five tasks cannot tell, because the intervals in facts are wide on both sides of zero.
 
 # %%
 centre, half = min(lead["strings", name] for name in list(STARTS)[1:])
@@ -402,11 +402,11 @@ claim(learned < 10, f"in strings CT-KV from noise answers {learned:.1f}% of the 
 
 # %% [markdown]
 # Training has not failed at all: the loss is nearly zero. But what it has learned are the ten demonstrations by heart,
-# which a cache of so many numbers can hold, and nothing of the rule; compare the answers with those of the
-# demonstrations at the top. Nothing in the noise says "this is a question, and that is how its answer is made of it",
-# and gradient descent takes the nearest way down. So a start is also a *prior*: of all caches that fit the ten
-# demonstrations, training finds one that is near to where it began, and only near a good start lie those that
-# generalise. In facts a pointer to a relation is all that is needed, and that is near to any start.
+# which a cache of so many numbers can hold, and nothing of the rule: its first answer, `kmk`, is that of the first
+# demonstration at the top, and belongs to another question. Nothing in the noise says "this is a question, and its
+# answer is made from it", and gradient descent takes the nearest way down. So a start is also a *prior*: of all caches
+# that fit the ten demonstrations, training finds one that is near to where it began, and only near a good start lie
+# those that generalise. In facts a pointer to a relation is all that is needed, and that is near to any start.
 #
 # ## Break it
 #
@@ -438,8 +438,8 @@ with breaks("each demonstration was read alone"):
 #
 # <details><summary>Solution</summary>
 #
-# `config_of(prefix_tuning, "facts", n_prefix=m)` and the rest as in the race. One entry, 768 numbers, answers about half
-# of the questions, where chance is a quarter; four entries already do as well as 32.
+# `config_of(prefix_tuning, "facts", n_prefix=m)` and the rest as in the race. One entry, 768 numbers, answers about
+# half of the questions, where chance is a quarter; four entries already do as well as 32.
 #
 # </details>
 #
