@@ -443,8 +443,8 @@ with breaks("each demonstration was read alone"):
 #
 # </details>
 #
-# **2. Two lines back.** Take `my_prefix_tuning` and change back only the start, so that it reads the demonstrations but
-# hides nothing. What does its loss do in the first steps, and what its score?
+# **2. Two lines back.** Take `my_prefix_tuning` and change back its start and its head, so that it reads the
+# demonstrations but hides nothing. What does its loss do in the first steps, and what its score?
 #
 # <details><summary>Solution</summary>
 #
