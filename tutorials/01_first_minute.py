@@ -9,7 +9,7 @@
 # | | |
 # |---|---|
 # | **You build** | a gradient step on a model's memory, in five lines |
-# | **You see** | the answers of ICL and of CT-KV (Context Tuning of the cache) side by side, on words, letters, and a rule of your own |
+# | **You see** | answers before and after tuning side by side: on words, on letters, and on a rule of your own |
 # | **Time** | ten minutes to read, one to run on two cores; two with real words |
 # | **Before** | you have trained a neural network once |
 # | **Next** | [02, A Llama in eighty lines](02_a_llama_in_eighty_lines.ipynb) |
@@ -69,8 +69,8 @@ else:
     print("Without SmolLM2 (`make smollm2` puts it into weights/smollm2) we go on with letters.")
 
 # %% [markdown]
-# Both columns come from the same model and the same ten demonstrations. The left one read them. The right one read them
-# and then took twenty gradient steps on what it had read.
+# Both columns come from the same model and the same ten demonstrations. For *ICL* it read them. For *CT-KV*, which is
+# Context Tuning of this memory, it read them and then took twenty gradient steps on what it had read.
 #
 # ## A model small enough for a laptop
 #
@@ -118,7 +118,7 @@ print("values", tuple(values.shape))
 figure, axes = drawings.canvas(41, 9.2)
 sample, owners = "kimb=kmk;kndne=kdek;jdjdjd=jjjj;", [0] * 9 + [1] * 11 + [2] * 12
 drawings.cache(axes, 0.3, 2.2, owners[:26], letters=sample[:26])
-drawings.text(axes, 16, 0.6, "the cache θ of the demonstrations: a column is a letter, a row a layer, a colour a demonstration", 9)
+drawings.text(axes, 16, 0.6, "the cache θ: a column is a letter, a row is a layer, a colour is a demonstration", 9)
 drawings.text(axes, 27.4, 3.7, "…", 14)
 drawings.box(axes, 29, 2.7, 4.4, 2, tokenizer.decode(tenth.x))
 drawings.arrow(axes, (33.6, 3.7), (35.8, 3.7))
@@ -193,9 +193,10 @@ for what, memory in (("nine demonstrations, read", plain), ("the same after the 
     print(f"{what:28} {100 * evaluate(Adapted(model, prefix=memory), task).score:.0f}% of the questions right")
 
 # %% [markdown]
-# One step on one pair helps that pair, and here nothing else. CT-KV makes a method of it: it reads all ten demonstrations,
-# asks each of the ten while its own entries are hidden (because its answer could be copied from there), and takes 32
-# steps with the optimiser AdamW. **What percentage of the questions will it answer?**
+# One step on one pair helps that pair, and here nothing else. Context Tuning of the KV cache, **CT-KV**, makes a method
+# of it: it reads all ten demonstrations, asks each of the ten while its own entries are hidden (because its answer
+# could be copied from there), and takes 32 steps with the optimiser AdamW. **What percentage of the questions will it
+# answer?**
 
 # %%
 my_guess_in_percent = 60

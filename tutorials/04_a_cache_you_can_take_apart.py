@@ -8,13 +8,13 @@
 # | | |
 # |---|---|
 # | **You build** | a cache by hand; entries hidden, deleted, swapped and shifted; attention, step by step |
-# | **You see** | that the cache is the context, where the model looks while it answers, and what deletion does not undo |
+# | **You see** | that the cache is the context, where the model looks as it answers, and what deletion does not undo |
 # | **Time** | fifteen minutes to read, seconds to run |
-# | **Before** | [03, Where in-context learning comes from](03_where_in_context_learning_comes_from.ipynb) is not needed; [02](02_a_llama_in_eighty_lines.ipynb) is: RoPE, and attention with a cache |
+# | **Before** | [02](02_a_llama_in_eighty_lines.ipynb); [03](03_where_in_context_learning_comes_from.ipynb) may wait |
 # | **Next** | [05, Reading is not learning](05_reading_is_not_learning.ipynb) |
 #
-# Run it as `python tutorials/04_a_cache_you_can_take_apart.py` from the repository's root, or open the notebook. Nothing
-# is downloaded. We compute in float64, so that what ought to be equal is equal to ten digits and more.
+# Run it as `python tutorials/04_a_cache_you_can_take_apart.py` from the repository's root, or open the notebook.
+# Nothing is downloaded. We compute in float64, so that what ought to be equal is equal to ten digits and more.
 
 # %%
 import drawings
@@ -105,7 +105,7 @@ def apart(a, b):
 
 
 assert apart(behind(theta), whole) < 1e-10
-print(f"numbers of about {whole.abs().mean():.1f}; computed in two ways they differ by {apart(behind(theta), whole):.0e}")
+print(f"numbers of about {whole.abs().mean():.1f}; in two parts they differ by {apart(behind(theta), whole):.0e}")
 
 # %% [markdown]
 # For each experiment below we print two things: how far the model's numbers are from those of the whole text, and how
@@ -128,11 +128,11 @@ report("as read", theta)
 # A mask says which entries a token may look at. We hide demonstration 1.
 
 # %%
-draw("demonstration 1 is hidden: its entries are there, but no token of the question may look at them", owner, hidden=(1,))
+draw("demonstration 1 is hidden: it is there, but no token of the question may look at it", owner, hidden=(1,))
 
 # %% [markdown]
-# **Predict.** Now we fill the hidden entries with noise, a thousand times as large as the entries were. By how much will
-# what the model computes at the question change?
+# **Predict.** Now we fill the hidden entries with noise, a thousand times as large as the entries were. How far will
+# the numbers that the model computes at the question move?
 
 # %%
 my_guess = 0.1
@@ -182,7 +182,7 @@ print("to be deleted and to be hidden is the same, up to rounding")
 
 # %%
 order = torch.cat([start, of[1], of[0], of[2], of[3]])
-draw("the entries of demonstrations 0 and 1 have changed places", theta.owner[order].tolist(), [letters[i] for i in order])
+draw("demonstrations 0 and 1 have changed places", theta.owner[order].tolist(), [letters[i] for i in order])
 
 # %%
 report("entries of the first two swapped", take(theta, order))
@@ -230,7 +230,7 @@ for x, y, first, said in ((1, 1.4, 0, "θ"), (27, 1.4, 100, "its keys turned on 
     for column in range(0, 11, 5):
         drawings.text(axes, x + column + 0.5, y + 3.6, first + column, 8)
     drawings.box(axes, x + 12, y + 0.7, 5, 1.6, f"at {first + 11}")
-    drawings.arrow(axes, (x + 14.5, y + 4.6), (x + 3.5, y + 4.6), "11 back" if first == 0 else "11 back as well", above=-0.9)
+    drawings.arrow(axes, (x + 14.5, y + 4.6), (x + 3.5, y + 4.6), "11 back" if not first else "11 back too", above=-0.9)
 drawings.arrow(axes, (19.2, 2.9), (26, 2.9), "+ 100")
 plt.show()
 
@@ -410,8 +410,7 @@ for layer in range(len(change)):
 
 # %%
 figure, axes = drawings.canvas(46, 10)
-drawings.text(axes, 1, 0.5, "how far values move when the answer of demonstration 1 is another: white 0, full colour 60% or more", 9,
-              ha="left")
+drawings.text(axes, 23, 0.5, "how far values move if demonstration 1 has another answer: white 0, full colour 60%", 9)
 for column, each in enumerate(owner):
     drawings.text(axes, 1.5 + column, 1.7, letters[column], 8, drawings.owner_colour(each), family="monospace")
     for layer in range(len(change)):
