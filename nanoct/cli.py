@@ -15,7 +15,7 @@ BOUNDS = {
     "seed": (0, 2**63 - 1), "seeds": (0, 2**63 - 1),
     "k": (0, 10**6), "rank": (0, 10**5), "batch": (0, 10**5), "workers": (0, 1024), "n_layer": (0, 1000),
     "n_embd": (0, 10**5), "width": (0, 10**5), "vocab": (0, 10**7), "context": (0, 10**7), "length": (0, 10**7),
-    "lr": (-1e38, 1e38), "ttt_lr": (-1e38, 1e38),  # what float32 holds
+    "lr": (-1e37, 1e37), "ttt_lr": (-1e37, 1e37),  # what float32 holds when AdamW has divided it by 1 - 0.9
 }
 MAY_BE_EMPTY = "template", "instruction"
 

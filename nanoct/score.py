@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from nanoct.fewshot import check_fits, grow
-from nanoct.packing import answer_logits, pack_questions
+from nanoct.packing import answer_logits, pack_demos, pack_questions, visible
 
 METRICS = ("accuracy", "macro_f1", "ids", "text")
 BATCH = 16  # prompts that are decoded side by side, each with its copy of the context's keys and values
@@ -123,6 +123,22 @@ def score_questions(adapted, questions, row_tokens=1024):
         losses.append(total(loss) / n_token)
         exact.append(total(logits.argmax(-1) != row.target) == 0)
     return torch.cat(losses), torch.cat(exact)
+
+
+@torch.no_grad()
+def demo_loss(adapted, task, leave_one_out=True):
+    """Mean loss per answer token, in nats, of the demos of a task, asked as training asks them but without dropout.
+
+    leave_one_out: hide from each demo what it owns of the context, unless it is the only one. For CT-Prompt that is the
+    loss of `one_pass`; TTT, which trains on random orders, is asked behind the order that it reads at the end.
+    Raises ValueError if no demo fits behind the context.
+    """
+    prefix, k = adapted.prefix, len(task.demos)
+    row = pack_demos(task, adapted.model, prefix.next_position if prefix is not None else 0)
+    owner = prefix.owner if prefix is not None else row.pair[:0]  # without a context there is nothing to hide
+    seen = visible(owner, k, leave_one_out and k > 1)
+    logits = answer_logits(adapted.model, row, prefix, adapted.adapter, row.mask(seen))
+    return F.cross_entropy(logits, row.target).item()
 
 
 def _chunks(questions, row_tokens):

