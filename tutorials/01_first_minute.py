@@ -26,6 +26,7 @@ from lesson import QUICK, breaks, claim, colour, few, label, plt
 from nanoct.benchmarks import nano, words
 from nanoct.benchmarks.presets import SETTINGS
 from nanoct.demo import answers
+from nanoct.io import smollm2
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import fingerprint, load_model
 from nanoct.methods import ct_kv, icl
@@ -58,9 +59,9 @@ def compare(task, memories, tokenizer):
 # fifty questions.
 
 # %%
-smollm2 = nano.FOLDER.parent / "smollm2"
-if (smollm2 / "model.safetensors").exists() and not QUICK:
-    model, tokenizer = load_model(smollm2, "cpu", torch.float32), load_tokenizer(smollm2)
+folder = smollm2.here()
+if folder and not QUICK:
+    model, tokenizer = load_model(folder, "cpu", torch.float32), load_tokenizer(folder)
     task, _ = words.make_task(None, "opposite_gender", tokenizer, seed=42)
     print("".join(tokenizer.decode([*demo.x, *demo.y]) for demo in task.demos[:3]) + "… and seven more\n")
     config = ct_kv.Config(**SETTINGS["words"]["ct_kv"])
@@ -164,17 +165,10 @@ assert not any(p.requires_grad for p in model.parameters())
 
 # %%
 from nanoct.fewshot import Task
-from nanoct.packing import answer_logits, pack_demos, visible
+from nanoct.packing import answer_logits, pack_demos
 
-
-def error_of_all(theta, pairs, leave_one_out):
-    """Mean error over the answers of all pairs. Leave-one-out: each pair sees only what the others left in theta."""
-    row = pack_demos(Task("pairs", pairs, queries=[]), model, theta.next_position)
-    seen = visible(theta.owner, len(pairs), leave_one_out)
-    return F.cross_entropy(answer_logits(model, row, theta, mask=row.mask(seen)), row.target)
-
-
-theirs = error_of_all(theta.of(keys, values), [tenth], leave_one_out=False)
+row = pack_demos(Task("one pair", [tenth], queries=[]), model, theta.next_position)
+theirs = F.cross_entropy(answer_logits(model, row, theta.of(keys, values)), row.target)
 gradients = torch.autograd.grad(theirs, [keys, values])
 for mine, of_package in zip((keys.grad, values.grad), gradients):
     assert (mine - of_package).abs().max() < 1e-5
@@ -215,8 +209,9 @@ print(f"you said {my_guess_in_percent}%")
 # very demonstrations that both have. How far did the error on those fall?
 
 # %%
-with torch.no_grad():
-    errors = [error_of_all(memory.prefix, task.demos, leave_one_out=True).item() for memory in (read, tuned)]
+from nanoct.score import demo_loss
+
+errors = [demo_loss(memory, task) for memory in (read, tuned)]
 print(f"error on the ten demonstrations, each without its own entries: {errors[0]:.2f} -> {errors[1]:.2f}")
 print(f"numbers trained: {tuned.n_trained:,}, all of them keys and values; weights changed: 0")
 assert errors[1] < errors[0]
@@ -274,8 +269,7 @@ worst = nano.make_task("strings", names[0], tokenizer, seed=0, n_query=few(30, 4
 print(names[0], "·", " ".join(tokenizer.decode([*demo.x, *demo.y]) for demo in worst.demos[:5]), "…")
 memories = {"ICL": icl.adapt(model, worst), "CT-KV": ct_kv.adapt(model, worst, config)}
 compare(worst, memories, tokenizer)
-with torch.no_grad():
-    errors = [error_of_all(memory.prefix, worst.demos, leave_one_out=True).item() for memory in memories.values()]
+errors = [demo_loss(memory, worst) for memory in memories.values()]
 print(f"error on its ten demonstrations, each without its own entries: {errors[0]:.2f} -> {errors[1]:.2f}")
 
 # %% [markdown]
