@@ -390,6 +390,10 @@ axes.tick_params(length=0)
 plt.show()
 
 # %% [markdown]
+# Read it from top to bottom: this head walks through the answers of all demonstrations in step with its own answer.
+# The letters that stand there are not the ones it needs, so it may be that it keeps track of how far the answer has
+# come. The weights alone cannot tell.
+#
 # ## What deletion does not undo
 #
 # Is a deleted demonstration as good as one that was never read? The entries behind it were computed by a model that
