@@ -123,7 +123,12 @@ BROKEN = {
     # 01_first_minute
     "01": [],
     # 02_a_llama_in_eighty_lines
-    "02": [],
+    "02": [
+        ("F.silu(gate) * up", "gate * up", "logits are off", True),
+        ("torch.arange(P, P + T)\n", "torch.arange(T)\n", "the cache changes the logits", True),
+        (".tril(P)  # all of the past", ".tril()  # all of the past", "cached and full forward agree", False),
+        ("by_place[600 // step :]", "by_place[60 // step :]", "beyond the context of its training", False),
+    ],
     # 03_where_in_context_learning_comes_from
     "03": [],
     # 04_a_cache_you_can_take_apart
