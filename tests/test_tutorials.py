@@ -130,7 +130,11 @@ BROKEN = {
         ("by_place[600 // step :]", "by_place[60 // step :]", "beyond the context of its training", False),
     ],
     # 03_where_in_context_learning_comes_from
-    "03": [],
+    "03": [
+        ("hidden[:, ::2]", "hidden[:, 1::2]", "not the loss of nanoct.pretrain", True),
+        ("n_step = few(600, 12)", "n_step = few(90, 12)", "before the fall", False),
+        ("generator: rows(n, generator, shown=8)", "generator: rows(n, generator)", "with eight words a row", False),
+    ],
     # 04_a_cache_you_can_take_apart
     "04": [],
     # 05_reading_is_not_learning

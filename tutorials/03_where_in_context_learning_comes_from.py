@@ -38,7 +38,8 @@ from nanoct.model import Llama, LlamaConfig, rotate
 # heart: in this row *dog* is C, in the next it may be A.
 
 # %%
-WORDS, LABELS = "ant bee cod dog elk fox gnu hen".split(), "ABCDEFGH"
+WORDS = "ant bat bee cat cod cow dog eel elk emu fox gnu hen owl pig rat".split()
+LABELS = "ABCDEFGH"
 N = 24  # pairs in a row
 V = len(WORDS) + len(LABELS)
 
@@ -58,6 +59,7 @@ def rows(n, generator, shown=4, mixed=False):
     return torch.stack([words.gather(1, drawn), label], dim=2).flatten(1), seen
 
 
+# %%
 def text(tokens):
     return [(WORDS + list(LABELS))[t] for t in tokens]
 
@@ -80,7 +82,7 @@ for i, (word, label, owner) in enumerate(shown_pairs):
     drawings.box(axes, 0.5 + 6.1 * i, 3.4, 2.9, 1.6, word, tint, drawings.OWNERS[owner])
     drawings.box(axes, 3.5 + 6.1 * i, 3.4, 1.7, 1.6, label, "#ffffff", drawings.OWNERS[owner])
 drawings.arrow(axes, (26.2, 3.2), (8.0, 3.2), "1. find the same word", drawings.OWNERS[1], bend=0.22, above=2.3)
-drawings.arrow(axes, (10.5, 5.2), (28.8, 5.2), "2. copy what stood behind it", drawings.OWNERS[1], bend=0.15, above=-1.0)
+drawings.arrow(axes, (10.5, 5.2), (28.8, 5.2), "2. copy what followed it", drawings.OWNERS[1], bend=0.15, above=-1)
 plt.show()
 
 # %% [markdown]
@@ -167,8 +169,8 @@ def pretrain(model, n_step, draw=rows, keep=()):
 my_guess = 12.5
 
 # %%
-n_step = few(800, 12)
-before = n_step // 4
+n_step = few(600, 12)
+before = n_step // 3
 log, kept = pretrain(model, n_step, keep=(before,))
 
 
@@ -276,6 +278,7 @@ def attention_of(model, tokens):
     return torch.stack(found)
 
 
+# %%
 def circuit(model, tokens):
     """Weight of labels on the word before them, layer 1, and of late words on their own labels, layer 2; by head."""
     weight, words = attention_of(model, tokens), tokens[:, ::2]
@@ -288,7 +291,8 @@ def circuit(model, tokens):
 tokens, _ = rows(few(200, 10), torch.Generator().manual_seed(3))
 for step, each in ((before, kept[before]), (n_step, model)):
     previous, on_own = circuit(each, tokens)
-    print(f"step {step:3d}: label -> word before it {previous.max():.2f}, word -> its earlier labels {on_own.max():.2f}")
+    print(f"step {step:3d}: label to the word before it {previous.max():.2f}", end=", ")
+    print(f"word to its own labels {on_own.max():.2f}")
 
 # %% [markdown]
 # Here is one row of twelve pairs, seen by that head of the second layer. Each line is a word and each column an earlier
@@ -373,7 +377,7 @@ with breaks("labels are the same in every row"):
 # few more.
 
 # %%
-longer = few(450, 4)
+longer = few(400, 4)
 eight = new_model()
 eight_log, _ = pretrain(eight, longer, lambda n, generator: rows(n, generator, shown=8))
 more, half, (plain, mixed) = gain(eight, shown=8)
