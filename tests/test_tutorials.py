@@ -132,8 +132,8 @@ BROKEN = {
     # 03_where_in_context_learning_comes_from
     "03": [
         ("hidden[:, ::2]", "hidden[:, 1::2]", "not the loss of nanoct.pretrain", True),
-        ("n_step = few(600, 12)", "n_step = few(90, 12)", "before the fall", False),
-        ("generator: rows(n, generator, shown=8)", "generator: rows(n, generator)", "with eight words a row", False),
+        ("n_step = few(450, 12)", "n_step = few(90, 12)", "before the fall", False),
+        ("hidden, _ = model(tokens, mask=mask)", "hidden, _ = kept[before](tokens, mask=mask)", "one pair back", False),
     ],
     # 04_a_cache_you_can_take_apart
     "04": [],
