@@ -152,7 +152,8 @@ BROKEN = {
     ],
     # 03_where_in_context_learning_comes_from
     "03": [
-        ("hidden[:, ::2]", "hidden[:, 1::2]", "not the loss of nanoct.pretrain", True),
+        ("return model.logits(hidden[:, ::2])", "return model.logits(hidden[:, 1::2])",
+         "not the loss of nanoct.pretrain", True),
         ("n_step = few(450, 12)", "n_step = few(90, 12)", "before the fall", False),
         ("hidden, _ = model(tokens, mask=mask)", "hidden, _ = kept[before](tokens, mask=mask)", "one pair back", False),
     ],

@@ -163,7 +163,7 @@ def pretrain(model, n_step, draw=rows, keep=()):
 
 
 # %% [markdown]
-# **Predict.** Chance is 12.5%. After 200 steps, how many percent of the labels of words seen before will be right?
+# **Predict.** Chance is 12.5%. After 150 steps, how many percent of the labels of words seen before will be right?
 
 # %%
 my_guess = 12.5
@@ -199,8 +199,9 @@ plateau = 100 * commonest[seen].float().mean().item()
 print(f"the commonest label of the row is right for {plateau:.1f} % of the words seen before")
 
 # %% [markdown]
-# On the plateau the model does what this rule does: it has learned *which labels this row uses*, and not which word has
-# which. Averaging over all labels needs one layer, so gradient descent finds it first.
+# On the plateau the model is about as good as this rule: it has learned *which labels this row uses*, and not which
+# word has which. Averaging over what stands there is the simplest thing that attention can do, so gradient descent
+# finds it first.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2)
