@@ -148,9 +148,19 @@ BROKEN = {
         ('gains = [score["ct_kv"] - score["icl"]', 'gains = [score["icl"] - score["icl"]', "CT-KV answers 0.0", False),
     ],
     # 02_a_llama_in_eighty_lines
-    "02": [],
+    "02": [
+        ("F.silu(gate) * up", "gate * up", "logits are off", True),
+        ("torch.arange(P, P + T)\n", "torch.arange(T)\n", "the cache changes the logits", True),
+        (".tril(P)  # all of the past", ".tril()  # all of the past", "cached and full forward agree", False),
+        ("by_place[600 // step :]", "by_place[60 // step :]", "beyond the context of its training", False),
+    ],
     # 03_where_in_context_learning_comes_from
-    "03": [],
+    "03": [
+        ("return model.logits(hidden[:, ::2])", "return model.logits(hidden[:, 1::2])",
+         "not the loss of nanoct.pretrain", True),
+        ("n_step = few(450, 12)", "n_step = few(90, 12)", "before the fall", False),
+        ("hidden, _ = model(tokens, mask=mask)", "hidden, _ = kept[before](tokens, mask=mask)", "one pair back", False),
+    ],
     # 04_a_cache_you_can_take_apart
     "04": [
         ("b * cos + a * sin", "b * cos - a * sin", "assert apart(mine[0], theirs[0]) < 1e-3", True),
