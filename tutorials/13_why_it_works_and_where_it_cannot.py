@@ -228,9 +228,10 @@ for said, p, exact in (("no prefix", network.predict(x), by_counting(x)),
 # ## Training a prefix, training the weights
 #
 # Six flips make a prefix of six rows of 128 numbers. In prefix tuning the rows are free: they begin as random unit
-# vectors and go where the gradient leads, while the network stays as it is. The paper about this game calls that
-# *SoftPT*, for soft prompt tuning. The alternative is to train all weights, without a prefix, which it calls *FullWT*,
-# for full weight tuning. One loop serves both, and it plays as many new games of the bag as it likes.
+# vectors and go where the gradient leads, while the network stays as it is. The paper about this game,
+# [arXiv 2505.17010](https://arxiv.org/abs/2505.17010), calls that *SoftPT*, for soft prompt tuning. The alternative is
+# to train all weights, without a prefix, which it calls *FullWT*, for full weight tuning. One loop serves both, and it
+# plays as many new games of the bag as it likes.
 
 # %%
 from torch.func import functional_call
@@ -409,11 +410,11 @@ assert mean(regrets["single", "icl"]) < 0.1
 
 # %% [markdown]
 # On one coin reading is already exact, so there is nothing to gain. On the mixture reading is a disaster: the network
-# has learned that all flips of a context are of one coin, takes the eight demonstrations for a fair one, and is far
-# worse off than without them. CT-KV repairs less than a third of that. By the moral, weights should do it. **They do
-# not**: TTT ends where CT-KV does, six times as far from perfect as a learner who knows that there are two coins and
-# finds them in the same eight demonstrations. That weights *can represent* the mixture does not mean that eight
-# demonstrations *teach* it to them.
+# has learned that all flips of a context are of one coin, takes the eight demonstrations for those of a fair coin, and
+# is far worse off than without them. CT-KV repairs less than a third of that. By the moral, weights should do it.
+# **They do not**: TTT ends where CT-KV does, six times as far from perfect as a learner who knows that there are two
+# coins and finds them in the same eight demonstrations. That weights *can represent* the mixture does not mean that
+# eight demonstrations *teach* it to them.
 #
 # So two things limit Context Tuning, and it is good to keep them apart. The first is what a context can say to this
 # model, and the coins show that it is not everything. The second is how much k demonstrations say, and it binds
