@@ -44,11 +44,13 @@ Dimensions: k pairs, T tokens of the row, P prefix entries, N answer tokens, V v
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 from warnings import warn
 
 import torch
+import torch.nn.functional as F
 
-from nanoct.fewshot import check_dropout, check_fits
+from nanoct.fewshot import check_dropout, check_fits, check_ids
 
 
 @dataclass
@@ -65,10 +67,26 @@ class Row:
 
     def mask(self, visible):
         """visible (k, P) bool, which prefix entries each pair may see -> the mask (1, T, P+T) of the row."""
+        return self.mask_beside(visible[self.pair])
+
+    def mask_beside(self, seen):
+        """seen (T, P) bool, which prefix entries each token may see -> the mask (1, T, P+T) of the row."""
         own = self.pair[:, None] == self.pair  # (T, T)
         if self.branch is not None:
             own &= (self.branch == -1) | (self.branch[:, None] == self.branch)
-        return torch.cat([visible[self.pair], own.tril()], dim=1)[None]
+        return torch.cat([seen, own.tril()], dim=1)[None]
+
+    def padded(self, T, N):
+        """The same row for training, with tokens added up to T and targets up to N: loss and gradients stay the same.
+
+        The new tokens are the last ones, so no other token sees them. They are given to pair 0, and each sees itself at
+        least. The new targets are -100, which F.cross_entropy leaves out of its mean.
+        """
+        tokens = lambda part: F.pad(part, (0, T - len(self.pair)))
+        targets = lambda part, value=0: F.pad(part, (0, N - len(self.where)), value=value)
+        branch = None if self.branch is None else tokens(self.branch)
+        return Row(tokens(self.tokens), tokens(self.positions), tokens(self.pair), targets(self.where),
+                   targets(self.target, -100), branch)
 
 
 def pack_demos(task, model, start=0, head=()):
@@ -113,6 +131,7 @@ def pack_questions(questions, model, start=0, head=()):
         x, ys = [*head, *question[0]], question[1]
         end = start + len(x)
         check_fits(model, end + max(map(len, ys)) - 1, f"pair {i} behind {start} tokens of context")
+        check_ids(model, chain(x, *ys))
         tokens += [(token, position, i, -1) for position, token in enumerate(x, start)]
         last = len(tokens) - 1  # of x: it predicts the first token of every y
         for y in ys:
@@ -126,7 +145,13 @@ def pack_questions(questions, model, start=0, head=()):
 
 
 def can_leave_one_out(task):
-    """Whether leave-one-out leaves anything to see. With one demo it does not, and a warning says so."""
+    """Whether leave-one-out leaves anything to see. With one demo it does not, and a warning says so.
+
+    So does one if demos repeat: each is then shown its twin, from which it can copy.
+    """
+    if n_twin := len(task.demos) - len({(*demo.x, -1, *demo.y) for demo in task.demos}):
+        warn(f"task {task.name!r}: {n_twin} of {len(task.demos)} demos repeat another, from which they can copy their "
+             "answer in spite of leave-one-out: give each demo once.")
     if len(task.demos) == 1:
         warn(f"task {task.name!r} has one demo, so leave-one-out would hide the whole context: going on without it.")
     return len(task.demos) > 1
@@ -155,6 +180,6 @@ def answer_logits(model, row, prefix=None, adapter=None, mask=None):
     """
     if mask is None:
         P = len(prefix.owner) if prefix is not None else 0
-        mask = row.mask(torch.ones(int(row.pair[-1]) + 1, P, dtype=torch.bool, device=row.pair.device))
+        mask = row.mask_beside(torch.ones(len(row.pair), P, dtype=torch.bool, device=row.pair.device))
     hidden, _ = model(row.tokens, positions=row.positions, mask=mask, prefix=prefix, adapter=adapter)
     return model.logits(hidden[0, row.where])

@@ -6,12 +6,13 @@ forward pass scores dozens of options behind one copy of the prefix.
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from warnings import warn
 
 import torch
 import torch.nn.functional as F
 
-from nanoct.fewshot import check_fits, grow
+from nanoct.fewshot import check_fits, check_ids, grow
 from nanoct.packing import answer_logits, pack_demos, pack_questions, visible
 
 METRICS = ("accuracy", "macro_f1", "ids", "text")
@@ -230,6 +231,7 @@ def generate(adapted, prompts, max_new_tokens, stop=None):
                          f"{min(map(len, prompts))} ids and max_new_tokens = {max_new_tokens}.")
     P, start = (prefix.kv[0][0].shape[2], prefix.next_position) if prefix is not None else (0, 0)
     check_fits(model, start + T + max_new_tokens - 1, f"decoding {max_new_tokens} tokens")
+    check_ids(model, chain(*prompts))
     is_end = stop if callable(stop) else lambda ids: ids[-1] == stop
     tokens = torch.tensor([[0] * (T - len(p)) + list(p) for p in prompts], device=model.device)  # (B, T)
     n_pad = torch.tensor([[T - len(p)] for p in prompts], device=model.device)  # (B, 1)

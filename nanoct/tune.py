@@ -18,8 +18,8 @@ import json
 import random
 import re
 import sys
-import tempfile
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from nanoct import cli
 from nanoct.benchmarks.nano import BOS, END, EQUALS, FOLDER
 from nanoct.fewshot import Demo, Task, check_fits
 from nanoct.io import smollm2, weights
-from nanoct.io.files import read_json_lines, replace_file
+from nanoct.io.files import check_out, lock, read_json_lines, replace_file
 from nanoct.methods import METHODS
 from nanoct.runs.contexts import check_savable, load_adapted, read_about, save_adapted
 from nanoct.runs.measure import check_finite, finite
@@ -153,18 +153,21 @@ def configure(method, settings):
     return Config(**values)
 
 
-def check_out(out, force, *read):
-    """Raise ValueError or OSError if `out` exists without `force`, is a file to read too, or cannot be written."""
+@contextmanager
+def claimed(out, force, *read):
+    """with claimed(out, force, files to read): no other process writes the file `out` meanwhile.
+
+    Raises ValueError if it exists without `force`, is read too, or belongs to a model; OSError if it cannot be written.
+    """
     path = Path(out)
-    if path.exists() and (not path.is_file() or any(path.samefile(file) for file in read if Path(file).exists())):
-        raise ValueError(f"--out {out} is a folder, a device or one of the files that are read: give another file.")
-    if path.exists() and not force:
-        raise ValueError(f"--out {out} exists: give another file, or --force to overwrite it.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise OSError(f"--out {out} cannot be written ({error.strerror}): give another file.") from None
+    check_out(path)
+    with lock(path):
+        is_read = path.exists() and any(path.samefile(file) for file in read if file and Path(file).exists())
+        if is_read or path.exists() and (path.parent / "config.json").exists():
+            raise ValueError(f"--out {out} is one of the files that are read, or of a model: give another file.")
+        if path.exists() and not force:
+            raise ValueError(f"--out {out} exists: give another file, or --force to overwrite it.")
+        yield
 
 
 def need_options(lines, metric):
@@ -208,7 +211,6 @@ def load(name, device):
 def tune(args):
     """Tune, save, and score on the held-out lines."""
     method, config = METHODS[args.method], configure(args.method, args.set)
-    check_out(args.out, args.force, args.data, *([args.held_out] if args.held_out else []))
     lines, held_out, source = read_data(args.data, args.held_out)
     need_options(held_out, args.metric)
     if source and not held_out:
@@ -245,7 +247,7 @@ def tune(args):
         seconds = time.perf_counter() - began
         after = demo_loss(adapted, task, leave_one_out)
     check_finite(args.method, task, [after])
-    about = dict(name=str(args.model), instruction=args.instruction, seed=args.seed, **how)
+    about = dict(name=str(args.model), tokenizer=tokenizer, instruction=args.instruction, seed=args.seed, **how)
     save_adapted(adapted, args.out, args.method, config, len(demos), **about)
     trained = f"{before:.4f} -> {after:.4f} in {n_step} steps" if n_step else f"{after:.4f} with no steps"
     print(f"{args.method} on {args.model}, {len(demos)} demos: loss without dropout {trained}, {seconds:.1f} seconds, "
@@ -268,15 +270,15 @@ def predict(args):
     """Answer the lines of --data with a saved context; the score, if they have outputs, goes to stderr."""
     about = read_about(args.context)
     how = {name: about.get(name) for name in ("template", "metric", "max_new_tokens")}
-    if type(how["template"]) is not str or how["metric"] not in METRICS or type(how["max_new_tokens"]) is not int:
-        raise ValueError(f"{args.context} was saved without a template: give a context that nanoct.tune wrote.")
-    if args.out:
-        check_out(args.out, args.force, args.data, args.context)
+    longest = how["max_new_tokens"]
+    if type(how["template"]) is not str or how["metric"] not in METRICS or type(longest) is not int or longest < 1:
+        raise ValueError(f"{args.context} was saved without a template, or with {longest!r:.40} as its max_new_tokens: "
+                         "give a context that nanoct.tune wrote.")
     lines = read_lines(args.data, need_output=False)
     need_options(lines, how["metric"])
     own = str(about.get("name"))
     model, tokenizer = load(args.model or (own if Path(own).is_dir() else default_model()), args.device)
-    adapted, _ = load_adapted(args.context, model)
+    adapted, _ = load_adapted(args.context, model, tokenizer)
     answers = answer(adapted, tokenizer, lines, **how)
     text = ""
     for line, (prediction, losses) in zip(lines, answers):
@@ -345,8 +347,10 @@ def parse():
 
 def main():
     args = parse()
+    read = args.data, args.held_out, args.context
     try:
-        predict(args) if args.predict else tune(args)
+        with claimed(args.out, args.force, *read) if args.out else nullcontext():
+            predict(args) if args.predict else tune(args)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("\nstopped; the context is saved if its size stands above") from None
 

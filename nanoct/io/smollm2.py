@@ -15,11 +15,10 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from nanoct import cli
 from nanoct.io import gguf
-from nanoct.io.files import read_json
+from nanoct.io.files import read_json, temporary_folder
 from nanoct.io.weights import EMBEDDED, fetch
 
 FOLDER = Path("weights/smollm2")
@@ -89,9 +88,7 @@ def _check(file, expected):
 def main(folder=FOLDER):
     cli.Parser(prog="nanoct smollm2", description=__doc__).parse_args()
     if not (came_from := source(folder)):
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".new-", dir=folder) as new:
-            new = Path(new)
+        with temporary_folder(folder) as new:
             try:
                 came_from = from_hub(new)
             except (OSError, ValueError):

@@ -407,6 +407,10 @@ def test_seconds_and_memory_of_a_quiet_run_stand_in_the_table(model, data, tmp_p
     rows = cells_of(table)
     assert rows["prefix_tuning"][5:8] == ["13.0", "3.0", "9.00"] and rows["icl"][5] == "0.0"
     assert "The timed lines lack icl: seconds and memory are those of the lines themselves." in table
+    for other in dict(model="another"), dict(k=7), dict(world="arc"), dict(dtype="bfloat16"):
+        quiet.write_text(json.dumps(lines[0] | other) + "\n")
+        with pytest.raises(ValueError, match="--seconds: its lines are of another model, benchmark, k or dtype"):
+            run(monkeypatch, *arguments, "--seconds", str(quiet))
 
 
 def test_ablations_stand_beside_ct_kv(model, data, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -516,8 +517,11 @@ def test_bad_lines(here, small, monkeypatch, capsys, content, says, option):
     ({"--out": "mine.jsonl", "--force": True}, ["one of the files that are read"]),
     ({"--out": ".", "--force": True}, ["folder"]),
     ({"--out": "/dev/null", "--force": True}, ["device"]),
-    ({"--out": "/dev/null/ctx"}, ["/dev/null/ctx", "cannot be written"]),
-    ({"--out": "mine.jsonl/ctx"}, ["cannot be written"]),
+    ({"--out": "/dev/null/ctx"}, ["cannot write /dev/null/ctx"]),
+    ({"--out": "mine.jsonl/ctx"}, ["cannot write mine.jsonl/ctx"]),
+    ({"--out": "x" * 250}, ["cannot write xxx"]),  # what becomes it has a longer name
+    ({"--out": "model/model.safetensors", "--force": True}, ["or of a model"]),
+    ({"--out": "link", "--force": True}, ["a link"]),
     ({"--model": "no/where/at/all"}, ["no/where/at/all"]),
     ({"--device": "abacus"}, ["abacus"]),
     ({"--seed": "x"}, ["--seed"]),
@@ -527,6 +531,10 @@ def test_mistakes_of_tuning(here, small, monkeypatch, capsys, changes, says):
     write("long.jsonl", DEMOS)
     write("late.jsonl", [DEMOS[0], dict(input="a" * 20, output="a" * 9)])
     write("there", [])
+    (here / "link").symlink_to("there")
+    (here / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (here / "model" / name).touch()
     options = {"--data": "mine.jsonl", "--out": "ctx", "--model": small} | changes
     message = refused(monkeypatch, capsys, *flat(options))
     assert all(part in message for part in says), message
@@ -551,6 +559,8 @@ def context(small, tmp_path_factory):
     ({"--context": "plain"}, ["plain", "not a context"]),
     ({"--context": "bare"}, ["bare was saved without a template"]),
     ({"--context": "picky"}, ["test.jsonl, line 1", "'options'"]),
+    ({"--context": "silent"}, ["silent was saved", "0 as its max_new_tokens"]),
+    ({"--context": "backward"}, ["backward was saved", "-3 as its max_new_tokens"]),
     ({"--model": STRINGS}, ["was tuned on the model"]),
     ({"--model": "no/where/at/all"}, ["no/where/at/all"]),
     ({"--data": "nothing.jsonl"}, ["nothing.jsonl"]),
@@ -564,7 +574,7 @@ def context(small, tmp_path_factory):
     ({"--seed": "0"}, ["--seed"]),
     ({"--out": "bad.jsonl"}, ["bad.jsonl exists", "--force"]),
     ({"--out": "cut", "--context": "cut", "--force": True}, ["cut"]),
-    ({"--out": "/dev/null/a"}, ["cannot be written"]),
+    ({"--out": "/dev/null/a"}, ["cannot write /dev/null/a"]),
 ])
 def test_mistakes_of_answering(here, small, context, monkeypatch, capsys, changes, says):
     write("bad.jsonl", [dict(input="ab"), dict(input="aXb")])
@@ -575,9 +585,31 @@ def test_mistakes_of_answering(here, small, context, monkeypatch, capsys, change
     adapted, about = load_adapted(context, load_model(small, "cpu"))
     save_adapted(adapted, "bare", "icl", {}, 4)
     save_adapted(adapted, "picky", "icl", {}, 4, template="{input}={output};", metric="accuracy", max_new_tokens=9)
+    for name, n in dict(silent=0, backward=-3).items():
+        save_adapted(adapted, name, "icl", {}, 4, template="{input}={output};", metric=None, max_new_tokens=n)
     options = {"--predict": True, "--context": context, "--data": "test.jsonl", "--model": small} | changes
     message = refused(monkeypatch, capsys, *flat(options))
     assert all(part in message for part in says), message
+
+
+def test_a_context_is_not_answered_with_another_tokenizer(here, small, context, monkeypatch, capsys):
+    """The weights are the same, and the ids of two letters are not."""
+    letters = json.loads((small / "vocab.json").read_text())
+    i, j = letters.index("a"), letters.index("b")
+    letters[i], letters[j] = letters[j], letters[i]
+    shutil.copytree(small, "other")
+    Path("other/vocab.json").write_text(json.dumps(letters))
+    asked = "--predict", "--context", context, "--data", "test.jsonl", "--model"
+    assert "was tuned with the tokenizer" in refused(monkeypatch, capsys, *asked, "other")
+    call(monkeypatch, *asked, small)
+    assert len(capsys.readouterr().out.splitlines()) == 6
+
+
+def test_an_older_context_is_answered_with_a_warning_that_its_tokenizer_is_not_known(here, small, context, monkeypatch):
+    adapted, _ = load_adapted(context, load_model(small, "cpu"))
+    save_adapted(adapted, "old", "icl", {}, 4, template="{input}={output};", metric=None, max_new_tokens=2)
+    with pytest.warns(UserWarning, match="old does not say which tokenizer it was tuned with"):
+        call(monkeypatch, "--predict", "--context", "old", "--data", "test.jsonl", "--model", small)
 
 
 def test_half_a_surrogate_pair_costs_no_answer(here, small, context, monkeypatch, capsys):

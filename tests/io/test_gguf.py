@@ -413,6 +413,8 @@ CHANGES = [  # (change of the metadata, of the tensors, what the sentence names)
     ({"llama.attention.head_count_kv": 1}, {}, r"attn_k.weight is \(12, 16\), expected \(6, 16\) and 3 more"),
     ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, {}, "epsilon is nan"),
     ({"llama.rope.freq_base": -1.0}, {}, "freq_base is -1.0"),
+    ({"llama.rope.freq_base": 0.5}, {}, "rope_theta = 0.5 1 or more"),
+    ({"llama.attention.layer_norm_rms_epsilon": 3.0}, {}, "norm_eps = 3.0 must be above 0 and below 1"),
     ({"llama.feed_forward_length": 2**30}, {}, "ffn_gate.weight"),
     ({"llama.attention.key_length": 2**30, "llama.attention.value_length": 2**30, "llama.rope.dimension_count": 2**30},
      {"rope_freqs.weight": (np.ones(3, np.float32), Type.F32)}, "rope_freqs.weight is not"),
@@ -488,6 +490,19 @@ def header(n_tensor=0, n_key=0, version=3):
 
 def tensor(name, *sizes, kind=0, offset=0):
     return text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset)
+
+
+def test_tensors_that_share_bytes_are_refused_in_a_file_with_room_for_all(tmp_path, parts):
+    file = write(tmp_path / "a.gguf", *parts)
+    size, mark = parts[1]["blk.0.attn_k.weight"][0].nbytes, b"blk.1.attn_k.weight"
+    data = bytearray(file.read_bytes())
+    at = data.index(mark) + len(mark) + 4 + 2 * 8 + 4  # behind dimensions, sizes and type: the offset of the tensor
+    (offset,) = struct.unpack_from("<Q", data, at)
+    struct.pack_into("<Q", data, at, offset - size // 2 // 32 * 32)
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="its tensors overlap") as error:
+        convert(file, tmp_path / "out")
+    assert one_line(error) and not list(tmp_path.glob("out/*"))
 
 
 BIG = 2**64 - 1
