@@ -153,7 +153,7 @@ assert found == (k, 0)
 
 # %%
 def heat(axes, table, title):
-    image = axes.imshow(table.log10(), cmap="YlGnBu", vmin=-2.5, vmax=1)
+    image = axes.imshow(table.log10().numpy(), cmap="YlGnBu", vmin=-2.5, vmax=1)
     for i, j in (table == 0).nonzero().tolist():
         axes.add_patch(plt.Rectangle((j - 0.42, i - 0.42), 0.84, 0.84, facecolor="white", edgecolor="#d1495b"))
     axes.set(xlabel="demonstration j", ylabel="loss of pair i", xticks=[0, k - 1], yticks=[0, k - 1])
@@ -304,8 +304,9 @@ for world in ("lexicon", "facts"):
     claim(centre - half > 0, f"in {world} one pass hands {centre:.1f} ± {half:.1f} points more false answers back")
 
 # %% [markdown]
-# So the leak is used where answers are single words, in lexicon and facts. In strings and grids an answer is a whole
-# text, and training did not find its way back through the later tokens.
+# So the leak is used where answers are single words, in lexicon and facts. (In lexicon an answer is one of a few
+# labels, so many of the false ones are hit even before training.) In strings and grids an answer is a whole text, and
+# training did not find its way back through the later tokens.
 #
 # ## Three bugs, and which one the score shows
 #
