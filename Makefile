@@ -22,7 +22,7 @@ student:
 	@$(PYTHON) tutorials/assignments/student_copy.py "$(DEST)" $(if $(ONLY),--only $(ONLY))
 
 test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/installed-test
 	$(PY) -m pytest -m slow

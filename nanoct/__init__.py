@@ -12,7 +12,13 @@
 imported when it is first used, so `import nanoct` takes no time and no torch.
 """
 
+import sys
 from importlib import import_module
+
+if sys.argv[:1] == ["-m"]:  # Python is about to run nanoct.COMMAND
+    from nanoct import cli
+
+    sys.excepthook = cli.hook
 
 DOOR = {  # name -> its module
     "load": "nanoct.io.weights",

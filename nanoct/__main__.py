@@ -27,7 +27,7 @@ def commands():
     return found
 
 
-def main():
+def answer():
     found = commands()
     listed = "\n".join(f"  {name:18}{line}" for name, (_, line) in found.items())
     p = cli.Parser(prog="nanoct", description=__doc__, epilog=listed, formatter_class=RawDescriptionHelpFormatter)
@@ -35,6 +35,10 @@ def main():
     module, _ = found[p.parse_args(sys.argv[1:2]).command]
     del sys.argv[1]
     runpy.run_module(f"nanoct.{module}", run_name="__main__", alter_sys=True)
+
+
+def main():
+    cli.run(answer)  # while it imports the command, which then answers for itself
 
 
 if __name__ == "__main__":

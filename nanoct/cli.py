@@ -15,7 +15,7 @@ BOUNDS = {
     "seed": (0, 2**63 - 1), "seeds": (0, 2**63 - 1),
     "k": (0, 10**6), "rank": (0, 10**5), "batch": (0, 10**5), "workers": (0, 1024), "n_layer": (0, 1000),
     "n_embd": (0, 10**5), "width": (0, 10**5), "vocab": (0, 10**7), "context": (0, 10**7), "length": (0, 10**7),
-    "lr": (-1e38, 1e38), "ttt_lr": (-1e38, 1e38),  # what float32 holds
+    "lr": (-1e37, 1e37), "ttt_lr": (-1e37, 1e37),  # what float32 holds when AdamW has divided it by 1 - 0.9
 }
 MAY_BE_EMPTY = "template", "instruction"
 
@@ -135,22 +135,64 @@ def ranks():
     return rank, n, local
 
 
+class Unheard:
+    """A stream that may lose its reader: then what is written to it is dropped, and the work goes on.
+
+    lost: the errors that say so; others are raised once. The stream leads nowhere from then on, also when Python
+    flushes it at its end.
+    """
+
+    def __init__(self, stream, *lost):
+        self.stream, self.lost = stream or open(os.devnull, "w", encoding="utf-8"), lost
+
+    def write(self, text):
+        return self._try(self.stream.write, text)
+
+    def flush(self):
+        self._try(self.stream.flush)
+
+    def _try(self, call, *text):
+        try:
+            return call(*text)
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            if not isinstance(error, self.lost):
+                raise
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def unheard():
+    """(stdout, stderr), as Unheard: of stdout a full disk is an error, as a result is lost; of stderr nothing is."""
+    for number in (1, 2):  # a file that is opened later would get the number of a closed one, and the warnings with it
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return Unheard(sys.stdout, BrokenPipeError), Unheard(sys.stderr, OSError, ValueError)
+
+
 def run(main):
     """Call main(); a mistake of the user ends as one sentence on stderr with exit code 2, never as a stack trace.
 
-    Ctrl-C ends with exit code 130, a reader that stops early (`| head`) with 0. stdout is UTF-8; what UTF-8 cannot
-    hold, such as half of a surrogate pair, is escaped.
+    Ctrl-C ends with exit code 130. Work goes on and the exit code is its own where nobody reads what it prints, as
+    behind `| head`. stdout is UTF-8; what UTF-8 cannot hold, such as half of a surrogate pair, is escaped.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    try:
+    out, progress = unheard()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(progress):
         _answer(main)
-    finally:
-        try:
-            sys.stdout and sys.stdout.flush()
-        except BrokenPipeError:
-            with contextlib.suppress(OSError):  # or Python would flush again at its end, and complain
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def hook(kind, error, trace):
+    """sys.excepthook of python -m nanoct.COMMAND: Ctrl-C before run(main), while torch is imported, ends like any."""
+    def again():
+        raise error
+
+    run(again) if kind is KeyboardInterrupt else sys.__excepthook__(kind, error, trace)
 
 
 def _answer(main):
@@ -159,9 +201,10 @@ def _answer(main):
         sys.exit(code)
 
     try:
-        main()
-    except BrokenPipeError:
-        pass
+        try:
+            main()
+        finally:
+            sys.stdout.flush()  # a full disk is an error too
     except KeyboardInterrupt as stopped:
         stop(130, str(stopped) or "\nstopped; the same command goes on from what is saved")
     except (ValueError, OSError) as error:

@@ -1,8 +1,10 @@
 """The first minute: what a model answers when it reads demonstrations, and when it tunes what it remembers of them.
 
-    python -m nanoct.demo                               # an embedded model, strings of letters: no download, seconds
-    python -m nanoct.demo --model weights/smollm2       # a public model, real words (`make smollm2` gets it)
-    python -m nanoct.demo --model weights/smollm2 --tasks capital antonym
+    make smollm2; python -m nanoct.demo                 # a public model, real words
+    python -m nanoct.demo --tasks capital antonym
+    python -m nanoct.demo --model weights/nano/strings  # an embedded model, strings of letters: no download, seconds
+
+Where weights/smollm2 holds no model, the embedded one is the default.
 
 It shows three tasks. Each has its demonstrations (demos), four questions, and the answers of in-context learning (ICL)
 and of CT-KV; questions on which the two methods differ come first. ICL reads the demos and keeps their KV cache. CT-KV
@@ -11,11 +13,13 @@ them.
 """
 
 from itertools import zip_longest
+from pathlib import Path
 
 from nanoct import cli
 from nanoct.benchmarks import nano, words
 from nanoct.benchmarks.presets import SETTINGS
 from nanoct.fewshot import Text
+from nanoct.io import smollm2
 from nanoct.io.weights import load, quiet_threads
 from nanoct.methods import ct_kv, icl
 from nanoct.runs.measure import clock
@@ -26,21 +30,21 @@ WORDS = "opposite_gender", "past_tense", "animal_foo_plant_bar"  # the default: 
 N_SHOWN = 4  # questions; those on which the two methods differ come first
 
 
-def tasks(args, tokenizer):
-    """The Tasks to show, and CT-KV's Config for them."""
-    if args.model:
+def tasks(names, tokenizer, of_words):
+    """The Tasks to show, and CT-KV's Config for them. names: the tasks asked for; of_words: not of letters."""
+    if of_words:
         pool = words.tasks()
-        names = args.tasks or WORDS
+        names = names or WORDS
         make = lambda name: words.make_task(None, name, tokenizer, seed=42)[0]
         chosen = SETTINGS["words"]["ct_kv"]
     else:
         pool = nano.WORLDS[WORLD].pools()["held_out"]
-        names = args.tasks or pool[:3]
+        names = names or pool[:3]
         make = lambda name: nano.make_task(WORLD, name, tokenizer, seed=0, n_query=N_QUERY)
         chosen = nano.read_settings()[WORLD]["ct_kv"]
     if unknown := [name for name in names if name not in pool]:
         raise ValueError(f"--tasks: there is no {unknown[0]!r}; there are {', '.join(pool[:8])} and {len(pool) - 8} "
-                         "more.")
+                         "more." + ("" if of_words else " `make smollm2` gets a model for tasks of real words."))
     return list(map(make, names)), ct_kv.Config(**chosen)
 
 
@@ -78,21 +82,25 @@ def show(task, model, tokenizer, config):
 
 def main():
     p = cli.Parser(prog="nanoct demo", description=__doc__)
-    p.add_argument("--model", help="folder or hub name of a public model, for real words; default: the embedded one")
+    p.add_argument("--model", help="folder or hub name of a public model, for real words; default: "
+                   "weights/smollm2 where `make smollm2` has put it, else weights/nano/strings, for strings of letters")
     p.add_argument("--tasks", nargs="+", help="names of tasks; default: three")
     p.add_argument("--device", help="cuda, mps or cpu; default: the first there is, cpu for the embedded model")
     args = p.parse_args()
-    name = args.model or nano.FOLDER / WORLD
-    model, tokenizer = load(name, args.device if args.model else args.device or "cpu")
+    embedded = nano.FOLDER / WORLD
+    name = args.model or smollm2.here() or embedded
+    of_words = Path(name).resolve() != embedded.resolve()
+    model, tokenizer = load(name, args.device if of_words else args.device or "cpu")
     quiet_threads(model)
-    shown, config = tasks(args, tokenizer)
+    shown, config = tasks(args.tasks, tokenizer, of_words)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{args.model or f'the embedded model of {WORLD}'}: {size:.1f} million weights, which stay as they are.")
+    called = name if of_words else f"the embedded model of {WORLD}"
+    print(f"{called}: {size:.1f} million weights, which stay as they are.")
     for task in shown:
         show(task, model, tokenizer, config)
     print("\nNext: read nanoct/methods/ct_kv.py; `python -m nanoct.reproduce`, ten methods on four small worlds;")
-    print("`python -m nanoct.paper --help`, the paper's benchmarks." if args.model else
-          "`make smollm2`, then `python -m nanoct.demo --model weights/smollm2`: the same with real words.")
+    print("`python -m nanoct.paper --help`, the paper's benchmarks." if of_words else
+          "`make smollm2`, then the same command: real words.")
 
 
 if __name__ == "__main__":

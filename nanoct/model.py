@@ -57,6 +57,9 @@ class LlamaConfig:
             raise ValueError(f"n_head = {self.n_head} must be a multiple of n_kv_head = {self.n_kv_head}.")
         if self.head_dim % 2:
             raise ValueError(f"head_dim = {self.head_dim} must be even: RoPE rotates pairs.")
+        if not 0 < self.norm_eps < 1 <= self.rope_theta:
+            raise ValueError(f"norm_eps = {self.norm_eps} must be above 0 and below 1, and "
+                             f"rope_theta = {self.rope_theta} 1 or more.")
 
 
 class RMSNorm(nn.Module):

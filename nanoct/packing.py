@@ -44,11 +44,12 @@ Dimensions: k pairs, T tokens of the row, P prefix entries, N answer tokens, V v
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 from warnings import warn
 
 import torch
 
-from nanoct.fewshot import check_dropout, check_fits
+from nanoct.fewshot import check_dropout, check_fits, check_ids
 
 
 @dataclass
@@ -113,6 +114,7 @@ def pack_questions(questions, model, start=0, head=()):
         x, ys = [*head, *question[0]], question[1]
         end = start + len(x)
         check_fits(model, end + max(map(len, ys)) - 1, f"pair {i} behind {start} tokens of context")
+        check_ids(model, chain(x, *ys))
         tokens += [(token, position, i, -1) for position, token in enumerate(x, start)]
         last = len(tokens) - 1  # of x: it predicts the first token of every y
         for y in ys:
@@ -126,7 +128,13 @@ def pack_questions(questions, model, start=0, head=()):
 
 
 def can_leave_one_out(task):
-    """Whether leave-one-out leaves anything to see. With one demo it does not, and a warning says so."""
+    """Whether leave-one-out leaves anything to see. With one demo it does not, and a warning says so.
+
+    So does one if demos repeat: each is then shown its twin, from which it can copy.
+    """
+    if n_twin := len(task.demos) - len({(*demo.x, -1, *demo.y) for demo in task.demos}):
+        warn(f"task {task.name!r}: {n_twin} of {len(task.demos)} demos repeat another, from which they can copy their "
+             "answer in spite of leave-one-out: give each demo once.")
     if len(task.demos) == 1:
         warn(f"task {task.name!r} has one demo, so leave-one-out would hide the whole context: going on without it.")
     return len(task.demos) > 1

@@ -33,6 +33,7 @@ import random
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 
 import torch
@@ -251,7 +252,8 @@ def _train(config, out, name, init, device, data):
         save(first)
     rows = Rows(world, tokenizer, config)
     # other processes make the batches, or a GPU would wait for Python
-    ahead = dict(num_workers=8, multiprocessing_context="fork") if device.type == "cuda" else {}
+    forks = device.type == "cuda" and "fork" in get_all_start_methods()  # not on Windows
+    ahead = dict(num_workers=8, multiprocessing_context="fork") if forks else {}
     batches = DataLoader(Subset(rows, range(first, config.n_step)), batch_size=None, **ahead)
     losses, start = [], time.perf_counter()
     with tqdm(batches, initial=first, total=config.n_step, desc="pretrain", mininterval=5) as bar:

@@ -6,13 +6,14 @@ forward pass scores dozens of options behind one copy of the prefix.
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from warnings import warn
 
 import torch
 import torch.nn.functional as F
 
-from nanoct.fewshot import check_fits, grow
-from nanoct.packing import answer_logits, pack_questions
+from nanoct.fewshot import check_fits, check_ids, grow
+from nanoct.packing import answer_logits, pack_demos, pack_questions, visible
 
 METRICS = ("accuracy", "macro_f1", "ids", "text")
 BATCH = 16  # prompts that are decoded side by side, each with its copy of the context's keys and values
@@ -125,6 +126,22 @@ def score_questions(adapted, questions, row_tokens=1024):
     return torch.cat(losses), torch.cat(exact)
 
 
+@torch.no_grad()
+def demo_loss(adapted, task, leave_one_out=True):
+    """Mean loss per answer token, in nats, of the demos of a task, asked as training asks them but without dropout.
+
+    leave_one_out: hide from each demo what it owns of the context, unless it is the only one. For CT-Prompt that is the
+    loss of `one_pass`; TTT, which trains on random orders, is asked behind the order that it reads at the end.
+    Raises ValueError if no demo fits behind the context.
+    """
+    prefix, k = adapted.prefix, len(task.demos)
+    row = pack_demos(task, adapted.model, prefix.next_position if prefix is not None else 0)
+    owner = prefix.owner if prefix is not None else row.pair[:0]  # without a context there is nothing to hide
+    seen = visible(owner, k, leave_one_out and k > 1)
+    logits = answer_logits(adapted.model, row, prefix, adapted.adapter, row.mask(seen))
+    return F.cross_entropy(logits, row.target).item()
+
+
 def _chunks(questions, row_tokens):
     """Consecutive questions in groups of at most row_tokens tokens; a longer one is cut, each option with x alone."""
     chunk, n = [], 0
@@ -214,6 +231,7 @@ def generate(adapted, prompts, max_new_tokens, stop=None):
                          f"{min(map(len, prompts))} ids and max_new_tokens = {max_new_tokens}.")
     P, start = (prefix.kv[0][0].shape[2], prefix.next_position) if prefix is not None else (0, 0)
     check_fits(model, start + T + max_new_tokens - 1, f"decoding {max_new_tokens} tokens")
+    check_ids(model, chain(*prompts))
     is_end = stop if callable(stop) else lambda ids: ids[-1] == stop
     tokens = torch.tensor([[0] * (T - len(p)) + list(p) for p in prompts], device=model.device)  # (B, T)
     n_pad = torch.tensor([[T - len(p)] for p in prompts], device=model.device)  # (B, 1)

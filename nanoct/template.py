@@ -8,8 +8,9 @@ It is tokenised apart from the answer: a tokenizer that merges "." and a line br
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
-from nanoct.fewshot import Demo, Task, Text
+from nanoct.fewshot import Adapted, Demo, Task, Text
 from nanoct.score import decode
 
 PLAIN = "{input}\n{output}\n\n"
@@ -30,10 +31,21 @@ def encode_example(where, question, answers, tokenizer, template):
         x, end = tokenizer.encode(before + question + between), tokenizer.encode(after)
         ys = {answer: tokenizer.encode(answer) + end for answer in answers}
     except ValueError as error:
-        raise ValueError(f"{where}: {error}.") from None
+        raise ValueError(f"{where}: {error}.{hint(tokenizer)}") from None
     if not all([x, *ys.values()]):
         raise ValueError(f"{where} gives an empty input or answer: put text around it in the template.")
     return x, ys
+
+
+def is_embedded(tokenizer):
+    """Whether a tokenizer is that of the embedded models, which all have one vocabulary."""
+    return Path(tokenizer.source).name == "vocab.json"
+
+
+def hint(tokenizer):
+    """A sentence for errors about text that the embedded models cannot read; "" for all others."""
+    return (" The built-in model knows strings of the letters a to p and no English: `make smollm2` gets a model that "
+            "does." if is_embedded(tokenizer) else "")
 
 
 def check_ends(where, answer, template, option="template"):
@@ -65,6 +77,8 @@ def task_of(pairs, tokenizer, instruction="", template=PLAIN, name="pairs"):
     and on a template without {input}, {output} and an end of answers.
     """
     demos = []
+    _need("the template", template)
+    _need_tokenizer(tokenizer)
     if isinstance(pairs, (str, dict)) or not isinstance(pairs, Iterable):
         raise ValueError(f"the pairs are {pairs!r:.60}; they must be a list of (input, output).")
     for i, pair in enumerate(pairs):
@@ -74,7 +88,7 @@ def task_of(pairs, tokenizer, instruction="", template=PLAIN, name="pairs"):
         demos.append(Demo(x, ys[output]))
     if not demos:
         raise ValueError("there are no pairs to learn from: give at least one (input, output).")
-    _need_string("the instruction", instruction)
+    _need("the instruction", instruction)
     head = tokenizer.encode(instruction, bos=tokenizer.adds_bos)
     return Task(name, demos, [], head, "text", text_of(tokenizer, template))
 
@@ -85,7 +99,11 @@ def answer(adapted, question, tokenizer, template=PLAIN, max_new_tokens=32):
     template: that of the task. At most max_new_tokens are decoded, one forward pass each.
     Raises ValueError if the question is no string, has text that the tokenizer lacks, or does not fit the model.
     """
-    _need_string("the question", question)
+    _need("what is asked", adapted, Adapted, "what a method's adapt returns")
+    _need("the question", question)
+    _need("the template", template)
+    _need_tokenizer(tokenizer)
+    _need("max_new_tokens", max_new_tokens, int, "a whole number")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens} must be at least 1.")
     check_ends("the question", None, template)
@@ -102,6 +120,11 @@ def _strings(i, pair):
     return parts
 
 
-def _need_string(what, value):
-    if not isinstance(value, str):
-        raise ValueError(f"{what} is {value!r:.60}; it must be a string.")
+def _need(what, value, kind=str, name="a string"):
+    if not isinstance(value, kind):
+        raise ValueError(f"{what} is {' '.join(repr(value).split()):.60}; it must be {name}.")
+
+
+def _need_tokenizer(tokenizer):
+    if not hasattr(tokenizer, "encode"):
+        raise ValueError(f"the tokenizer is {tokenizer!r:.60}; give the one that nanoct.load returns.")

@@ -3,8 +3,9 @@
     python -m nanoct.tune --data mine.jsonl --method ct_kv --out ctx.safetensors --held-out test.jsonl
     python -m nanoct.tune --predict --context ctx.safetensors --data questions.jsonl --out answers.jsonl
 
-A file of examples has JSON lines {"input": "abc", "output": "cba"}, with "options": ["cba", ...] if the answer
-is one of them. A question needs the input alone. All lines of --data are demos, the examples to learn from. A template
+A file of examples has JSON lines {"input": "hot", "output": "cold"}, with "options": ["cold", ...] if the answer
+is one of them. A question needs the input alone. The lines of --data are demos, the examples to learn from. Of 20 lines
+or more a fifth is held out instead, so that a score beside ICL's says whether tuning paid. A template
 makes text of a line: x is what stands before {output}; y is {output} and what follows, the terminator. Options are
 compared by their mean loss per token. Without options the answer is decoded greedily up to the terminator. It is right
 if it is the output, except for spaces around it. The context keeps template, instruction and metric for --predict.
@@ -14,10 +15,11 @@ begin with a space.
 """
 
 import json
+import random
 import re
 import sys
-import tempfile
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -26,16 +28,18 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.benchmarks.nano import BOS, END, EQUALS, FOLDER
 from nanoct.fewshot import Demo, Task, check_fits
-from nanoct.io import weights
-from nanoct.io.files import read_json_lines, replace_file
+from nanoct.io import smollm2, weights
+from nanoct.io.files import check_out, lock, read_json_lines, replace_file
 from nanoct.methods import METHODS
 from nanoct.runs.contexts import check_savable, load_adapted, read_about, save_adapted
-from nanoct.score import decode, judge, lowest, option_losses
-from nanoct.template import PLAIN, check_ends, encode_example, split, text_of
+from nanoct.runs.measure import check_finite, finite
+from nanoct.score import NotFinite, decode, demo_loss, judge, lowest, option_losses
+from nanoct.template import PLAIN, check_ends, encode_example, hint, is_embedded, split, text_of
 
 EMBEDDED = f"{{input}}{EQUALS}{{output}}{END}"  # the template of the embedded vocabulary
 METRICS = None, "accuracy", "macro_f1", "text"  # None: depends on whether a line has options
 BASELINES = "icl", "zero_shot"  # their scores are printed beside a held-out score
+ENOUGH, NONE = 20, "none"  # lines, of which a fifth is held out; --held-out for no such lines
 
 
 @dataclass
@@ -149,24 +153,52 @@ def configure(method, settings):
     return Config(**values)
 
 
-def check_out(out, force, *read):
-    """Raise ValueError or OSError if `out` exists without `force`, is a file to read too, or cannot be written."""
+@contextmanager
+def claimed(out, force, *read):
+    """with claimed(out, force, files to read): no other process writes the file `out` meanwhile.
+
+    Raises ValueError if it exists without `force`, is read too, or belongs to a model; OSError if it cannot be written.
+    """
     path = Path(out)
-    if path.exists() and (not path.is_file() or any(path.samefile(file) for file in read if Path(file).exists())):
-        raise ValueError(f"--out {out} is a folder, a device or one of the files that are read: give another file.")
-    if path.exists() and not force:
-        raise ValueError(f"--out {out} exists: give another file, or --force to overwrite it.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise OSError(f"--out {out} cannot be written ({error.strerror}): give another file.") from None
+    check_out(path)
+    with lock(path):
+        is_read = path.exists() and any(path.samefile(file) for file in read if file and Path(file).exists())
+        if is_read or path.exists() and (path.parent / "config.json").exists():
+            raise ValueError(f"--out {out} is one of the files that are read, or of a model: give another file.")
+        if path.exists() and not force:
+            raise ValueError(f"--out {out} exists: give another file, or --force to overwrite it.")
+        yield
 
 
 def need_options(lines, metric):
     if metric in ("accuracy", "macro_f1") and (without := [line.where for line in lines if not line.options]):
         raise ValueError(f"{without[0]}: no 'options', which the metric {metric} chooses among; add them, or tune with "
                          "--metric text.")
+
+
+def read_data(data, held_out):
+    """The demos, the held-out lines that repeat none of them, and a sentence on where these come from.
+
+    held_out: a file, NONE, or None: a fifth of the lines of `data`, the same at every call, if there are ENOUGH.
+    """
+    demos, held, source = read_lines(data), [], ""
+    if held_out is None and len(demos) >= ENOUGH:
+        drawn = random.Random(0).sample(range(len(demos)), len(demos) // 5)
+        source = f"{len(drawn)} of the {len(demos)} lines of {data}, held out (--held-out {NONE} learns from all)"
+        held = [demos[i] for i in sorted(drawn)]
+        demos = [demo for i, demo in enumerate(demos) if i not in drawn]
+    elif held_out not in (None, NONE):
+        held = read_lines(held_out)
+        source = f"{held_out}, {len(held)} lines"
+    given = {demo.input for demo in demos}
+    asked = [line for line in held if line.input not in given]
+    if len(asked) < len(held):
+        source += f", without the {len(held) - len(asked)} that repeat a demo"
+    return demos, asked, source
+
+
+def default_model():
+    return smollm2.here() or FOLDER / "strings"
 
 
 def load(name, device):
@@ -179,51 +211,57 @@ def load(name, device):
 def tune(args):
     """Tune, save, and score on the held-out lines."""
     method, config = METHODS[args.method], configure(args.method, args.set)
-    check_out(args.out, args.force, args.data, *([args.held_out] if args.held_out else []))
-    lines, held_out = read_lines(args.data), read_lines(args.held_out) if args.held_out else []
+    lines, held_out, source = read_data(args.data, args.held_out)
     need_options(held_out, args.metric)
+    if source and not held_out:
+        print(f"warning: {source}: nothing is left to score, so give other lines with --held-out.", file=sys.stderr)
     if args.template is not None:
         split(args.template)  # before a large model is loaded
+    args.model = args.model or default_model()
     model, tokenizer = load(args.model, args.device)
-    template = args.template or (EMBEDDED if tokenizer.source.name == "vocab.json" else PLAIN)
+    template = args.template or (EMBEDDED if is_embedded(tokenizer) else PLAIN)
     try:
         instruction = tokenizer.encode(args.instruction, bos=tokenizer.adds_bos)
     except ValueError as error:
-        raise ValueError(f"--instruction: {error}.") from None
+        raise ValueError(f"--instruction: {error}.{hint(tokenizer)}") from None
     encoded = [encode(line, model, tokenizer, template, args.metric) for line in lines]
     demos = [Demo(x, ys[line.output]) for line, (x, ys) in zip(lines, encoded)]
     task = Task(Path(args.data).stem, demos, [], instruction)
     steps = [f.name for f in fields(config) if f.name.endswith("n_step")]
     # with no steps: what does not fit is refused before the work
-    untrained = method.adapt(model, task, replace(config, **dict.fromkeys(steps, 0)), args.seed)
-    check_savable(untrained)
+    leave_one_out = getattr(config, "leave_one_out", True)
+    with finite(args.method, task.name):
+        untrained = method.adapt(model, task, replace(config, **dict.fromkeys(steps, 0)), args.seed)
+        check_savable(untrained)
+        before = demo_loss(untrained, task, leave_one_out)
+    check_finite(args.method, task, [before])
     start = start_of(untrained)
     encoded += [encode(line, model, tokenizer, template, args.metric, start) for line in held_out]
     longest = max(len(y) for _, ys in encoded for y in ys.values())
     how = dict(template=template, metric=args.metric, max_new_tokens=2 * longest + 8)
 
-    losses, began = [], time.perf_counter()
+    began = time.perf_counter()
     n_step = sum(getattr(config, name) for name in steps)
-    with tqdm(total=n_step, desc=args.method, unit="step", disable=not steps) as bar:
-        def progress(step, loss):
-            losses.append(loss)
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            bar.update()
-
-        adapted = method.adapt(model, task, config, args.seed, progress)
-    seconds = time.perf_counter() - began
-    about = dict(name=str(args.model), instruction=args.instruction, seed=args.seed, **how)
+    with finite(args.method, task.name), tqdm(total=n_step, desc=args.method, unit="step", disable=not steps) as bar:
+        adapted = method.adapt(model, task, config, args.seed, lambda step, loss: bar.update())
+        seconds = time.perf_counter() - began
+        after = demo_loss(adapted, task, leave_one_out)
+    check_finite(args.method, task, [after])
+    about = dict(name=str(args.model), tokenizer=tokenizer, instruction=args.instruction, seed=args.seed, **how)
     save_adapted(adapted, args.out, args.method, config, len(demos), **about)
-    trained = f"loss {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} of {n_step} steps" if losses else "no steps"
-    print(f"{args.method}, {len(demos)} demos: {trained}, {seconds:.1f} seconds, {adapted.n_trained:,} trained numbers")
+    trained = f"{before:.4f} -> {after:.4f} in {n_step} steps" if n_step else f"{after:.4f} with no steps"
+    print(f"{args.method} on {args.model}, {len(demos)} demos: loss without dropout {trained}, {seconds:.1f} seconds, "
+          f"{adapted.n_trained:,} trained numbers")
     print(f"{args.out}: {Path(args.out).stat().st_size:,} bytes", flush=True)
     if held_out:
-        print(f"{args.held_out}, {len(held_out)} lines:")
+        print(f"{source}:")
     for name in dict.fromkeys((args.method, *BASELINES)) if held_out else ():
         try:
             other = adapted if name == args.method else METHODS[name].adapt(model, task)
             answers = answer(other, tokenizer, held_out, **how)
             print(f"  {name:14} {score(held_out, answers, args.metric):6.1%}", flush=True)
+        except NotFinite:
+            raise
         except ValueError as error:  # methods of single pairs can take more demos than ICL can read
             print(f"  {name:14} cannot be scored: {error}")
 
@@ -232,14 +270,15 @@ def predict(args):
     """Answer the lines of --data with a saved context; the score, if they have outputs, goes to stderr."""
     about = read_about(args.context)
     how = {name: about.get(name) for name in ("template", "metric", "max_new_tokens")}
-    if type(how["template"]) is not str or how["metric"] not in METRICS or type(how["max_new_tokens"]) is not int:
-        raise ValueError(f"{args.context} was saved without a template: give a context that nanoct.tune wrote.")
-    if args.out:
-        check_out(args.out, args.force, args.data, args.context)
+    longest = how["max_new_tokens"]
+    if type(how["template"]) is not str or how["metric"] not in METRICS or type(longest) is not int or longest < 1:
+        raise ValueError(f"{args.context} was saved without a template, or with {longest!r:.40} as its max_new_tokens: "
+                         "give a context that nanoct.tune wrote.")
     lines = read_lines(args.data, need_output=False)
     need_options(lines, how["metric"])
-    model, tokenizer = load(args.model, args.device)
-    adapted, _ = load_adapted(args.context, model)
+    own = str(about.get("name"))
+    model, tokenizer = load(args.model or (own if Path(own).is_dir() else default_model()), args.device)
+    adapted, _ = load_adapted(args.context, model, tokenizer)
     answers = answer(adapted, tokenizer, lines, **how)
     text = ""
     for line, (prediction, losses) in zip(lines, answers):
@@ -269,13 +308,15 @@ def parse():
                    "demos; with --predict the questions, whose output may be missing")
     p.add_argument("--out", metavar="FILE", help="the context; with --predict the answers, default: stdout")
     p.add_argument("--force", action="store_true", help="overwrite --out")
-    p.add_argument("--model", default=str(FOLDER / "strings"), help="folder or hub name; default: weights/nano/strings")
+    p.add_argument("--model", help="folder or hub name; default: weights/smollm2 where `make smollm2` has put it, else "
+                   "weights/nano/strings, which knows the letters a to p and no English; with --predict the context's")
     p.add_argument("--device", help="cuda, mps or cpu; default: the first there is")
     t = p.add_argument_group("tuning")
     t.add_argument("--method", choices=list(METHODS), metavar="METHOD", help=f"{', '.join(METHODS)}; default: ct_kv")
     t.add_argument("--set", action="extend", nargs="+", metavar="FIELD=VALUE",
                    help="of the method's Config, such as lr=1e-2")
-    t.add_argument("--held-out", metavar="FILE.jsonl", help="lines to score the context on, beside ICL and zero-shot")
+    t.add_argument("--held-out", metavar="FILE.jsonl", help="lines to score the context on, beside ICL and zero-shot; "
+                   f"default: a fifth of --data if it has {ENOUGH} lines or more; {NONE}: no lines")
     t.add_argument("--template", help=f"text of a line with {{input}} and {{output}}, \\n and \\t understood; default: "
                    f"{EMBEDDED!r} with the embedded vocabulary, else {PLAIN!r}")
     t.add_argument("--instruction", help=f"text at the head of the context, behind the tokenizer's BOS if it has one "
@@ -306,8 +347,10 @@ def parse():
 
 def main():
     args = parse()
+    read = args.data, args.held_out, args.context
     try:
-        predict(args) if args.predict else tune(args)
+        with claimed(args.out, args.force, *read) if args.out else nullcontext():
+            predict(args) if args.predict else tune(args)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("\nstopped; the context is saved if its size stands above") from None
 

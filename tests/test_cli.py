@@ -206,3 +206,59 @@ def test_nesting_that_is_met_late_is_a_sentence(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.run(main)
     assert stop.value.code == 2 and capsys.readouterr().err.startswith("error: a file is nested too deep")
+
+
+# --- what nobody reads, and Ctrl-C before there is anything to end ---
+
+WORKS = ("import time; from pathlib import Path; from tqdm import tqdm; "
+         "bar = tqdm(total=3, mininterval=0, miniters=0); "
+         "[(print('x', flush=True), bar.update(), tqdm.write('y'), time.sleep(0.1)) for _ in range(3)]; bar.close(); "
+         "print('warned', file=__import__('sys').stderr, flush=True); Path({file!r}).write_text('done')")
+
+
+def shell(text, code, tmp_path):
+    """Run python -c code in a bash command: `PYTHON` in the text. Returns the exit codes of its pipe, as text."""
+    (tmp_path / "mine.py").write_text(f"from nanoct import cli\ndef main():\n    {code}\ncli.run(main)")
+    command = f"{text.replace('PYTHON', f'{sys.executable} mine.py')}; echo ${{PIPESTATUS[*]}} >&3"
+    done = subprocess.run(["bash", "-c", f"exec 3>codes; {command}"], cwd=tmp_path, capture_output=True, timeout=100,
+                          env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"})
+    return (tmp_path / "codes").read_text().split()[0], done
+
+
+@pytest.mark.parametrize("text", [
+    "PYTHON 2>&-", "PYTHON >&- 2>&-", "PYTHON 2>&1 | head -1", "PYTHON 2>&1 | true", "PYTHON | true", "PYTHON <&- 2>&-",
+    "PYTHON 2>/dev/full"])
+def test_work_goes_on_whoever_reads_what_it_says(text, tmp_path):
+    code, done = shell(text, WORKS.format(file=str(tmp_path / "out")), tmp_path)
+    assert code == "0" and b"rror" not in done.stderr and (tmp_path / "out").read_text() == "done"
+
+
+@pytest.mark.parametrize("text", ["PYTHON 2>&-", "PYTHON 2>&1 | true", "PYTHON 2>/dev/full"])
+def test_the_exit_code_of_an_error_is_2_whoever_reads_it(text, tmp_path):
+    assert shell(text, "print('x', flush=True); raise ValueError('no')", tmp_path)[0] == "2"
+
+
+def test_a_result_that_does_not_fit_on_the_disk_of_stdout_is_an_error(tmp_path):
+    code, done = shell("PYTHON >/dev/full", "print('x')", tmp_path)
+    assert code == "2" and done.stderr == b"error: [Errno 28] No space left on device\n"
+
+
+def test_what_is_written_to_a_closed_stderr_gets_into_no_file(tmp_path):
+    code = "import os; file = open('out', 'w'); os.write(2, b'a warning of a library'); file.write('mine')"
+    assert shell("PYTHON <&- 2>&-", code, tmp_path)[0] == "0" and (tmp_path / "out").read_text() == "mine"
+
+
+INSTALLED = "import sys; sys.argv = ['nanoct', 'tune', '--help']; from nanoct.__main__ import main; main()"
+
+
+@pytest.mark.parametrize("how", [["-m", "nanoct.tune", "--help"], ["-c", INSTALLED]])
+def test_ctrl_c_while_torch_is_imported_ends_like_any(how, tmp_path):
+    (tmp_path / "torch.py").write_text("import time\nprint(flush=True)\ntime.sleep(60)")
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen([sys.executable, *how], env=os.environ | dict(PYTHONPATH=paths), stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, preexec_fn=heard) as command:
+        command.stdout.readline()
+        command.send_signal(signal.SIGINT)
+        said = command.communicate(timeout=60)[1]
+    assert (command.returncode, said) == (130, b"\nstopped; the same command goes on from what is saved\n")

@@ -10,7 +10,7 @@ import torch
 
 import nanoct
 from nanoct.benchmarks import nano
-from nanoct.fewshot import Query
+from nanoct.fewshot import Demo, Query, Task
 from nanoct.score import evaluate, text_answers
 
 STRINGS = nano.FOLDER / "strings"
@@ -109,6 +109,33 @@ def test_questions_that_cannot_be_get_a_sentence(loaded, question, options, says
     with pytest.raises(ValueError) as error:
         nanoct.answer(adapted, question, tokenizer, **dict(template=TEMPLATE) | options)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("call, says", [
+    (lambda model, tokenizer, task: nanoct.load(None), "a model is None; it must be a path"),
+    (lambda model, tokenizer, task: nanoct.load_model(3), "a model is 3; it must be a path"),
+    (lambda model, tokenizer, task: nanoct.load_tokenizer(None), "a tokenizer is None; it must be a path"),
+    (lambda model, tokenizer, task: nanoct.read_config(["a"]), "a model is ['a']; it must be a path"),
+    (lambda model, tokenizer, task: nanoct.convert(None, "out"), "the GGUF file is None; it must be a path"),
+    (lambda model, tokenizer, task: nanoct.save_model(model, None), "the folder is None; it must be a path"),
+    (lambda model, tokenizer, task: nanoct.task_of(PAIRS, None), "the tokenizer is None"),
+    (lambda model, tokenizer, task: nanoct.task_of(PAIRS, tokenizer, template=3), "the template is 3"),
+    (lambda model, tokenizer, task: nanoct.answer(model, "a", tokenizer), "it must be what a method's adapt returns"),
+    (lambda model, tokenizer, task: nanoct.answer(nanoct.METHODS["icl"].adapt(model, task), "a", tokenizer, TEMPLATE,
+                                                  "9"), "max_new_tokens is '9'; it must be a whole number"),
+])
+def test_arguments_of_another_type_get_a_sentence(loaded, call, says):
+    with pytest.raises(ValueError) as error:
+        call(*loaded, nanoct.task_of(PAIRS, loaded[1], template=TEMPLATE))
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", nanoct.METHODS)
+def test_a_task_of_another_tokenizer_gets_a_sentence_from_every_method(loaded, name):
+    model, n = loaded[0], loaded[0].config.vocab_size
+    task = Task("other", [Demo([1], [n]), Demo([2], [3])], [Query([n], [1])])
+    with pytest.raises(ValueError, match=f"the token id {n} is none of the model's {n}: the tokenizer does not"):
+        evaluate(nanoct.METHODS[name].adapt(model, task), task)  # zero-shot reads no demo
 
 
 def test_a_model_that_is_not_there_and_one_of_another_vocabulary_get_a_sentence(tmp_path, loaded):

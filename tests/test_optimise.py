@@ -10,6 +10,7 @@ from helpers import TUNED, config_of, message, random_task, tiny_llama
 
 from nanoct.methods import METHODS, ct_kv
 from nanoct.optimise import optimise
+from nanoct.score import demo_loss
 
 
 def check_optimiser(steps, lr, n_step):
@@ -37,6 +38,31 @@ def test_every_method_takes_these_steps(model, steps, name):
     if n_first:
         check_optimiser(steps[:n_first], lr=0.03, n_step=n_first)
     check_optimiser(steps[n_first:], lr=0.02, n_step=5)
+
+
+@pytest.mark.parametrize("separator", [(), (4, 9)])
+@pytest.mark.parametrize("leave_one_out", [True, False])
+@pytest.mark.parametrize("name", sorted({*TUNED} - {"ttt", "ttt_ct_kv"}))
+def test_the_loss_of_the_demos_is_what_was_minimised_without_dropout(model, name, leave_one_out, separator):
+    """Before the first step and behind one: the losses that two steps without dropout report."""
+    method, task, losses = METHODS[name], random_task(separator=separator), []
+    settings = dict(lr=0.02, rank=2, n_prefix=5, leave_one_out=leave_one_out, one_pass=True)
+    plain = config_of(method, n_step=2, token_dropout=0, dropout=0, **settings)
+    method.adapt(model, task, plain, progress=lambda step, loss: losses.append(loss))
+    for n_step, expected in enumerate(losses):
+        adapted = method.adapt(model, task, config_of(method, n_step=n_step, token_dropout=0, dropout=0, **settings))
+        assert demo_loss(adapted, task, leave_one_out) == pytest.approx(expected, rel=1e-5)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
+def test_the_loss_of_the_demos_draws_nothing_and_hides_no_only_demo(model):
+    method, task, state = METHODS["ttt"], random_task(), torch.get_rng_state()
+    adapted = method.adapt(model, task, method.Config(n_step=1, rank=2, dropout=0.9))
+    assert demo_loss(adapted, task) == demo_loss(adapted, task) and torch.equal(state, torch.get_rng_state())
+    alone = random_task(((3, 2),))
+    read = METHODS["icl"].adapt(model, alone)
+    assert demo_loss(read, alone) == demo_loss(read, alone, leave_one_out=False)
+    assert math.isfinite(demo_loss(METHODS["zero_shot"].adapt(model, alone), alone))
 
 
 @pytest.mark.parametrize("bound", [True, False])

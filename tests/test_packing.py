@@ -240,6 +240,14 @@ def test_a_dropout_that_is_no_probability_below_1_is_refused(p):
     assert f"token_dropout = {p}" in message(error)
 
 
+def test_demos_that_repeat_are_said_as_leave_one_out_shows_each_its_twin(recwarn):
+    task = random_task()
+    task.demos.append(Demo(tuple(task.demos[0].x), list(task.demos[0].y)))
+    task.demos.append(Demo(task.demos[0].x, task.demos[1].y))  # another answer: nothing to copy
+    with pytest.warns(UserWarning, match="1 of 6 demos repeat another, from which they can copy"):
+        assert can_leave_one_out(task)
+
+
 def test_one_demo_cannot_be_left_out(recwarn):
     assert can_leave_one_out(random_task()) and not recwarn
     assert not can_leave_one_out(random_task(lengths=[(1, 1)]))

@@ -109,6 +109,27 @@ def test_a_tutorial_runs_as_a_script(file, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
+SAID = [
+    (["tutorials/01_first_minute.py"], dict(PYTHONOPTIMIZE="2"), "A lesson asserts what it claims"),
+    (["-c", "import sys, runpy; sys.modules['jupytext'] = None; runpy.run_path('tutorials/build.py')"], {},
+     "jupytext is not installed"),
+]
+
+
+@pytest.mark.parametrize("how, environment, said", SAID, ids=["asserts left out", "no jupytext"])
+def test_what_a_script_lacks_is_said_in_a_sentence(how, environment, said):
+    done = subprocess.run([sys.executable, *how], cwd=FOLDER.parent, env=os.environ | environment, capture_output=True,
+                          text=True)
+    assert done.returncode == 1 and done.stderr.startswith(said) and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_the_scripts_of_the_course_need_no_docstrings(tmp_path):
+    course = FOLDER / "assignments"
+    for how in ([course / "student_copy.py", "--help"], [course / "a4_bug" / "draw.py", "Ada", "--out", tmp_path]):
+        subprocess.run([sys.executable, "-OO", *how], check=True, capture_output=True)
+    assert (tmp_path / "bug_5.py").exists()
+
+
 @pytest.mark.slow
 @each
 def test_a_tutorials_claims_hold_in_the_full_run(file):

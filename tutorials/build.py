@@ -12,10 +12,15 @@ import sys
 import time
 from pathlib import Path
 
-import jupytext
-import nbformat
 import torch
-from nbclient import NotebookClient
+
+try:
+    import jupytext
+    import nbformat
+    from nbclient import NotebookClient
+except ImportError as error:
+    sys.exit(f"{error.name} is not installed, which notebooks are made with: pip install -e '.[tutorials]', or "
+             "`make tutorials`, which does so.")
 
 FOLDER = Path(__file__).resolve().parent
 

@@ -56,7 +56,8 @@ def read(file):
     text = as_text(read_bytes(there(file)), file)
     if not text.strip():
         raise ValueError(f"{file} is empty: fetch it again.")
-    return text
+    is_of_windows = text.count("\r\n") == text.count("\n")  # then a line break within a cell was converted too
+    return text.replace("\r\n", "\n") if is_of_windows else text
 
 
 def draw(items, k, seed, where):

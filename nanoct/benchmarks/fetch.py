@@ -134,23 +134,22 @@ def fetch(name, out):
     if isinstance(source, Archive):
         whole, n_file = out / (name + Path(source.url).suffix), source.n_file
         download(source.url, whole)
-        files = contents(whole, source.keep)
+        files = lambda: contents(whole, source.keep)
     else:
         whole, n_file = folder / source.inside, 1
         from_hub(source, folder)
-        files = ((file.relative_to(whole).as_posix(), read_bytes(file)) for file in whole.rglob("*") if file.is_file())
-    kept, n_known = set(), 0
+        files = lambda: ((file.relative_to(whole).as_posix(), read_bytes(file)) for file in whole.rglob("*")
+                         if file.is_file())
     try:
-        for path, content in tqdm(files, desc=str(folder)):
-            n_known += is_known(f"{name}/{path}", content)
+        known = {path: is_known(f"{name}/{path}", content) for path, content in files()}
+        if len(known) < n_file:
+            raise ValueError(f"{whole} holds {len(known)} of the {n_file} files of {name}")
+        for path, content in tqdm(files(), desc=str(folder)):  # where readers look, once all are right
             replace_file(folder / path, content)
-            kept.add(path)
-        if len(kept) < n_file:
-            raise ValueError(f"{whole} holds {len(kept)} of the {n_file} files of {name}")
     except ValueError as error:
         said = set_aside(whole) if whole.exists() else "look at its page on the hub"
         raise ValueError(f"{error}; {said}.") from None
-    print(f"{folder}: {len(kept)} files, {n_known} of them with a known SHA-256; "
+    print(f"{folder}: {len(known)} files, {sum(known.values())} of them with a known SHA-256; "
           f"python -m nanoct.benchmarks.{name} --data {folder} --show 1")
 
 

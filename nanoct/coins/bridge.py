@@ -34,15 +34,16 @@ from nanoct import cli
 from nanoct.coins.coins import Beta, Coins, after, ones_before, regret
 from nanoct.coins.predictors import FOLDER
 from nanoct.fewshot import Demo, Task
-from nanoct.io.files import publish, read_json, replace_file
+from nanoct.io.files import check_out, publish, read_json, replace_file
 from nanoct.io.weights import load_model, save_model
 from nanoct.methods import METHODS
 from nanoct.model import Llama, LlamaConfig
 from nanoct.packing import answer_logits, pack
 from nanoct.runs import ablations
+from nanoct.runs.measure import check_finite
 from nanoct.runs.parallel import execute
 from nanoct.runs.results import Results, about, n_core
-from nanoct.runs.stats import standard_error
+from nanoct.runs.stats import plus_minus, standard_error
 from nanoct.runs.table import table
 
 START = 2  # the third token
@@ -185,6 +186,7 @@ def work(run):
     seconds = time.perf_counter() - start
     x, truth = queries(source, run["seed"])
     curve = regret(predict(adapted, x), x, truth).mean(0)
+    check_finite(run["method"], run["target"], curve.tolist())
     return run | dict(regret=[round(value, 4) for value in curve.tolist()], n_trained=adapted.n_trained,
                       seconds=round(seconds, 3), **about(torch.device("cpu")))
 
@@ -219,7 +221,7 @@ def report(lines, seeds, out):
         row = [name]
         for target, k in columns:
             ends = [curve[-1] for curve in curves(name, target, k)]
-            row.append(f"{mean(ends):.2f} ± {standard_error(ends):.2f}" if ends else "")
+            row.append(plus_minus(mean(ends), standard_error(ends), form=".2f") if ends else "")
         rows.append(row)
     title = (f"Cumulative regret after {T_QUERY} flips of a query, nats, mean ± s.e. over {seeds} draws of demos and "
              f"queries; columns: demos of {T_DEMO} flips")
@@ -246,11 +248,15 @@ def main():
     cli.at_least_one(args, "seeds", "workers", "n_step")
     if args.pretrain:
         start = time.perf_counter()
+        check_out(args.out / "llama" / "model.safetensors")
         trained, losses = pretrain(args.n_step)
+        check_finite("meta-training", "coins", losses)
         save_model(trained, args.out / "llama", metadata={"n_step": str(args.n_step), "seed": "0"})
         print(f"loss {mean(losses[-50:]):.4f}, {time.perf_counter() - start:.0f} seconds; {args.out / 'llama'}")
         return
-    results = Results(args.out / ("sweep.jsonl" if args.sweep else "bridge.jsonl"), key, ("regret", "seconds"))
+    results = Results(args.out / ("sweep.jsonl" if args.sweep else "bridge.jsonl"), key,
+                      dict(regret=T_QUERY, seconds=None))
+    check_out(SETTINGS if args.sweep else args.out / "bridge.md")
     lines = execute(plan(args.sweep, args.seeds), results, work, args.workers)
     if args.sweep:
         replace_file(SETTINGS, (json.dumps(choose(lines), indent=1) + "\n").encode())

@@ -19,6 +19,7 @@ import torch
 from nanoct.coins.coins import Beta, Coins, Markov, after, regret
 from nanoct.coins.predictors import KINDS, Config, Predictor, shipped
 from nanoct.coins.tuning import METHODS, PREFIX, Tuned, best, embedded, search, tune
+from nanoct.runs.measure import check_finite
 from nanoct.runs.results import about
 
 PRETRAINING = "beta"
@@ -32,6 +33,7 @@ LENGTH = 6
 BASE = (128, 1, 128)  # width, layers, embedding
 KEY = ("target", "kind", "width", "n_layer", "n_embd", "network", "trained", "method", "length", "seed",
        "n_step", "batch", "n_eval", "n_search")
+NEEDS = dict(regret=T, seconds=None)  # what the tables need of a line
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ def work(run):
     seconds = time.perf_counter() - start
     x, truth = fresh(run["target"], run["n_eval"], run["seed"])
     curve = regret(tuned.predict(x), x, truth).mean(0)
+    check_finite(run["method"], run["target"], [*curve.tolist(), *tuned.losses, *tuned.searched.values()])
     rounded = lambda values: [round(value, 4) for value in values]
     prefix = [] if run["seed"] or tuned.prefix is None else list(map(rounded, tuned.prefix.tolist()))
     return run | dict(regret=rounded(curve.tolist()), searched=rounded(tuned.searched.values()), prefix=prefix,

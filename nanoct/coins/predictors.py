@@ -32,11 +32,13 @@ from tqdm import tqdm
 
 from nanoct import cli
 from nanoct.coins.coins import Beta, regret
-from nanoct.io.files import append_lines, read_json, replace_file
+from nanoct.io.files import append_lines, check_out, read_json, replace_file
+from nanoct.runs.measure import check_finite
 from nanoct.runs.results import machine
 from nanoct.runs.stats import standard_error
 
-FOLDER = Path(__file__).parents[2] / "weights" / "coins"
+ROOT = Path(__file__).parents[2]  # of a clone; an installed package has no weights beside it
+FOLDER = (ROOT if (ROOT / "weights").is_dir() else Path()) / "weights" / "coins"
 KINDS = "transformer", "lstm"
 
 
@@ -187,6 +189,8 @@ def load(file):
         with safe_open(file, "pt") as opened:
             predictor = Predictor(Config(**read_json(opened.metadata()["config"].encode(), file, dict)))
             predictor.load_state_dict({name: opened.get_tensor(name) for name in opened.keys()})
+        if not all(p.isfinite().all() for p in predictor.parameters()):
+            raise ValueError
     except (SafetensorError, TypeError, KeyError, ValueError, RuntimeError):
         raise ValueError(f"{file} is no predictor that nanoct.coins wrote, or broken: make it again.") from None
     return predictor
@@ -214,6 +218,8 @@ def main():
         if file.exists():
             print(f"{file} is there; delete it to train it anew.")
             continue
+        check_out(file)
+        append_lines(Path(args.out) / "log.jsonl", [])
         start = time.perf_counter()
         losses = meta_train(predictor, Beta(), **about)
         seconds = time.perf_counter() - start
@@ -221,6 +227,7 @@ def main():
         above = (regret(predictor.predict(x), x, truth) - regret(Beta().bayes(x), x, truth))[:, -1]
         found = dict(name=name, loss=round(mean(losses[-50:]), 4), above_bayes=round(above.mean().item(), 4),
                      above_bayes_se=round(standard_error(above.tolist()), 4), seconds=round(seconds))
+        check_finite("meta-training", name, [*losses, found["above_bayes"]])
         line = about | dict(seed=args.seed) | found | machine(torch.device("cpu"))
         save(predictor, file, **about)
         append_lines(Path(args.out) / "log.jsonl", [line])

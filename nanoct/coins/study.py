@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nanoct import cli
 from nanoct.coins import report
-from nanoct.coins.experiment import PRESETS, flops, key, plan, prepare, work
+from nanoct.coins.experiment import NEEDS, PRESETS, flops, key, plan, prepare, work
 from nanoct.io.weights import pick_device
 from nanoct.runs.parallel import execute
 from nanoct.runs.results import Results, n_core
@@ -36,17 +36,16 @@ def main():
     name, device = args.preset or "quick", pick_device(args.device)
     preset, out = PRESETS[name], Path(args.out or f"results/coins/{name}")
     workers = args.workers if args.workers is not None else n_core() if device.type == "cpu" else 1
-    runs, results, start = plan(preset), Results(out / "runs.jsonl", key, ("regret", "seconds")), time.perf_counter()
-    if args.report:
-        if n_missing := len(runs) - len(lines := results.of(runs)):
-            raise ValueError(f"{results.path} lacks {n_missing} of the {len(runs)} runs of --{name}: the command "
-                             "without --report does them.")
-    else:
+    runs, results, start = plan(preset), Results(out / "runs.jsonl", key, NEEDS), time.perf_counter()
+    if not args.report:
         total = sum(map(flops, runs))
         minutes = total / 4e10 / workers / 60
         print(f"--{name}: {len(runs)} runs, {total / 1e12:,.0f} TFLOP, which is {minutes:,.0f} minutes if a process "
               "does 40 GFLOP/s, as one core of a server may", flush=True)
-        lines = execute(runs, results, work, workers, prepare, str(device))
+        execute(runs, results, work, workers, prepare, str(device))
+    if n_missing := len(runs) - len(lines := results.of(runs)):
+        raise ValueError(f"{results.path} lacks {n_missing} of the {len(runs)} runs of --{name}: the command "
+                         "without --report does them, but for those that it leaves out with a reason.")
     report.report(lines, preset, out)
     print(f"{len(runs)} runs, {time.perf_counter() - start:.0f} seconds; lines in {results.path}")
 

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch.nn.functional import log_softmax, silu
 
 from nanoct import cli
-from nanoct.io.files import replace_file
+from nanoct.io.files import check_out, replace_file
 from nanoct.io.weights import save_model
 from nanoct.model import Llama, LlamaConfig
 
@@ -339,6 +339,7 @@ def write(folder, seed=0):
         raise ValueError(f"--out {folder} is a file: give a folder that is new or empty.")
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"--out {folder} is not empty: give a folder that is new or empty.")
+    check_out(folder / "README.md")
     model, files = vectors(seed)
     save_model(model, folder / "model")
     for name, tensors in files.items():

@@ -169,7 +169,8 @@ def report_one_step(lines):
     print("{:.1f}M body, vocabulary {vocab_size:,}, k = {k}, {context} tokens of context, {dtype}, {device}, {threads} "
           "threads; loss {loss:.4f}".format(ours["n_body"] / 1e6, **ours))
     rows = [[line["name"], f"{line['n_token']:,}", f"{line['n_logit']:,}", f"{line['seconds']:.3f}",
-             "{ratio:.2f} ({ratio_min:.2f}-{ratio_max:.2f})".format(**line), f"{line['peak_bytes'] / 2**20:,.0f}",
+             "{ratio:.2f} ({ratio_min:.2f}-{ratio_max:.2f})".format(**line),
+             f"{line['peak_bytes'] / 2**20:,.0f}" if line["peak_bytes"] else "",
              f"{line['flops'] / 1e9:,.0f}", f"{line['flops_per_second'] / 1e9:,.0f}"] for line in lines]
     print(table(rows, ["step", "tokens", "logits", "seconds", "ratio (min-max)", "peak MiB", "GFLOP", "GFLOP/s"]))
     print(f"A pass with every demo a target behind all others: CT-KV {ours['seconds']:.2f} s in one step, "

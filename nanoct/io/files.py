@@ -1,19 +1,18 @@
 """Read and write files: an error says in a sentence what is wrong, and no file is left half written."""
 
 import csv
+import errno
+import glob
 import json
 import os
+import shutil
+import stat
 import struct
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-
-try:
-    import fcntl  # for runs/results.py
-except ImportError:  # Windows
-    fcntl = None
 
 LARGEST = 2**30  # bytes of a file that is read at once
 KINDS = {dict: "object", list: "list"}
@@ -63,6 +62,13 @@ def reason(error, most=300) -> str:
     return f"{type(error).__name__}: {said}"
 
 
+def as_path(value, what) -> Path:
+    """The Path of a str or path-like value. Raises ValueError on any other, which says what it should be."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"{what} is {value!r:.60}; it must be a path.")
+    return Path(value)
+
+
 def read_bytes(path) -> bytes:
     """Read the bytes of a file. Raises FileNotFoundError, OSError or ValueError with a sentence."""
     with reading(path, "a file"), open(path, "rb") as file:
@@ -87,13 +93,13 @@ def read_json(source, where=None, kind=object):
     content, where = (source, where) if isinstance(source, bytes) else (read_bytes(source), where or source)
     text = as_text(content, where)
     with reading(where, "JSON", f"it begins with {text[:60]!r} and may be truncated; fetch or write it again"):
-        value = json.loads(text, object_pairs_hook=_each_once)
+        value = json.loads(text, object_pairs_hook=each_once)
     if not isinstance(value, kind):
         raise BadFile(f"{where} holds {text[:60]!r}, expected a JSON {KINDS[kind]}: fetch or write it again.")
     return value
 
 
-def _each_once(pairs):
+def each_once(pairs):
     """A JSON object as a dict. Raises ValueError if it has a key twice, as which of the two counts is chance."""
     value = dict(pairs)
     if len(value) < len(pairs):
@@ -118,6 +124,57 @@ def read_json_lines(path, kind=dict) -> list:
     return rows
 
 
+def check_out(path):
+    """Make the missing folders of a file that is to be written, and see that it can be.
+
+    Raises OSError with a sentence if not, or if there is a link or a device, which would itself be replaced.
+    """
+    path = Path(path)
+    try:
+        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            raise OSError(errno.EINVAL, "it is a folder, a link or a device and no file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = unfinished(path)
+        new.touch()
+        new.unlink()
+    except OSError as error:
+        raise OSError(f"cannot write {path} ({error.strerror}): make room, or choose another place.") from None
+
+
+def unfinished(path) -> Path:
+    """The name .NAME.PID of a file or folder that is not whole yet; what killed processes left of it is removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if left.suffix[1:].isdigit() and not _runs(int(left.suffix[1:])):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _runs(pid):
+    """Whether a process runs. On Windows all do, as asking would end it."""
+    try:
+        os.name == "nt" or os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
+
+
+@contextmanager
+def temporary_folder(folder):
+    """with temporary_folder(folder) as new: an empty folder within, which goes at the end, or at the next start."""
+    new = unfinished(Path(folder) / "new")
+    shutil.rmtree(new, ignore_errors=True)  # in a container each start may have the same number
+    try:
+        new.mkdir(parents=True)
+    except OSError as error:
+        raise OSError(f"cannot write {folder} ({error.strerror}): choose another place.") from None
+    try:
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
 @contextmanager
 def replacing(path):
     """with replacing(path) as new: write the file `new`, which then replaces `path`. Missing folders are made.
@@ -125,9 +182,9 @@ def replacing(path):
     A failure or an interruption leaves the old file. Raises OSError with a sentence if the new one cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    check_out(path)
+    temporary = unfinished(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
@@ -136,8 +193,7 @@ def replacing(path):
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise OSError(f"cannot write {path} ({reason}): make room, or choose another place.") from None
     finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def replace_file(path, content) -> Path:
@@ -148,10 +204,19 @@ def replace_file(path, content) -> Path:
 
 
 def append_lines(path, lines):
-    """Add values to a file of JSON lines; missing folders are made. Raises OSError with a sentence if it fails."""
+    """Add values to a file of JSON lines; missing folders are made.
+
+    Raises OSError or ValueError with a sentence if the file cannot be written, or is of another kind.
+    """
+    path = Path(path)
+    check_out(path)
+    before = read_bytes(path) if path.exists() else b""
+    if before:
+        read_json_lines(path)
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a") as file:
+        with open(path, "a", newline="\n") as file:
+            if before and not before.endswith(b"\n"):
+                file.write("\n")
             file.writelines(json.dumps(line) + "\n" for line in lines)
     except OSError as error:
         raise OSError(f"cannot write {path} ({error.strerror}): give another file with --out.") from None
@@ -159,14 +224,16 @@ def append_lines(path, lines):
 
 def publish(text, path):
     """Write a text to a file, then print it: the file is whole even if the output is cut, as by head."""
-    replace_file(path, text.encode())
-    print(f"\n{text}")
+    content = text.encode(errors="backslashreplace")  # the name of a task need not be UTF-8
+    replace_file(path, content)
+    print(f"\n{content.decode()}")
 
 
 @contextmanager
-def lock(folder):
-    """with lock(folder): no other process can lock that folder. Raises ValueError if one has."""
-    file = Path(folder) / ".lock"
+def lock(path):
+    """with lock(path): no other process can lock that folder or file. Raises ValueError if one has."""
+    path = Path(path)
+    file = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
     try:
         with FileLock(file, timeout=0):
             try:
@@ -175,5 +242,5 @@ def lock(folder):
                 with suppress(OSError):  # Windows removes it only behind the release, and does so itself
                     file.unlink()
     except Timeout:
-        raise ValueError(f"another process is at work in {folder}: wait for its end, or take another "
-                         "folder.") from None
+        raise ValueError(f"another process is at work in {path}: wait for its end, or take another "
+                         f"{'folder' if path.is_dir() else 'file'}.") from None

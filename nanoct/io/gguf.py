@@ -14,14 +14,14 @@ import json
 import os
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
 from nanoct import cli
-from nanoct.io.files import reading
+from nanoct.io.files import as_path, reading, temporary_folder
 from nanoct.io.tokenizer import LLAMA3, load_tokenizer
 from nanoct.io.weights import resolve_dtype, save_model
 from nanoct.model import Llama, LlamaConfig, rope_frequencies
@@ -55,18 +55,13 @@ def convert(file, folder, dtype=None) -> Path:
     dtype: the default is as above. Raises FileNotFoundError if there is no file, ValueError with a sentence if it is
     broken or asks for what nanoct does not compute, and OSError if the folder cannot be made.
     """
-    file, folder = Path(file), Path(folder)
+    file, folder = as_path(file, "the GGUF file"), as_path(folder, "the folder")
     meta, tensors = read(file)
     with reading(file, "a model that nanoct computes", "take another file"):
         config = read_config(meta, tensors)
         tokenizer = read_tokenizer(meta)
         model = read_weights(config, tensors, dtype)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot write {folder} ({error.strerror}): choose another place.") from None
-    with TemporaryDirectory(prefix=".gguf-", dir=folder) as new:
-        new = Path(new)
+    with temporary_folder(folder) as new:
         for name, content in tokenizer.items():
             _write(new / name, content)
         try:
@@ -99,8 +94,8 @@ def read(file):
         opened = Reader(file)
         meta = {name: field.contents() for name, field in opened.fields.items()}
         tensors = {t.name: (t.tensor_type, tuple(t.shape.tolist()[::-1]), t.data) for t in opened.tensors}
-        # tensors that share their bytes would make a large model of a small file
-        if sum(t.n_bytes for t in opened.tensors) > len(opened.data):
+        places = sorted((t.data_offset, t.data_offset + t.n_bytes) for t in opened.tensors)
+        if any(start < end for (_, end), (start, _) in pairwise(places)):  # or a small file would make a large model
             raise ValueError("its tensors overlap")
     return meta, tensors
 
@@ -229,10 +224,6 @@ def read_tokenizer(meta):
             raise ValueError(f"the tokenizer has the token {token!r} twice")
         if kind != UNUSED:
             vocab[token] = i
-    for merge in merges:
-        left, right = merge.split(" ")
-        if not vocab.keys() >= {left, right, left + right}:
-            raise ValueError(f"the tokenizer's merge {merge!r} does not make a token of two")
     names = {}
     for name, key in dict(bos_token="bos_token_id", eos_token="eos_token_id", pad_token="padding_token_id").items():
         if (i := get(key)) is not None and not (isinstance(i, int) and i in vocab.values()):

@@ -15,12 +15,11 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from nanoct import cli
 from nanoct.io import gguf
-from nanoct.io.files import read_json
-from nanoct.io.weights import fetch
+from nanoct.io.files import read_json, temporary_folder
+from nanoct.io.weights import EMBEDDED, fetch
 
 FOLDER = Path("weights/smollm2")
 FILES = "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
@@ -34,6 +33,13 @@ GGUF_SUM = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 def sha256(file) -> str:
     with open(file, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def here() -> Path | None:
+    """The weights/smollm2 that holds a model, in this folder or in the clone; None if there is none."""
+    for folder in FOLDER, EMBEDDED / FOLDER.name:
+        if (folder / "model.safetensors").is_file():
+            return folder
 
 
 def source(folder) -> str | None:
@@ -82,9 +88,7 @@ def _check(file, expected):
 def main(folder=FOLDER):
     cli.Parser(prog="nanoct smollm2", description=__doc__).parse_args()
     if not (came_from := source(folder)):
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".new-", dir=folder) as new:
-            new = Path(new)
+        with temporary_folder(folder) as new:
             try:
                 came_from = from_hub(new)
             except (OSError, ValueError):

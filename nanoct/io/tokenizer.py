@@ -9,18 +9,20 @@ and the tokens in the order of their merges, their ranks. Ids may be in another 
 special tokens), so a table maps ranks to ids. Nothing is fetched or cached.
 """
 import base64
+import hashlib
 import json
+import math
 import re
 import unicodedata
 from bisect import bisect_right
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
+from itertools import pairwise
 
 import regex
 import tiktoken
 
-from nanoct.io.files import read_bytes, read_json, reading
+from nanoct.io.files import as_path, read_bytes, read_json, reading
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 LLAMA3 = (CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -74,6 +76,8 @@ class Tokenizer:
         added = self.plain | special
         self._first = {name: name for name in added if name not in late}  # what is looked for: its name
         self._late = {self._normal(name): name for name in added if name in late}
+        # compiled once, as escaping Llama-3's 256 names takes ten times as long as the ids of a short text
+        self._find_first, self._find_late = _any_of(self._first), _any_of(self._late)
         # tiktoken panics at a byte without a rank: bytes that no token covers get the last ranks, and no id
         uncovered = list({bytes([byte]) for byte in range(256)}.difference(merges))
         ranks = {token: rank for rank, token in enumerate(merges + uncovered)}
@@ -84,6 +88,14 @@ class Tokenizer:
         self._bytes |= {i: name.encode() for name, i in added.items()}
         self.vocab_size = max(self._bytes) + 1
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """12 hex digits that change with any id that a text can get or stand for; bos is no part of it."""
+        tokens = [(i, token.hex()) for i, token in sorted(self._bytes.items())]
+        added = [sorted(names.items()) for names in (self.special, self.plain, self._late)]
+        content = json.dumps([self._pattern, self.prefix_space, self._nfc, self._ids, tokens, added])
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
     def encode(self, text: str, bos: bool = False, special: bool = False) -> list[int]:
         """Ids of `text`, bos_id first if `bos`; the names of special tokens are plain text unless `special`.
 
@@ -93,17 +105,17 @@ class Tokenizer:
         if bos and self.bos_id is None:
             raise ValueError(f"bos=True, but {self.source} has no beginning-of-sequence token: use bos=False")
         ids, id_of = [self.bos_id] if bos else [], self.plain | self.special
-        for part, start, first in self._cut(text, self._first, special):
-            for piece, at, late in self._cut(self._normal(part), self._late, special):
+        for part, start, first in self._cut(text, self._find_first, self._first, special):
+            for piece, at, late in self._cut(self._normal(part), self._find_late, self._late, special):
                 ids += self._encode_plain(piece, at, part, start)
                 ids += [id_of[late]] if late else []
             ids += [id_of[first]] if first else []
         return ids
 
-    def _cut(self, text, name_of, special):
+    def _cut(self, text, pattern, name_of, special):
         """Cut text at added tokens: (text before one, where it starts, the token's name or None at the end) each."""
-        names, start = "|".join(map(re.escape, sorted(name_of, key=len, reverse=True))) or "(?!)", 0  # (?!): nowhere
-        for match in re.finditer(names, text):
+        start = 0
+        for match in pattern.finditer(text):
             name = name_of[match[0]]
             if special and name in self._beyond:
                 raise ValueError(f"{self.source} has the id {self.special[name]} for {name!r}, and the model has "
@@ -185,7 +197,7 @@ def load_tokenizer(folder) -> Tokenizer:
     if folder == "bytes":
         ids = {bytes([byte]): byte for byte in range(256)}
         return Tokenizer("bytes", r"[\s\S]", list(ids), ids, special={})
-    folder = Path(folder)
+    folder = as_path(folder, "the folder of a tokenizer")
     file = next((folder / name for name in KINDS if (folder / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(f"no tokenizer.json, tokenizer.model (Llama-3) or vocab.json in {folder}: "
@@ -292,6 +304,8 @@ def _hugging_face(path):
     for token in file.get("added_tokens") or []:
         if not token["content"]:
             raise ValueError("it has an added token without a name")
+        if token["content"] in added or model["vocab"].get(token["content"], token["id"]) != token["id"]:
+            raise ValueError(f"it has the token {token['content']!r:.60} twice, with one id and another")
         for option in "lstrip", "rstrip", "single_word":
             if token.get(option):
                 raise ValueError(f"it has an added token {token['content']!r:.60} with {option}")
@@ -299,21 +313,53 @@ def _hugging_face(path):
     special = {name: token["id"] for name, token in added.items() if token.get("special")}
     plain = {name: token["id"] for name, token in added.items() if name not in special}
     late = {name for name, token in added.items() if token.get("normalized", name in plain)}
-    made = {}
-    for merge in model["merges"]:
+    rank_of = {}
+    for rank, merge in enumerate(model["merges"]):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
-        if left + right not in model["vocab"]:
-            raise ValueError(f"its merge {merge!r:.60} makes no token of its vocabulary")
-        made.setdefault(left + right)
+        if not model["vocab"].keys() >= {left, right, left + right}:
+            raise ValueError(f"its merge {merge!r:.60} makes no token of its vocabulary of two others")
+        rank_of[left, right] = rank
+    # `tokenizers` merges two neighbours that are listed, tiktoken two that are a token together. Both do the same on
+    # any text if a token has the rank of the merge that completes it when its own bytes are merged, and none if no
+    # merge does: two neighbours that are a token together have been merged from its bytes alone.
+    made, whole = {}, []
+    for token in model["vocab"]:
+        parts, last = _merged(token, rank_of)
+        if len(parts) == 1:
+            made[token] = last
+        elif model.get("ignore_merges") and token not in added:
+            whole.append(token)  # found if it is a whole piece
+            if len(parts) == 2:
+                raise ValueError(f"its token {token!r:.60} is a whole piece alone and two tokens in a longer one, as "
+                                 "no merge makes it")
     ids = {_as_bytes(token): i for token, i in model["vocab"].items()
-           if token in made or token not in added or token in BYTE_OF}  # an added token that is a byte is still that
-    merges = dict.fromkeys(token for token in ids if len(token) == 1) | dict.fromkeys(map(_as_bytes, made))
-    # tiktoken looks for a whole piece before it merges, as ignore_merges does. Without ignore_merges, a token that no
-    # merge makes must never be found, so it gets no rank. (In a trained vocabulary, merging makes every token.)
-    if model.get("ignore_merges"):
-        merges |= dict.fromkeys(ids)
-    fields = dict(merges=list(merges), ids=ids, special=special, plain=plain, late=late, nfc=bool(normalizer))
+           if token in made or token not in added}  # an added token that is a byte is still that
+    merges = [*map(_as_bytes, [*sorted(made, key=made.get), *whole])]
+    fields = dict(merges=merges, ids=ids, special=special, plain=plain, late=late, nfc=bool(normalizer))
     return _first(file.get("post_processor")), fields | dict(pattern=pattern, prefix_space=prefix_space)
+
+
+def _merged(token, rank_of):
+    """What merging makes of a token's own characters: the parts, and the rank of the last merge, -1 without one.
+
+    rank_of: {(left, right): rank}. The lowest rank is merged first, and the leftmost pair of it.
+    """
+    parts, last, get = list(token), -1, rank_of.get
+    ranks = [get(pair, math.inf) for pair in pairwise(parts)]
+    while ranks and (lowest := min(ranks)) < math.inf:
+        last, i = lowest, ranks.index(lowest)
+        parts[i] += parts.pop(i + 1)
+        del ranks[i]
+        if i:
+            ranks[i - 1] = get((parts[i - 1], parts[i]), math.inf)
+        if i < len(ranks):
+            ranks[i] = get((parts[i], parts[i + 1]), math.inf)
+    return parts, last
+
+
+def _any_of(names):
+    """The pattern of the names, the longest first; without names it is found nowhere."""
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
 
 
 def _as_bytes(token):

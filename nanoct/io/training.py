@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from nanoct.io.files import reading, replacing
+from nanoct.io.files import each_once, reading, replacing
 
 MOMENTS = "exp_avg", "exp_avg_sq", "step"
 ENTRY = "nanoct_training"  # the only entry of a state's metadata, as safetensors does not keep an order
@@ -29,7 +29,7 @@ def read_state(path, model, settings, n_step):
         expected |= {f"{name}.exp_avg": ("F32", *p.shape), f"{name}.exp_avg_sq": ("F32", *p.shape)}
     with reading(path, "the state of this training", "give another --out, or delete it to begin anew"):
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})[ENTRY])
+            about = json.loads((file.metadata() or {})[ENTRY], object_pairs_hook=each_once)
             headers = {name: file.get_slice(name) for name in file.keys()}
             seen = {name: (header.get_dtype(), *header.get_shape()) for name, header in headers.items()}
         for name, value in json.loads(json.dumps(settings)).items():  # JSON has no tuples

@@ -1,7 +1,7 @@
 """Save a tuned context as a file to share: what a method makes of a task, without the model that it belongs to.
 
-    save_adapted(adapted, "ctx.safetensors", "ct_kv", config, k=10, template="{input}={output};")
-    adapted, about = load_adapted("ctx.safetensors", model)
+    save_adapted(adapted, "ctx.safetensors", "ct_kv", config, k=10, tokenizer=tokenizer, template="{input}={output};")
+    adapted, about = load_adapted("ctx.safetensors", model, tokenizer)
 
 It is one safetensors file, so nothing in it is ever executed. Its tensors have the dtypes they were trained in:
 
@@ -12,7 +12,8 @@ It is one safetensors file, so nothing in it is ever executed. Its tensors have 
 
 Its metadata are one JSON object, `about`: version, model (the fingerprint of the base model), method, config, k (number
 of demos), n_trained, next_position (null: no prefix), adapter (its class, such as "LoRA", or null), scale
-({NAME: number}), and whatever else the writer gave. The same context gives the same bytes.
+({NAME: number}), tokenizer (its fingerprint; null or absent: not known), and whatever else the writer gave. The same
+context gives the same bytes.
 
 Dimensions: L layers, K KV heads, P prefix entries, D head_dim.
 """
@@ -22,13 +23,14 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 from types import NoneType
+from warnings import warn
 
 from safetensors import safe_open
 from safetensors.torch import save
 
 from nanoct import adapters
 from nanoct.fewshot import Adapted, Prefix
-from nanoct.io.files import reading, replace_file
+from nanoct.io.files import each_once, reading, replace_file
 from nanoct.io.weights import FLOATS, fingerprint
 from nanoct.methods import METHODS
 
@@ -38,10 +40,11 @@ ABOUT = dict(model=str, method=str, config=dict, k=int, n_trained=int, next_posi
              adapter=(str, NoneType), scale=dict)
 
 
-def save_adapted(adapted, path, method, config, k, **extra) -> Path:
+def save_adapted(adapted, path, method, config, k, tokenizer=None, **extra) -> Path:
     """Write the adapter and theta (the prefix) of an Adapted; return the path. An older file stays until this is whole.
 
-    method: its name. config: its Config or a dict. k: number of demos. extra: JSON values to add to `about`.
+    method: its name. config: its Config or a dict. k: number of demos. tokenizer: that of its demos, to which it then
+    belongs. extra: JSON values to add to `about`.
     Raises ValueError on what load_adapted would refuse, OSError if the file cannot be written.
     """
     adapter, prefix, tensors, kind = adapted.adapter or {}, adapted.prefix, {}, check_savable(adapted)
@@ -53,7 +56,8 @@ def save_adapted(adapted, path, method, config, k, **extra) -> Path:
     about = dict(version=VERSION, model=fingerprint(adapted.model), method=method,
                  config=config if isinstance(config, dict) else asdict(config), k=k, n_trained=adapted.n_trained,
                  next_position=None if prefix is None else prefix.next_position, adapter=kind,
-                 scale={name: float(part.scale) for name, part in adapter.items()}, **extra)
+                 scale={name: float(part.scale) for name, part in adapter.items()},
+                 tokenizer=tokenizer and tokenizer.fingerprint, **extra)
     _check_fits(path, about, adapted.model,
                 {name: ("floats" if t.is_floating_point() else "I64", *t.shape) for name, t in tensors.items()})
     _check_finite(path, tensors)
@@ -79,17 +83,23 @@ def check_savable(adapted):
     return next(iter(there), None)
 
 
-def load_adapted(path, model):
+def load_adapted(path, model, tokenizer=None):
     """Load a file of save_adapted: the Adapted, on the model's device, and `about`, everything else in the file.
 
-    Raises what read_about raises, and ValueError if the context is of another model, or its tensors do not fit
-    this one.
+    Raises what read_about raises, and ValueError if the context is of another model or tokenizer, or its tensors do not
+    fit this model. A context that does not say its tokenizer, as older ones, may be of any: then a warning says so.
     """
     about = read_about(path)
     if about["model"] != (mark := fingerprint(model)):
         name = f"{about['name']} ({about['model']})" if "name" in about else about["model"]
         raise ValueError(f"{path} was tuned on the model {name} and this one is {mark}: give the model that it belongs "
                          "to with --model.")
+    if tokenizer and not (own := about.get("tokenizer")):
+        warn(f"{path} does not say which tokenizer it was tuned with: its answers are right only if that was the "
+             "one of this model; tune it again to be sure.")
+    elif tokenizer and own != tokenizer.fingerprint:
+        raise ValueError(f"{path} was tuned with the tokenizer {own!r:.60} and {tokenizer.source} is "
+                         f"{tokenizer.fingerprint}: give the model with the tokenizer that it belongs to.")
     with safe_open(path, "pt") as file:
         headers = {name: file.get_slice(name) for name in file.keys()}
         _check_fits(path, about, model, {name: ("floats" if h.get_dtype() in FLOATS else h.get_dtype(), *h.get_shape())
@@ -129,7 +139,7 @@ def read_about(path):
         raise FileNotFoundError(f"there is no context {path}: give a file that nanoct.tune wrote.")
     with reading(path, "a context that nanoct.tune wrote", "tune or copy it again"):
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})[ENTRY])
+            about = json.loads((file.metadata() or {})[ENTRY], object_pairs_hook=each_once)
         if about["version"] != VERSION:
             raise ValueError(f"{path} has version {about['version']!r} of the format and this nanoct reads {VERSION}: "
                              "update it, or tune again.")

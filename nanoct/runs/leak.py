@@ -25,7 +25,7 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.benchmarks.nano import FOLDER, WORLDS, make_task, pick
 from nanoct.fewshot import concatenate
-from nanoct.io.files import publish, replace_file
+from nanoct.io.files import check_out, publish, replace_file
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import load_model
 from nanoct.methods import ct_prompt
@@ -74,6 +74,8 @@ def main():
     names = {world: pick(world, "held_out", [str(args.tasks)], None) for world in args.world}
     torch.set_num_threads(1)
     folder, lines = Path(args.out), []
+    for name in ("leak.jsonl", "leak.md"):
+        check_out(folder / name)
     for world in args.world:
         model, tokenizer = load_model(FOLDER / world, "cpu"), load_tokenizer(FOLDER / world)
         for name in tqdm(names[world], desc=world):

@@ -5,7 +5,6 @@ import gc
 import math
 import os
 import platform
-import resource
 import time
 import warnings
 from contextlib import contextmanager
@@ -18,6 +17,11 @@ from nanoct.methods import METHODS
 from nanoct.optimise import Stopped
 from nanoct.runs.results import about
 from nanoct.score import NotFinite, evaluate
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 SHOWN = {}  # a registry of warnings, so that Python shows each once
 
@@ -44,17 +48,18 @@ def measure(model, task, method, config, seed, progress=None, module=None):
     check_finite(method, task, [*losses, result.score])
     more = dict(tied=result.tied) if result.tied else {}
     more |= dict(valid=round(result.valid, 4)) if result.valid is not None else {}
-    return dict(score=result.score, n_query=len(task.queries), n_trained=adapted.n_trained, peak_bytes=used.bytes,
+    peak_bytes = dict(peak_bytes=used.bytes) if used.bytes is not None else {}
+    return dict(score=result.score, n_query=len(task.queries), n_trained=adapted.n_trained, **peak_bytes,
                 seconds=round(adapted_at - start, 4), seconds_score=round(scored_at - adapted_at, 4),
                 loss=[round(losses[0], 4), round(losses[-1], 4)] if losses else None, **more,
                 **about(model.device)), adapted
 
 
 def check_finite(method, task, values):
-    """Raise NotFinite if one of these losses and scores is not finite."""
+    """Raise NotFinite if a loss or score of a method on a Task, or on what a name says, is not finite: no result."""
     if wrong := [value for value in values if not math.isfinite(value)]:
-        raise NotFinite(f"{method} on {task.name} comes to {wrong[0]}, which is no result: try a smaller lr, and see "
-                        "whether the model's weights are all finite.")
+        raise NotFinite(f"{method} on {getattr(task, 'name', task)} comes to {wrong[0]}, which is no result: try a "
+                        "smaller lr, and see whether the model's weights are all finite.")
 
 
 @contextmanager
@@ -84,7 +89,7 @@ def clock(device):
 
 @contextmanager
 def peak(device):
-    """with peak(device) as used: … sets used.bytes to the peak: allocated on a GPU, resident in this process else."""
+    """with peak(device) as used: … sets used.bytes to the peak: allocated on a GPU, else resident_peak()."""
     used = SimpleNamespace(bytes=0)
     gc.collect()
     if device.type == "cuda":
@@ -107,5 +112,6 @@ def _reset_resident_peak():
 
 
 def resident_peak():
-    """Peak of the resident bytes of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    """Peak of the resident bytes of this process; None where the system does not say, as on Windows."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

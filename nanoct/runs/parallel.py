@@ -6,19 +6,29 @@ process of several. A large model runs in this process, and in those that torchr
 
 import os
 import signal
+import sys
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
-from contextlib import nullcontext
+from concurrent.futures import wait as wait_for
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
+from pathlib import Path
 from threading import Thread
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from nanoct import cli
 from nanoct.io.files import lock
 from nanoct.runs.results import Results
 from nanoct.score import NotFinite
+
+GRACE = 5  # seconds that the other workers get behind an error of one
+DIED = ("a worker process died, perhaps for want of memory: use fewer --workers; the same command goes on from what is "
+        "saved.")
+NO_START = ("no worker process could start. Each imports the script that starts it: save it as a file, with its work "
+            'under `if __name__ == "__main__":`, or use 0 workers.')
 
 
 class NoRoom(ValueError):
@@ -34,6 +44,8 @@ def execute(runs, results, work, n_worker=0, prepare=None, *arguments):
     first process gets the lines, the others get None.
     Raises ValueError if a process dies, or if another job is at work in the folder of the results.
     """
+    if getattr(current_process(), "_inheriting", False):  # a worker that imports a script without such a line
+        sys.exit(1)
     runs = list({results.key(run): run for run in runs}.values())
     mine = runs if n_worker else share(runs)
     with nullcontext() if rank() else lock(results.path.parent):  # one lock for all processes that have joined
@@ -69,21 +81,57 @@ def execute(runs, results, work, n_worker=0, prepare=None, *arguments):
 
 
 def in_workers(todo, work, done, n_worker, start):
-    """Do all runs in n_worker processes. Calls done(get) for each; get() returns work(run)."""
-    with ProcessPoolExecutor(n_worker, get_context("spawn"), _start_worker, start) as pool:
-        futures = [pool.submit(work, run) for run in todo]
+    """Do all runs in n_worker processes. Calls done(get) for each; get() returns work(run).
+
+    If a run raises an error, done() still gets the runs that end within GRACE seconds; then the workers are ended, and
+    the error is raised. Raises ValueError if a worker dies or cannot start.
+    """
+    context, main = get_context("spawn"), sys.modules["__main__"]
+    if main.__spec__ is None and not Path(getattr(main, "__file__", "/")).exists():
+        raise ValueError(NO_START)
+    began, futures, given = context.Event(), [], set()
+    with ProcessPoolExecutor(n_worker, context, _start_worker, (began, *start)) as pool:
         try:
+            with deaf():
+                for run in todo:
+                    futures.append(pool.submit(work, run))
             for future in as_completed(futures):
+                given.add(future)
                 done(future.result)
-        except BrokenExecutor:
-            raise ValueError("a worker process died, perhaps for want of memory: use fewer --workers; the same command "
-                             "goes on from what is saved.") from None
-        finally:
+        except BaseException as error:
+            workers = list(pool._processes.values())
             pool.shutdown(wait=False, cancel_futures=True)
+            left = [future for future in futures if future not in given and (future.running() or future.done())]
+            is_of_a_run = any(future.exception() is error for future in given)
+            ended, _ = wait_for(left, GRACE if is_of_a_run else 0)
+            for worker in workers:
+                worker.terminate()
+            if is_of_a_run or isinstance(error, KeyboardInterrupt):  # else there is no place for the lines
+                for future in ended:
+                    if not future.cancelled() and not future.exception():
+                        done(future.result)
+            if not isinstance(error, BrokenExecutor):
+                raise
+            raise ValueError(DIED if began.is_set() else NO_START) from None
 
 
-def _start_worker(*start):
+@contextmanager
+def deaf():
+    """with deaf(): processes that start hear no Ctrl-C, which this one answers, not even while they import."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(began, *start):
+    began.set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
+    sys.stdout, sys.stderr = cli.unheard()
     # a worker ends when its parent dies
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(1)

@@ -5,6 +5,7 @@ rows, and a note says so. KL is the divergence of a method's answers from the ex
 the mean over runs. Means, errors and differences are those of stats.py.
 """
 
+import json
 from pathlib import Path
 from statistics import mean, median
 
@@ -171,10 +172,15 @@ def race(main, ours, theirs):
     best = max(theirs, key=lambda setting: setting.score)
     seconds = min((setting.seconds for setting in ours if setting.score >= best.score), default=None)
     verdict = (f"TTT's best is {best.score:.1f}% in {best.seconds:.2f} s. CT-KV as in the first table is "
-               f"{difference(main, best)} points from it, in {main.seconds / best.seconds:.2f} times the seconds; ")
+               f"{difference(main, best)} points from it, in {times(main.seconds, best.seconds)}; ")
     if seconds is None:
         return verdict + "no setting of CT-KV here reaches it."
-    return verdict + f"CT-KV first reaches it in {seconds:.2f} s, {seconds / best.seconds:.2f} times the seconds."
+    return verdict + f"CT-KV first reaches it in {seconds:.2f} s, {times(seconds, best.seconds)}."
+
+
+def times(seconds, others):
+    """How many times the other seconds, in words; lines may hold 0 seconds, of which nothing is a multiple."""
+    return f"{seconds / others:.2f} times the seconds" if others else f"{seconds:.2f} s against {others:.2f} s"
 
 
 def report(lines, presets, folder, pairs=()):
@@ -297,6 +303,9 @@ def by_task(floors, main):
 def with_times(lines, timed):
     """Give lines the median seconds and peak memory of their setting in `timed`; and say which methods it lacks."""
     timed_settings, replaced, lacking = {}, [], {}
+    of = lambda lines: {json.dumps([line.get(name) for name in ("model", "world", "k", "dtype")]) for line in lines}
+    if timed and not of(timed) <= of(lines):
+        raise ValueError("--seconds: its lines are of another model, benchmark, k or dtype: take those of this job.")
     for line in timed:
         name = line["method"], str(line["config"])
         timed_settings.setdefault(name, Setting(*name)).lines.append(line)

@@ -18,8 +18,9 @@ from types import NoneType
 from warnings import warn
 
 import torch
+from filelock import FileLock
 
-from nanoct.io.files import fcntl, read_bytes, read_json, read_json_lines
+from nanoct.io.files import read_bytes, read_json, read_json_lines
 from nanoct.methods import METHODS
 
 KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed")  # lines that agree in these are one run
@@ -107,7 +108,7 @@ class Results:
     """A file of JSON lines. Opening it repairs a half-written last line; append() is durable line by line."""
 
     def __init__(self, path, key=key, needs=NEEDS):
-        """key(line): a run's identity. needs: other fields that every line has.
+        """key(line): a run's identity. needs: other fields that every line has; of a dict, the lists {name: length}.
 
         Raises ValueError on a line that is not a result, OSError if the file cannot be written.
         """
@@ -125,9 +126,7 @@ class Results:
     @contextmanager
     def _alone(self):
         """Open the file for appending; no other process can write to it meanwhile."""
-        with self.path.open("ab", buffering=0) as file:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")), self.path.open("ab", buffering=0) as file:
             yield file
 
     def _repair(self, file):
@@ -210,3 +209,10 @@ def fault(line, key=key, needs=NEEDS):
         key(line), [line[name] for name in needs]
     except KeyError as error:
         return f"it has no {error.args[0]!r}"
+    for name, n in needs.items() if isinstance(needs, dict) else ():
+        if n and not (isinstance(line[name], list) and [type(value) for value in line[name]] == [float] * n):
+            return f"{name!r} is {line[name]!r:.60}, which are not {n} numbers"
+    try:
+        json.dumps(line, allow_nan=False)
+    except ValueError:
+        return "it holds numbers that are not finite"

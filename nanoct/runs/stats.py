@@ -53,9 +53,9 @@ def within(angle, freedom):
     return 2 / math.pi * (angle + math.sin(angle) * total) if is_odd else math.sin(angle) * total
 
 
-def plus_minus(centre, half, sign=""):
+def plus_minus(centre, half, sign="", form=".1f"):
     """A mean and its error, or half width, as text; sign="+" writes that of the mean. One task has no error: "–"."""
-    return f"{centre:{sign}.1f} ± " + ("–" if math.isnan(half) else f"{half:.1f}")
+    return f"{centre:{sign}{form}} ± " + ("–" if math.isnan(half) else f"{half:{form}}")
 
 
 @dataclass

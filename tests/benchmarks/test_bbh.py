@@ -192,20 +192,6 @@ def test_files_that_are_not_there(tmp_path):
         make(tmp_path)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"needs BBH's files in {DATA}")
-def test_counts_on_the_public_files():
-    names = bbh.tasks(DATA)
-    assert len(names) > 1
-    odd = 0
-    for name in names:
-        task, counts = bbh.make_task(DATA, name, BYTES, 42, length=10**6)
-        examples = json.loads((DATA / "bbh" / f"{name}.json").read_text())["examples"]
-        assert (counts.demos, counts.queries, counts.dropped) == (10, len(examples) - 10, 0)
-        if name == "ruin_names":  # some targets are no letter, and taken as they are
-            odd += sum(not bytes(q.y).startswith(b" (") for q in task.queries)
-    assert odd > 0
-
-
 def test_every_method_runs_on_a_task(tmp_path):
     task, _ = make(write(tmp_path), limit_queries=2)
     model = tiny_llama(vocab_size=256, n_position=512)

@@ -110,13 +110,3 @@ def test_a_folder_of_another_layout(tmp_path):
         mmlu.tasks(tmp_path)
     write(tmp_path)
     assert mmlu.tasks(tmp_path) == ["sums"]
-
-
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"needs MMLU's files in {DATA}")
-def test_counts_on_the_public_files():
-    total = common.Counts()
-    for name in mmlu.tasks(DATA):
-        task, counts = mmlu.make_task(DATA, name, BYTES, 42, length=10**6)
-        assert all(q.y in q.options and len(q.options) == 4 for q in task.queries)
-        total.demos, total.queries = total.demos + counts.demos, total.queries + counts.queries
-    assert total == common.Counts(demos=20 * 16, queries=3888)

@@ -1,6 +1,5 @@
 """The embedded worlds: what their tasks do, and that what is held out is nowhere in training."""
 
-import json
 import os
 import random
 import subprocess
@@ -16,7 +15,6 @@ from nanoct.benchmarks import nano
 from nanoct.benchmarks.nano import __main__ as look
 from nanoct.benchmarks.nano import facts, grids, lexicon, strings
 from nanoct.benchmarks.nano.functions import agreement
-from nanoct.io.tokenizer import load_tokenizer
 from nanoct.model import Llama, LlamaConfig
 from nanoct.pretrain import ARCHITECTURE
 
@@ -24,13 +22,6 @@ POOLS = ("train", "validation", "held_out")
 UNSEEN = POOLS[1:]
 WORLDS = list(nano.WORLDS)
 FUNCTIONS = {"strings": strings.WORLD, "grids": grids.WORLD}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vocabulary")
-    (folder / "vocab.json").write_text(json.dumps(nano.VOCABULARY))
-    return load_tokenizer(folder)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,12 @@ import json
 
 import pytest
 import torch
-from helpers import DATA, tiny_llama
+from helpers import tiny_llama
 
 from nanoct.benchmarks import common, nlp_lr
-from nanoct.fewshot import Adapted, Demo, Query, Task, concatenate
+from nanoct.fewshot import concatenate
 from nanoct.io.tokenizer import load_tokenizer
-from nanoct.io.weights import load_model
-from nanoct.methods import ct_kv, icl
+from nanoct.methods import icl
 from nanoct.score import asked, evaluate
 
 BYTES = load_tokenizer("bytes")
@@ -163,37 +162,6 @@ def test_a_folder_or_a_seed_that_is_not_there(tmp_path):
     write(tmp_path, [GOOD] * 2, [GOOD])
     with pytest.raises(FileNotFoundError, match="there is no .*_100_train.jsonl"):
         nlp_lr.make_task(tmp_path, "sick", BYTES, 100, 2)
-
-
-@pytest.mark.skipif(not (DATA / "nlp_lr").is_dir(), reason=f"needs NLP-LR's files in {DATA / 'nlp_lr'}")
-def test_counts_on_the_public_files():
-    names, total = nlp_lr.tasks(DATA / "nlp_lr"), common.Counts()
-    for name in names:
-        task, counts = nlp_lr.make_task(DATA / "nlp_lr", name, BYTES, 21, length=10**6)
-        assert counts.demos == 16 and counts.queries == len(task.queries) > 0
-        total.queries, total.cut = total.queries + counts.queries, total.cut + counts.cut
-    assert len(names) == 13 and total.cut > 0  # bytes are more than tokens are: without a limit nothing is dropped
-    n_row = sum(len((DATA / "nlp_lr" / n / f"{n}_16_21_test.jsonl").read_text().splitlines()) for n in names)
-    assert total.queries == n_row
-
-
-@pytest.mark.skipif(not (DATA / "stories260K").is_dir(), reason=f"needs the checkpoint in {DATA / 'stories260K'}")
-def test_poem_sentiment_on_a_real_checkpoint():
-    """End to end on real weights and real text, which a model of 260,032 parameters cannot tell apart."""
-    data = json.loads((DATA / "stories260K" / "poem_sentiment_16_13.json").read_text())
-    model = load_model(DATA / "stories260K", "cpu")
-    demos = [Demo(d["input_ids"], d["output_ids"]) for d in data["demos"]]
-    queries = [Query(q["input_ids"], data["option_ids"][q["answer"]], data["option_ids"]) for q in data["queries"]]
-    task = Task("poem_sentiment", demos, queries, metric="macro_f1")
-    assert len(demos) == 16
-    read, config = icl.adapt(model, task, icl.Config()), ct_kv.Config(n_step=8, lr=0.1, token_dropout=0.05)
-    losses = []
-    tuned = ct_kv.adapt(model, task, config, progress=lambda step, loss: losses.append(loss))
-    assert losses[-1] < losses[0]
-    for name, adapted in dict(zero_shot=Adapted(model), icl=read, ct_kv=tuned).items():
-        result = evaluate(adapted, task)
-        print(f"{name}: macro-F1 {100 * result.score:.1f}%, {sum(result.per_query)} of {len(result.per_query)} right")
-        assert len(result.per_query) == 105 and 0.05 < result.score < 0.4  # a guess is 1/3
 
 
 def test_the_tokens_of_a_task_suit_a_model(tmp_path):

@@ -149,7 +149,7 @@ def test_without_settings_the_sweep_is_asked_for(monkeypatch, tmp_path):
 
 def test_table_and_figure(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bridge, "N_QUERY", 4)
-    monkeypatch.setattr(bridge, "SEVERAL", (2, 4))
+    monkeypatch.setattr(bridge, "SEVERAL", (4,))
     monkeypatch.setattr(bridge, "MANY", 6)
     monkeypatch.setattr(bridge, "SWEEP", {4: bridge.SWEEP[8], 6: bridge.SWEEP[64]})
     short = {str(k): {method: dict(n_step=1) for method in methods} for k, methods in bridge.SWEEP.items()}
@@ -163,7 +163,7 @@ def test_table_and_figure(monkeypatch, tmp_path, capsys):
     table = [row.split("|")[1:-1] for row in text.splitlines() if row.startswith("| ")]
     rows = {name.strip(): [cell.strip() for cell in cells] for name, *cells in table}
     assert set(rows) > {"zero_shot", "icl", *bridge.TUNED, "TargetBayes", "PreBayes"}
-    assert all(rows["ct_kv"]) and rows["icl"][2] == "" and rows["TargetBayes"][0] == "0.00 ± 0.00"
+    assert all(rows["ct_kv"]) and rows["icl"][1] == "" and rows["TargetBayes"][0] == "0.00 ± 0.00"
     with pytest.raises(ValueError, match="--seeds 0"):
         monkeypatch.setattr(sys, "argv", ["bridge", "--seeds", "0", "--out", str(tmp_path)])
         bridge.main()

@@ -1,6 +1,7 @@
 """The coin-flip study's runs, tables and figures, on a preset of seconds."""
 
 import json
+import math
 import sys
 
 import pytest
@@ -10,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanoct.coins import experiment, figures, report, study
 from nanoct.coins.coins import Beta, Coins, after, log_loss, regret
-from nanoct.coins.predictors import Config, shipped
+from nanoct.coins.predictors import Config, load, save, shipped
 from nanoct.coins.tuning import METHODS, tune
 from nanoct.io.files import lock
 from nanoct.runs.parallel import execute
+from nanoct.score import NotFinite
 
 TINY = experiment.Preset(
     2, 4, 2, 16, 4, methods=("HardPT", "SoftPT", "RealPT", "FullWT"), untrained=("SoftPT",), lengths=(1,),
@@ -194,6 +196,35 @@ def test_bins_keep_the_first_flips_and_cover_all():
     assert at[:14].tolist() == list(range(1, 15)) and at[14] == 15.5 and at[-1] > 180 and len(at) < 40
     rising = torch.arange(1, 201)[None] ** 2 / 2.0
     torch.testing.assert_close(figures.added(rising), at[None] - 0.5)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "lstm"])
+def test_a_network_with_a_nan_gives_no_line_and_is_not_loaded(tmp_path, monkeypatch, kind):
+    run = next(run for run in experiment.plan(TINY) if run["method"] == "NoTuning" and run["kind"] == kind)
+    predictor = shipped(Config(kind))
+    predictor.unembed.bias[0] = math.nan
+    monkeypatch.setattr(experiment, "predictor_of", lambda *_: predictor)
+    with pytest.raises(NotFinite, match="NoTuning on beta comes to nan"):
+        experiment.work(run)
+    save(predictor, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="a.safetensors is no predictor .* or broken"):
+        load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("regret, said", [
+    ([], "which are not 200 numbers"), ([0.5] * 199, "which are not 200 numbers"), ("0.5", "'regret' is '0.5'"),
+    ([None] * 200, "which are not 200 numbers"), ([0.5] * 199 + [math.nan], "numbers that are not finite")])
+def test_lines_without_a_whole_finite_curve_are_refused_and_not_skipped(tmp_path, monkeypatch, regret, said):
+    (line,) = lines_of({("SoftPT", True, 6, experiment.BASE): [0.5]})
+    (tmp_path / "runs.jsonl").write_text(json.dumps(line | dict(regret=regret)) + "\n")
+    with pytest.raises(ValueError, match=f"runs.jsonl, line 1 is not a result: .*{said}"):
+        start(monkeypatch, "--quick", "--out", tmp_path)
+
+
+def test_a_study_that_lacks_a_run_is_not_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "execute", lambda *_: [])
+    with pytest.raises(ValueError, match="runs.jsonl lacks [0-9]+ of the [0-9]+ runs of --quick"):
+        start(monkeypatch, "--quick", "--out", tmp_path)
 
 
 @pytest.mark.parametrize("arguments, said", [

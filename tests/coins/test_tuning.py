@@ -119,7 +119,7 @@ def test_a_shipped_predictor_is_tuned_as_the_paper_says():
     predictor, (x, truth) = shipped(Config("lstm")), Coins([0.2]).sample(512, 50, torch.Generator().manual_seed(1))
     last = lambda tuned: regret(tuned.predict(x), x, truth)[:, -1].mean().item()
     assert last(predictor) > 1.3
-    assert last(tune(predictor, Coins([0.2]), "SoftPT", n_step=200, batch=64)) < 0.2
+    assert last(tune(predictor, Coins([0.2]), "SoftPT", n_step=100, batch=32)) < 0.2
     first = tune(predictor, Coins([0.2]), "EmbedWT", n_step=200, batch=64, T=1).predict(x)[0, 0].item()
     assert first == pytest.approx(0.2, abs=0.05) and predictor.predict(x)[0, 0].item() == pytest.approx(0.5, abs=0.05)
 

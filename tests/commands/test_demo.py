@@ -7,10 +7,18 @@ import pytest
 
 from nanoct import cli, demo
 from nanoct.benchmarks import nano
+from nanoct.io import smollm2
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import load_model
 from nanoct.methods import ct_kv, icl
 from nanoct.score import evaluate
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    """As in a clone without weights/smollm2."""
+    monkeypatch.setattr(smollm2, "FOLDER", tmp_path / "smollm2")
+    monkeypatch.setattr(smollm2, "EMBEDDED", tmp_path)
 
 
 def call(monkeypatch, *arguments):
@@ -37,6 +45,36 @@ def test_the_embedded_demo(monkeypatch, capsys):
     for row, i in zip(rows, shown, strict=True):
         assert row.split()[0] == text(task.queries[i].x) and row.split()[2] == text(task.queries[i].y)
         assert row[40:56].rstrip().endswith("✗") != right[i] and row[56:].endswith("✗") != ours[i]
+
+
+def test_smollm2_is_the_default_where_it_is_and_the_embedded_model_can_be_named(tmp_path, monkeypatch, capsys):
+    loaded = []
+
+    def load(name, device):
+        loaded.append(name)
+        raise ValueError("stop")
+
+    monkeypatch.setattr(demo, "load", load)
+    there = tmp_path / "smollm2"
+    for arguments in ([], ["--model", str(nano.FOLDER / "strings")]):
+        with pytest.raises(SystemExit):
+            call(monkeypatch, *arguments)
+        there.mkdir(exist_ok=True)
+        (there / "model.safetensors").write_text("")
+        with pytest.raises(SystemExit):
+            call(monkeypatch, *arguments)
+    strings = str(nano.FOLDER / "strings")
+    assert [str(name) for name in loaded] == [strings, str(there), strings, strings]
+
+
+def test_the_embedded_model_that_is_named_shows_strings_and_says_how_to_get_words(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "--model", str(nano.FOLDER / "strings"), "--tasks", "capital")
+    said = capsys.readouterr().err
+    assert "there is no 'capital'" in said and "`make smollm2` gets a model for tasks of real words" in said
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "--help")
+    assert "default: weights/smollm2 where `make smollm2` has put it" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("arguments, says", [

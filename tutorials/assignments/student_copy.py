@@ -104,7 +104,7 @@ def make(destination, only=()):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("destination", help="a folder that is empty or not there yet")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="assignments, such as a1_attention")
     arguments = parser.parse_args()

@@ -38,7 +38,7 @@ def source(name, i):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", help="your name, as NAME in student.py")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder; default: beside this file")
     options = parser.parse_args()
