@@ -22,7 +22,6 @@ import csv
 import json
 import random
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import drawings
@@ -32,10 +31,7 @@ from lesson import breaks, claim, colour, few, label, plt
 
 from nanoct.benchmarks import bbh, mmlu, nano
 from nanoct.benchmarks.presets import PUBLISHED, SETTINGS
-from nanoct.costs import memory
-from nanoct.costs.memory import Lengths
 from nanoct.fewshot import concatenate
-from nanoct.gpt2 import GPT2Config
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import load_model
 from nanoct.methods import ct_kv, icl
@@ -328,6 +324,12 @@ claim(high(("nlp_lr", "prefix_tuning")) < 0, f"in NLP-LR prefix tuning is ahead:
 # counted over half of the public files.
 
 # %%
+from dataclasses import dataclass
+
+from nanoct.costs import memory
+from nanoct.costs.memory import Lengths
+from nanoct.gpt2 import GPT2Config
+
 LLAMA = dict(vocab_size=128256, n_kv_head=8, n_position=131072, rope_theta=500000.0)
 MODELS = {
     "GPT-2-large": GPT2Config(vocab_size=50257, n_layer=36, n_head=20, n_embd=1280, n_ffn=5120, n_position=1024),
