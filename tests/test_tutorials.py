@@ -142,15 +142,37 @@ def test_a_tutorials_claims_hold_in_the_full_run(file):
 # least for each claim. What must hold exactly is asserted in a quick run too.
 BROKEN = {
     # 01_first_minute
-    "01": [],
+    "01": [
+        ("theta.of(keys - keys.grad, values - values.grad)", "theta.of(keys + keys.grad, values + values.grad)",
+         "assert after < loss", True),
+        ('gains = [score["ct_kv"] - score["icl"]', 'gains = [score["icl"] - score["icl"]', "CT-KV answers 0.0", False),
+    ],
     # 02_a_llama_in_eighty_lines
-    "02": [],
+    "02": [
+        ("F.silu(gate) * up", "gate * up", "logits are off", True),
+        ("torch.arange(P, P + T)\n", "torch.arange(T)\n", "the cache changes the logits", True),
+        (".tril(P)  # all of the past", ".tril()  # all of the past", "cached and full forward agree", False),
+        ("by_place[600 // step :]", "by_place[60 // step :]", "beyond the context of its training", False),
+    ],
     # 03_where_in_context_learning_comes_from
-    "03": [],
+    "03": [
+        ("return model.logits(hidden[:, ::2])", "return model.logits(hidden[:, 1::2])",
+         "not the loss of nanoct.pretrain", True),
+        ("n_step = few(450, 12)", "n_step = few(90, 12)", "before the fall", False),
+        ("hidden, _ = model(tokens, mask=mask)", "hidden, _ = kept[before](tokens, mask=mask)", "one pair back", False),
+    ],
     # 04_a_cache_you_can_take_apart
-    "04": [],
+    "04": [
+        ("b * cos + a * sin", "b * cos - a * sin", "assert apart(mine[0], theirs[0]) < 1e-3", True),
+        ("lied_to = encode_context(model, task.instruction, [demos[0], other, *demos[2:]])", "lied_to = theta",
+         "in the last layer later demonstrations move by 0%", False),
+    ],
     # 05_reading_is_not_learning
-    "05": [],
+    "05": [
+        ("if wrong[rule] == fewest}", "if wrong[rule] >= fewest}", "assert mine.keys() == theirs.keys()", True),
+        ('one[reader[pool]] - one["icl"]', 'one["icl"] - one["icl"]', "points more room", False),
+        ("scores(rule, ks[-1], wrong)", "scores(rule, ks[-1], 0.0)", "a quarter of lies ruins reading", False),
+    ],
     # 06_ct_kv_in_thirty_lines
     "06": [
         ("seen = (owner != torch.arange(k)[:, None]) & kept", "seen = kept", "the caches differ", True),
