@@ -21,13 +21,10 @@ import hashlib
 import json
 import random
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import drawings
 import torch
-import torch.nn.functional as F
 from lesson import QUICK, breaks, claim, colour, few, label, plt
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -35,19 +32,14 @@ from safetensors.torch import save_file
 from nanoct import answer, task_of
 from nanoct.benchmarks import nano
 from nanoct.benchmarks.presets import SETTINGS
-from nanoct.fewshot import Adapted, Prefix, encode_context
+from nanoct.fewshot import Adapted, Prefix
 from nanoct.io import smollm2
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import fingerprint, lasting, load_model
 from nanoct.methods import ct_kv, icl
-from nanoct.optimise import optimise
-from nanoct.packing import answer_logits, can_leave_one_out, pack_demos, visible
-from nanoct.runs import sweep
+from nanoct.packing import answer_logits, pack_demos
 from nanoct.runs.contexts import load_adapted, save_adapted
-from nanoct.runs.measure import measure
 from nanoct.runs.results import n_core
-from nanoct.runs.stats import Setting, difference
-from nanoct.runs.table import table
 
 # %% [markdown]
 # # First half: your file
@@ -104,7 +96,8 @@ said = {name: [answer(adapted, x, tokenizer, template) for x, _ in show]
         for name, adapted in (("ICL", icl.adapt(model, mine)), ("CT-KV", context))}
 print(f"{'question':12}{'right':12}{'ICL':14}CT-KV")
 for (x, y), *both in zip(show, *said.values()):
-    print(f"{x:12}{y:12}" + "".join(f"{text[:10] + ' ✗' * (text != y):14}" for text in both))
+    texts = [text.replace("\n", "⏎")[:10] + " ✗" * (text != y) for text in both]
+    print(f"{x:12}{y:12}{texts[0]:14}{texts[1]}")
 print({name: f"{sum(a == y for a, (_, y) in zip(answers, show))} of {len(show)}" for name, answers in said.items()})
 
 # %% [markdown]
@@ -267,6 +260,20 @@ plt.show()
 # `Config` and a function `adapt`.
 
 # %%
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
+
+import torch.nn.functional as F
+
+from nanoct.fewshot import encode_context
+from nanoct.optimise import optimise
+from nanoct.packing import can_leave_one_out, visible
+from nanoct.runs import sweep
+from nanoct.runs.measure import measure
+from nanoct.runs.stats import Setting, difference
+from nanoct.runs.table import table
+
+
 @dataclass
 class Config:
     n_step: int = 16  # optimiser steps
@@ -410,8 +417,9 @@ claim(ahead > 5, f"scale and shift answers more than ICL: {ahead:+.1f} ± {ahead
 against, against_half = mine_is.minus(stands["ct_kv"])
 claim(against < 1, f"but not more than CT-KV: {against:+.1f} ± {against_half:.1f} points")
 share = mine_is.lines[0]["n_trained"] / stands["ct_kv"].lines[0]["n_trained"]
-print(f"that is {ahead / (ahead - against):.0%} of CT-KV's gain over ICL, with {100 * share:.1f}% of its numbers "
-      "(counted on the first task)")
+gain = stands["ct_kv"].score - stands["icl"].score
+print(f"that is {ahead:.1f} of the {gain:.1f} points that CT-KV gains over ICL, with {100 * share:.1f}% of its trained "
+      "numbers (counted on the first task)")
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), width_ratios=(1, 1.3))
@@ -449,11 +457,11 @@ for task in worst:
     print(f"{task:32} scale and shift {ours[task]:3.0f}%, CT-KV {theirs[task]:3.0f}%")
 lost = next(task for task in held_out if task.name == worst[0])
 both = [adapt(model, lost, Config(**settings)), ct_kv.adapt(model, lost, ct_kv.Config(**of_ct_kv))]
-print(f"\n{worst[0]:16}{'right':14}{'new':14}CT-KV")
+print(f"\n{worst[0]:28}{'right':18}{'new':18}CT-KV")
 for query in lost.queries[: few(6, 2)]:
     x, y = (tokenizer.decode(ids).rstrip("=;") for ids in (query.x, query.y))
     texts = [answer(one, x, tokenizer, "{input}={output};") for one in both]
-    print(f"{x:16}{y:14}" + "".join(f"{text[:10] + ' ✗' * (text != y):14}" for text in texts))
+    print(f"{x:28}{y:18}" + "".join(f"{text + ' ✗' * (text != y):18}" for text in texts).rstrip())
 
 # %% [markdown]
 # ## Exercises
