@@ -181,11 +181,32 @@ BROKEN = {
          "trained = [icl.adapt(model, hurt)] * 2", "training does harm", False),
     ],
     # 07_k_pairs_one_row
-    "07": [],
+    "07": [
+        ("positions.append(start + offset)", "positions.append(start + len(tokens) - 1)", "positions of the row", True),
+        ("torch.autograd.grad(packed_loss(model, theta, row, mask), leaves)",
+         "torch.autograd.grad(padded_loss(model, theta, task.demos, seen), leaves)", "uneven pairs", False),
+        ("(4, 8, 16, 24, 32, 38)", "(4, 8)", "twelve equal pairs", False),
+    ],
     # 08_how_tuning_cheats
-    "08": [],
+    "08": [
+        ("return kept & (owner != torch.arange(k)[:, None])", "return kept", "visible(owner, k, True", True),
+        ("return row.mask(kept & (owner != torch.arange(len(kept))[:, None]))", "return row.mask(kept)",
+         "assert found == (k, 0)", True),
+        ('100 * (line["after"] - line["before"])', '100 * (line["before"] - line["after"])', "more false answers",
+         False),
+        ("evaluate(tune(each, see), each)",
+         "evaluate(Adapted(model, prefix=encode_context(model, each.instruction, each.demos)), each)",
+         "the score shows that pairs meet", False),
+        ("effect[world, row] = without_it.minus(whole)", "effect[world, row] = whole.minus(whole)", "on real words",
+         False),
+    ],
     # 09_weights_or_context
-    "09": [],
+    "09": [
+        ("alpha / rank, dropout, generator", "alpha, dropout, generator", "q_proj differs", True),
+        ("seconds[method].append(time.process_time() - begin)", "seconds[method].append(1.0)", "CPU seconds", False),
+        ("minus[world] = ours.minus(theirs)", "minus[world] = theirs.minus(ours)", "TTT is ahead of CT-KV", False),
+        ('[line["k"]] = 1000 * line["seconds"]', '[line["k"]] = line["k"]', "one of TTT with k²", False),
+    ],
     # 10_where_to_start
     "10": [],
     # 11_ct_kv_against_ttt_on_real_words
