@@ -221,9 +221,28 @@ BROKEN = {
          False),
     ],
     # 11_ct_kv_against_ttt_on_real_words
-    "11": [],
+    "11": [
+        ("return centre, student(n) * s / sqrt(n)", "return centre, 1.96 * s / sqrt(n)", "the intervals differ", True),
+        ("behind = max(0, half - centre)", "behind = half + centre", "points behind TTT", False),
+        ('gain_half = paired_interval(differences("ct_kv", "icl"))', 'gain_half = centre, half', "ahead of ICL", False),
+        ('median(seconds["ct_kv"]) / median(seconds["ttt"])', 'median(seconds["ttt"]) / median(seconds["ct_kv"])',
+         "of TTT's seconds", False),
+        ('zip(in_capitals["icl"], in_capitals["ct_kv"])', 'zip(in_capitals["ct_kv"], in_capitals["icl"])',
+         "on upper case CT-KV loses", False),
+        ('if line["seed"] == 42}', 'if line["seed"] == 43}', "the scores of the committed runs", False),
+    ],
     # 12_the_papers_benchmarks
-    "12": [],
+    "12": [
+        (r'prompt = f"{instruction} {sentence}\n\n"', r'prompt = f"{instruction}\n\n"', "the prompts differ", True),
+        ("mine.append([losses.mean().item()", "mine.append([losses.sum().item()", "the losses differ", True),
+        ("a_step = 4 * N * T", "a_step = 6 * N * T", "the step costs something else", True),
+        ('*done["ct_kv"].minus(done[other]), n_task', '*done[other].minus(done["ct_kv"]), n_task',
+         "in BBH CT-KV is ahead of prefix tuning", False),
+        ('+ smol["SmolLM2-135M", *at][1]', '+ 0.1 * smol["SmolLM2-135M", *at][1]', "are indistinguishable", False),
+        ('- smol["SmolLM2-135M", *at][1]', '- 0.3 * smol["SmolLM2-135M", *at][1]', "no gain over ICL", False),
+        ('+ smol["SmolLM2-135M", *at][1]', '+ 2 * smol["SmolLM2-135M", *at][1]', "prefix tuning is ahead", False),
+        ("wrong = {size: 400 / rate", "wrong = {size: 100 / rate", "times too low", False),
+    ],
     # 13_why_it_works_and_where_it_cannot
     "13": [
         ("h, n = x.cumsum(1) - x + ones", "h, n = x.cumsum(1) + ones", "assert (by_counting(x)", True),
@@ -242,9 +261,18 @@ BROKEN = {
     # 14_a_map_of_in_context_optimisation
     "14": [],
     # 15_your_file_your_method
-    "15": [],
+    "15": [
+        ('digest.update(f"{name} {tuple(p.shape)}"', 'digest.update(f"{name}"',
+         "my_fingerprint(model) == fingerprint(model)", True),
+        ("keys=keys.contiguous()", "keys=keys.half().float().contiguous()", "the logits are", True),
+        ("rates[0] * rates[1] / rates[2]", "rates[0] ** 2 / rates[1]", "the package tries others", True),
+        ('ahead_half = mine_is.minus(stands["icl"])', 'ahead_half = mine_is.minus(stands["ct_kv"])',
+         "answers more than ICL", False),
+        ('against_half = mine_is.minus(stands["ct_kv"])', 'against_half = mine_is.minus(stands["icl"])',
+         "not more than CT-KV", False),
+    ],
 }
-REAL = ("11",)  # lessons that need weights/smollm2 for all of their claims
+REAL = ()  # lessons that need weights/smollm2 for all of their claims
 CHANGES = [(FOLDER / f"{name}.py", *change) for name in NAMES for change in BROKEN[name[:2]]]
 
 
