@@ -1,8 +1,5 @@
 """Exported contexts: what peft and transformers load computes what nanoct computes, and comes back as the same bits."""
 
-import copy
-import json
-import shutil
 from pathlib import Path
 
 import peft
@@ -11,16 +8,13 @@ import torch
 import transformers
 from helpers import config_of, message, random_task
 from helpers.llama import ids, read, write
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from nanoct import adapters
-from nanoct.benchmarks import words
-from nanoct.fewshot import Adapted, Mixture, Prefix, encode_context
-from nanoct.io.weights import load, load_model
-from nanoct.methods import KNOWN, METHODS, icl
+from nanoct.fewshot import Adapted, encode_context
+from nanoct.io.weights import load_model
+from nanoct.methods import KNOWN
 from nanoct.runs.contexts import load_adapted, save_adapted
-from nanoct.runs.export import CONFIG, WEIGHTS, dynamic_cache, export, from_cache, main, restore
-from nanoct.template import answer, task_of
+from nanoct.runs.export import dynamic_cache, export, from_cache, restore
 
 SMOLLM2 = Path(__file__).parents[2] / "weights" / "smollm2"  # where `make smollm2` puts it; its test skips without
 PREFIXES = "icl", "prompt_tuning", "prefix_tuning", "ct_kv", "ct_prompt", "cpt", "deep_thinking", "prune", "anchors"
