@@ -31,13 +31,12 @@ def encode_example(where, question, answers, tokenizer, template, chat=False):
     texts stand without the spaces around them, as many chat templates write them.
     """
     before, between, after = split(template)
-    bare = str.strip if chat else str
+    bare, marked = (str.strip, dict(special=True)) if chat else (str, {})
     for name in tokenizer.special if chat else ():
         if any(name in text for text in (question, *answers)):
             raise ValueError(f"{where} has {name!r} in its text, which is a mark of the chat template: take it out.")
     try:
-        x = tokenizer.encode(before + bare(question) + between, special=chat)
-        end = tokenizer.encode(after, special=chat)
+        x, end = tokenizer.encode(before + bare(question) + between, **marked), tokenizer.encode(after, **marked)
         ys = {answer: tokenizer.encode(bare(answer)) + end for answer in answers}
     except ValueError as error:
         raise ValueError(f"{where}: {error}.{hint(tokenizer)}") from None

@@ -7,14 +7,17 @@
     FOLDER/prefix    theta, of any method     model = PeftModel.from_pretrained(model, "FOLDER/prefix")
 
 There are both where a method has both, as TTT has. peft gives a model one of the two, so merge the adapter first, with
-PeftModel.from_pretrained(...).merge_and_unload(). transformers takes theta without peft, as a cache of its own:
+PeftModel.from_pretrained(...).merge_and_unload(). transformers takes theta without peft, as a cache of its own, and
+then generates (peft 0.21's own generate leaves the prefix out under transformers 5.24):
 
     theta = load_file("ctx.safetensors")                                                  # of safetensors.torch
-    model(tokens, past_key_values=DynamicCache([*zip(theta["prefix.keys"], theta["prefix.values"])]))
+    cache = DynamicCache([*zip(theta["prefix.keys"], theta["prefix.values"])])            # for one text
+    seen = torch.ones(1, cache.get_seq_length() + tokens.shape[1])
+    model.generate(tokens, past_key_values=cache, attention_mask=seen)
 
 peft and transformers count positions from the number of entries, so theta can leave only if next_position is that
 number. What they cannot express is refused. Neither of the two need be installed.
-Both ways nothing is rounded: what nanoct alone knows, such as the owners of entries, travels in the header of the
+Nothing is rounded on the way. What nanoct alone knows, such as the owners of entries, is in the header of the
 safetensors files, and a folder that was written here comes back as the same bytes. One that peft wrote has no such
 header: its entries belong to no demo.
 
@@ -106,12 +109,10 @@ def _of_adapter(adapted):
     if kind not in LEAVES:
         raise ValueError(f"the adapter is made of {kind.__name__}, which peft does not have: only LoRA, DoRA and (IA)³ "
                          "can be exported.")
-    names, last = sorted(adapter), lambda name: name.rpartition(".")[2]
-    if {last(name) for name in names}.isdisjoint(map(last, model.linears.keys() - adapter.keys())):
-        names = sorted({last(name) for name in names})
+    names = list(adapter)  # peft looks for modules whose names end so
     config = dict(target_modules=names, fan_in_fan_out=_is_gpt2(model))
     if kind is Factors:
-        config |= dict(peft_type="IA3", feedforward_modules=[name for name in names if name.endswith("down_proj")])
+        config |= dict(peft_type="IA3", feedforward_modules=[n for n, part in adapter.items() if "input" in part.names])
         _check_biases(model, adapter)
     else:
         ranks = {(len(part.a), part.scale) for part in adapter.values()}
@@ -169,7 +170,7 @@ def restore(folder, model):
             config = read_json(place / CONFIG, kind=dict)
             if beyond := [name for name in BEYOND if config.get(name)]:
                 raise ValueError(f"it has {beyond[0]} = {config[beyond[0]]!r:.60}")
-            with safe_open(place / WEIGHTS, "pt") as file:
+            with reading(place / WEIGHTS, "a whole safetensors file"), safe_open(place / WEIGHTS, "pt") as file:
                 header = json.loads((file.metadata() or {}).get(ENTRY, "{}"), object_pairs_hook=each_once)
                 tensors = {name: file.get_tensor(name).to(model.device, copy=True) for name in file.keys()}
             about = dict(method=config["peft_type"].lower(), config={}, k=0) | header
@@ -249,8 +250,7 @@ def main():
     way.add_argument("--back", metavar="FOLDER", help="what this command wrote, or peft: it becomes a context again")
     p.add_argument("--out", required=True, help="the new folder; with --back the context")
     p.add_argument("--model", help="folder or hub name; default: the context's own; --back needs it")
-    p.add_argument("--cartridge", action="store_true", help="theta as peft's Cartridge, which trains all entries but "
-                   "the first, instead of as prefix tuning")
+    p.add_argument("--cartridge", action="store_true", help="theta as peft's Cartridge instead of its prefix tuning")
     args = p.parse_args()
     if Path(args.out).exists():
         raise ValueError(f"--out {args.out} exists: give another name.")

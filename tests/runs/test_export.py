@@ -1,20 +1,25 @@
 """Exported contexts: what peft and transformers load computes what nanoct computes, and comes back as the same bits."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import peft
 import pytest
 import torch
 import transformers
-from helpers import config_of, message, random_task
+from helpers import config_of, message, random_task, saved_nano
 from helpers.llama import ids, read, write
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from nanoct.fewshot import Adapted, encode_context
-from nanoct.io.weights import load_model
+from nanoct.io.weights import load, load_model
 from nanoct.methods import KNOWN
-from nanoct.runs.contexts import load_adapted, save_adapted
-from nanoct.runs.export import dynamic_cache, export, from_cache, restore
+from nanoct.runs import export as exporting
+from nanoct.runs.contexts import ENTRY, load_adapted, save_adapted
+from nanoct.runs.export import CONFIG, WEIGHTS, dynamic_cache, export, from_cache, restore
+from nanoct.template import answer, task_of
 
 SMOLLM2 = Path(__file__).parents[2] / "weights" / "smollm2"  # where `make smollm2` puts it; its test skips without
 PREFIXES = "icl", "prompt_tuning", "prefix_tuning", "ct_kv", "ct_prompt", "cpt", "deep_thinking", "prune", "anchors"
@@ -118,14 +123,23 @@ def test_gpt2_whose_files_are_transposed(tmp_path, name):
     assert torch.equal(ours(again, tokens), ours(adapted, tokens))
 
 
-def test_the_file_of_a_context_is_a_cache_in_two_lines(base, tmp_path):
-    """The two lines are those of the module's docstring."""
+def test_transformers_generates_with_the_lines_of_the_docstring(base, tmp_path, monkeypatch):
     folder, model = base
     adapted, tokens = adapt("ct_kv", model), ids(1, 7, vocab_size=23)
-    save_adapted(adapted, tmp_path / "ctx.safetensors", "ct_kv", {}, 4)
-    theta = load_file(tmp_path / "ctx.safetensors")
-    cache = transformers.DynamicCache([*zip(theta["prefix.keys"], theta["prefix.values"])])
-    close(read(folder)(tokens, past_key_values=cache).logits, ours(adapted, tokens))
+    monkeypatch.chdir(tmp_path)
+    save_adapted(adapted, "ctx.safetensors", "ct_kv", {}, 4)
+    lines = [line.strip() for line in exporting.__doc__.splitlines() if line.startswith("    ")]
+    first = next(i for i, line in enumerate(lines) if line.startswith("theta = "))
+    shown = dict(load_file=load_file, DynamicCache=transformers.DynamicCache, torch=torch, tokens=tokens,
+                 model=read(folder))
+    shown["model"].generation_config.max_new_tokens = 9
+    exec("\n".join(lines[first : first + 3]), shown)
+    said = eval(lines[first + 3], shown)[0].tolist()
+    expected = tokens[0].tolist()
+    for _ in range(9):
+        expected.append(ours(adapted, torch.tensor([expected]))[0, -1].argmax().item())
+    assert said == expected[: len(said)] and len(said) > 7
+    close(read(folder)(tokens, past_key_values=dynamic_cache(adapted.prefix)).logits, ours(adapted, tokens))
 
 
 def test_a_cache_comes_back(base):
@@ -180,6 +194,54 @@ def test_folders_that_peft_wrote(base, tmp_path):
             assert adapted.prefix.owner.tolist() == [-1] * 4
 
 
+def test_the_command_writes_without_peft_and_brings_back_the_same_file(tmp_path, monkeypatch, capsys):
+    """In a process where neither library can be imported."""
+    folder = saved_nano(tmp_path / "model")
+    (tmp_path / "mine.jsonl").write_text('{"input": "ab", "output": "ba"}\n{"input": "abc", "output": "cba"}\n')
+    monkeypatch.chdir(tmp_path)
+    run = "import sys; sys.modules.update(peft=None, transformers=None); from nanoct.__main__ import main; main()"
+    call = lambda *words: subprocess.run([sys.executable, "-c", run, *map(str, words)], capture_output=True, text=True)
+    tuned = call("tune", "--data", "mine.jsonl", "--model", folder, "--method", "ttt_ct_kv", "--out", "ctx", "--set",
+                 "n_step=1", "ttt_n_step=1", "rank=2", "--device", "cpu")
+    assert tuned.returncode == 0, tuned.stderr
+    told = call("export", "--context", "ctx", "--out", "out")
+    assert told.stderr == "" and told.stdout == "".join(
+        f'wrote out/{name}: PeftModel.from_pretrained(model, "out/{name}")\n' for name in ("adapter", "prefix"))
+    assert sorted(file.name for file in Path("out").glob("*/*")) == [CONFIG] * 2 + [WEIGHTS] * 2
+    assert call("export", "--back", "out", "--model", folder, "--out", "again").returncode == 0
+    assert Path("again").read_bytes() == Path("ctx").read_bytes()
+    assert peft.PeftConfig.from_pretrained("out/prefix").base_model_name_or_path == str(folder)
+
+    save_file({"prompt_embeddings": load_file("out/prefix/" + WEIGHTS)["prompt_embeddings"]}, "out/prefix/" + WEIGHTS)
+    assert call("export", "--back", "out/prefix", "--model", folder, "--out", "bare").returncode == 0
+    adapted, about = load_adapted("bare", *load(folder, "cpu"))
+    assert about["method"] == "prefix_tuning" and set(adapted.prefix.owner.tolist()) == {-1}
+    for words, said in [(["--context", "ctx", "--out", "out"], "--out out exists"),
+                        (["--back", "out", "--out", "new"], "give the model that it belongs to with --model")]:
+        told = call("export", *words)
+        assert told.returncode == 2 and said in told.stderr and told.stderr.count("\n") == 1
+
+
+def test_smollm2_exported_says_the_same_in_transformers(tmp_path):
+    """Twelve pairs of words; transformers decodes greedily behind the cache."""
+    if not (SMOLLM2 / "model.safetensors").is_file():
+        pytest.skip("no weights/smollm2: `make smollm2` brings it")
+    model, tokenizer = load(SMOLLM2, "cpu")
+    pairs = [("hot", "cold"), ("big", "small"), ("up", "down"), ("fast", "slow"), ("good", "bad"), ("young", "old"),
+             ("happy", "sad"), ("rich", "poor"), ("hard", "soft"), ("light", "dark"), ("early", "late"),
+             ("open", "closed")]
+    adapted = KNOWN["ct_kv"].adapt(model, task_of(pairs, tokenizer), config_of(KNOWN["ct_kv"], n_step=3, lr=3e-3))
+    export(adapted, tmp_path, base=SMOLLM2)
+    again, _ = restore(tmp_path, model)
+    theirs, P = read(SMOLLM2, "sdpa"), len(adapted.prefix.owner)
+    for question in ("tall", "a long story", "wet"):
+        tokens = torch.tensor([tokenizer.encode(question + "\n")])
+        said = theirs.generate(tokens, past_key_values=dynamic_cache(again.prefix), max_new_tokens=8, do_sample=False,
+                               attention_mask=torch.ones(1, P + tokens.shape[1]))
+        text = tokenizer.decode(said[0, tokens.shape[1] :].tolist())
+        assert text.split("\n\n")[0].strip() == answer(adapted, question, tokenizer)
+
+
 # --- what cannot be expressed ---
 
 
@@ -199,3 +261,68 @@ def test_what_peft_lacks_is_refused_in_a_sentence_and_nothing_is_written(base, t
     if not adapted.adapter:
         with pytest.raises(ValueError, match="peft"):
             dynamic_cache(adapted.prefix)
+
+
+def test_biases_that_only_peft_multiplies_are_refused_both_ways(tmp_path):
+    write(tmp_path / "base", family="Qwen2")
+    model = load_model(tmp_path / "base", "cpu")
+    with pytest.raises(ValueError, match="without its bias, and peft's with it"):
+        export(adapt("ia3", model), tmp_path / "out")
+    targets = dict(target_modules=["k_proj"], feedforward_modules=[])
+    peft.get_peft_model(read(tmp_path / "base"), peft.IA3Config(**targets)).save_pretrained(tmp_path / "theirs")
+    with pytest.raises(ValueError, match="without its bias, and peft's with it"):
+        restore(tmp_path / "theirs", model)
+
+
+def test_parts_of_several_ranks_and_nothing_at_all_are_refused(base, tmp_path):
+    adapted = adapt("lora", base[1])
+    for part in list(adapted.adapter.values())[:1]:
+        part.scale *= 2
+    for wrong, said in [(adapted, "2 ranks or scales"), (Adapted(base[1]), "nothing to export")]:
+        with pytest.raises(ValueError, match=said):
+            export(wrong, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def settings(**changes):
+    def damage(folder):
+        config = json.loads((folder / CONFIG).read_text())
+        (folder / CONFIG).write_text(json.dumps(config | changes))
+    return damage
+
+
+def tensors(change, header=None):
+    def damage(folder):
+        held = load_file(folder / WEIGHTS)
+        change(held)
+        save_file(held, folder / WEIGHTS, {ENTRY: json.dumps(header)} if header else None)
+    return damage
+
+
+LAYER = "base_model.model.model.layers.0.self_attn.q_proj."
+
+
+@pytest.mark.parametrize("name, damage, said", [
+    ("lora", settings(rank_pattern={"q_proj": 2}), "it has rank_pattern = {'q_proj': 2}"),
+    ("lora", settings(peft_type="LOHA"), "it is of the type LOHA, and known are PREFIX_TUNING, CARTRIDGE, LORA, IA3"),
+    ("lora", settings(peft_type=None), "is not a folder of peft"),
+    ("lora", tensors(lambda held: held.update({LAYER + "lora_C.weight": torch.ones(3)})), "for which the model has no"),
+    ("lora", tensors(lambda held: held.pop(LAYER + "lora_A.weight")), "do not fit layers.0.self_attn.q_proj"),
+    ("lora", tensors(lambda held: held.update({LAYER + "lora_A.weight": torch.ones(3, 9)})), "do not fit layers.0."),
+    ("lora", lambda folder: (folder / WEIGHTS).unlink(), "there is no file"),
+    ("lora", tensors(lambda held: None, dict(model="another")), "tuned on the model another and this one is"),
+    ("ct_kv", settings(prefix_projection=True), "it has prefix_projection = True"),
+    ("ct_kv", tensors(lambda held: held.update(prompt_embeddings=torch.ones(3, 9))), "have (9,) numbers and the model"),
+    ("ct_kv", tensors(lambda held: None, dict(owner=[1, 2])), "and (2,) owners"),
+])
+def test_folders_that_nanoct_cannot_compute(base, tmp_path, name, damage, said):
+    (place,) = export(adapt(name, base[1], instruction=0), tmp_path)
+    damage(place)
+    with pytest.raises((ValueError, OSError)) as error:
+        restore(tmp_path, base[1])
+    assert said in message(error)
+
+
+def test_no_folder(tmp_path, base):
+    with pytest.raises(FileNotFoundError, match="there is no adapter_config.json in"):
+        restore(tmp_path, base[1])
