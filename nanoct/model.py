@@ -69,6 +69,13 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
+        return self.fused(x) if x.is_cuda else self.plain(x)
+
+    def fused(self, x):
+        """One kernel on a GPU, where a step waits for the processor that starts each; plain() takes six."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+    def plain(self, x):
         y = x.to(torch.promote_types(x.dtype, torch.float32))  # the mean of squares drowns in bf16
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * y.to(x.dtype)
@@ -205,9 +212,12 @@ class Decoder(nn.Module):
     Each names its parts: body (all but the head), embedding, blocks and norm. Its `place` puts positions in.
     checkpoint = True keeps only the input of every block for the backward pass and computes the rest again: it saves
     memory, the activations of all blocks but one, and costs one more forward pass.
+    graphs = {} lets CT-KV and prefix tuning keep their step there as a CUDA graph, used again for the next task: see
+    optimise.py. Off by default, as it has never run on a GPU.
     """
 
     checkpoint = False
+    graphs = None
 
     def __init__(self, config, body):
         super().__init__()
@@ -279,7 +289,8 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.blocks):
             arguments = x, turn, mask, prefix.kv[i] if prefix is not None else None, adapter
             if self.checkpoint and torch.is_grad_enabled():
-                x, new = checkpoint(block, *arguments, use_reentrant=False, context_fn=contexts)
+                x, new = checkpoint(block, *arguments, use_reentrant=False, context_fn=contexts,
+                                    preserve_rng_state=False)  # what draws numbers has a generator: see rewound
             else:
                 x, new = block(*arguments)
             kv.append(new)
@@ -295,7 +306,8 @@ class Decoder(nn.Module):
         if head.dtype in (torch.float32, torch.float64):
             return F.linear(hidden, head).float()
         x, product = hidden.float(), lambda x, rows: F.linear(x, rows.float())
-        parts = [checkpoint(product, x, rows, use_reentrant=False) for rows in head.split(HEAD)]  # no copy is kept
+        parts = [checkpoint(product, x, rows, use_reentrant=False, preserve_rng_state=False)  # no copy is kept
+                 for rows in head.split(HEAD)]
         return torch.cat(parts, dim=-1)
 
     def _check(self, x, T, P, mask, prefix, adapter):
@@ -334,6 +346,8 @@ def rewound(adapter):
 
 
 class Llama(Decoder):
+    frequency = None  # RoPE's, from the first forward pass on
+
     def __init__(self, config):
         body = nn.ModuleDict(dict(
             embed_tokens=nn.Embedding(config.vocab_size, config.n_embd),
@@ -351,6 +365,8 @@ class Llama(Decoder):
 
     def place(self, x, positions):
         """RoPE's cos and sin at positions (B or 1, T), each (B or 1, 1, T, D); x (B, T, C) stays as it is."""
-        angle = positions[:, None, :, None] * rope_frequencies(self.config).to(x.device)  # (B or 1, 1, T, D/2)
+        if self.frequency is None or self.frequency.device != x.device:
+            self.frequency = rope_frequencies(self.config).to(x.device)  # once: the copy waits for a GPU
+        angle = positions[:, None, :, None] * self.frequency  # (B or 1, 1, T, D/2)
         angle = torch.cat([angle, angle], dim=-1)  # (B or 1, 1, T, D)
         return x, (angle.cos().to(x.dtype), angle.sin().to(x.dtype))

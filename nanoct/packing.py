@@ -48,6 +48,7 @@ from itertools import chain
 from warnings import warn
 
 import torch
+import torch.nn.functional as F
 
 from nanoct.fewshot import check_dropout, check_fits, check_ids
 
@@ -66,10 +67,26 @@ class Row:
 
     def mask(self, visible):
         """visible (k, P) bool, which prefix entries each pair may see -> the mask (1, T, P+T) of the row."""
+        return self.mask_beside(visible[self.pair])
+
+    def mask_beside(self, seen):
+        """seen (T, P) bool, which prefix entries each token may see -> the mask (1, T, P+T) of the row."""
         own = self.pair[:, None] == self.pair  # (T, T)
         if self.branch is not None:
             own &= (self.branch == -1) | (self.branch[:, None] == self.branch)
-        return torch.cat([visible[self.pair], own.tril()], dim=1)[None]
+        return torch.cat([seen, own.tril()], dim=1)[None]
+
+    def padded(self, T, N):
+        """The same row for training, with tokens added up to T and targets up to N: loss and gradients stay the same.
+
+        The new tokens are the last ones, so no other token sees them. They are given to pair 0, and each sees itself at
+        least. The new targets are -100, which F.cross_entropy leaves out of its mean.
+        """
+        tokens = lambda part: F.pad(part, (0, T - len(self.pair)))
+        targets = lambda part, value=0: F.pad(part, (0, N - len(self.where)), value=value)
+        branch = None if self.branch is None else tokens(self.branch)
+        return Row(tokens(self.tokens), tokens(self.positions), tokens(self.pair), targets(self.where),
+                   targets(self.target, -100), branch)
 
 
 def pack_demos(task, model, start=0, head=()):
@@ -163,6 +180,6 @@ def answer_logits(model, row, prefix=None, adapter=None, mask=None):
     """
     if mask is None:
         P = len(prefix.owner) if prefix is not None else 0
-        mask = row.mask(torch.ones(int(row.pair[-1]) + 1, P, dtype=torch.bool, device=row.pair.device))
+        mask = row.mask_beside(torch.ones(len(row.pair), P, dtype=torch.bool, device=row.pair.device))
     hidden, _ = model(row.tokens, positions=row.positions, mask=mask, prefix=prefix, adapter=adapter)
     return model.logits(hidden[0, row.where])

@@ -334,6 +334,23 @@ def test_no_masked_call_needs_the_kernel_that_stores_all_scores(dtype):
         model(embeds=embeds, mask=mask)[0].float().square().sum().backward()
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_the_norm_of_a_gpu_is_the_norm(dtype, tolerance):
+    norm, generator = RMSNorm(24, eps=0.3).to(dtype), torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 24, generator=generator).to(dtype)
+    norm.weight.data.copy_(torch.linspace(-1, 2, 24))
+    torch.testing.assert_close(norm.fused(x), norm.plain(x), rtol=tolerance, atol=tolerance)
+
+
+def test_frequencies_are_computed_once(monkeypatch):
+    """A copy to a GPU in every forward pass would wait for it, and cannot be recorded."""
+    calls, model, tokens = [], tiny_llama(), torch.arange(6)[None]
+    counted = lambda config: calls.append(config) or rope_frequencies(config)
+    monkeypatch.setattr("nanoct.model.rope_frequencies", counted)
+    first, second = (model(tokens)[0] for _ in range(2))
+    assert len(calls) == 1 and torch.equal(first, second)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_logits_of_a_small_dtype_are_float32_products(monkeypatch, dtype):
     """To float32's precision, in parts of the vocabulary; the gradient too, for which no copy of the head is kept."""

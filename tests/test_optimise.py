@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import TUNED, config_of, message, random_task, tiny_llama
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanoct.methods import METHODS, ct_kv
-from nanoct.optimise import optimise
+from nanoct.optimise import EVERY, optimise, take_step
 from nanoct.score import demo_loss
 
 
@@ -74,6 +75,44 @@ def test_gradients_are_clipped_at_1_and_small_ones_left(steps, bound):
     assert min(norms) > 1 if bound else max(norms) < 1
 
 
+class Waiting(TorchDispatchMode):
+    """Collects operations that wait for a GPU, as the processor needs what they return or its size.
+
+    A number that is drawn by the CPU's generator counts too: the copy to the GPU waits.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.overloadpacket in WAITING or (op.overloadpacket == torch.ops.aten.rand and self.draws_wait):
+            self.found.append(str(op))
+        return op(*args, **kwargs or {})
+
+
+WAITING = [torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select,
+           torch.ops.aten.equal, torch.ops.aten.is_nonzero]
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("name", [name for name in TUNED if "ttt" not in name])  # TTT makes its rows in every step
+def test_no_operation_of_a_step_waits_for_a_gpu(monkeypatch, name, checkpoint):
+    waiting, model, steps, AdamW = Waiting(), tiny_llama(), [], torch.optim.AdamW
+    waiting.draws_wait = name not in ("lora", "dora")  # their dropout is drawn on the GPU
+
+    def watched(*args):
+        steps.append(args)
+        with waiting:
+            return take_step(*args)
+
+    monkeypatch.setattr("nanoct.optimise.take_step", watched)
+    monkeypatch.setattr(torch.optim, "AdamW", lambda leaves, **options: AdamW(leaves, **options | dict(fused=True)))
+    model.checkpoint = checkpoint
+    METHODS[name].adapt(model, random_task(), config_of(METHODS[name], n_step=3, n_prefix=5))
+    assert len(steps) == 3 and not waiting.found
+
+
 def run(fail_at, with_what, n_step=6, lr=0.3):
     """Optimise x and y, which fails at step fail_at: their values at every loss, the leaves, what was reported."""
     x, y = torch.arange(4.0).add(1).requires_grad_(), torch.tensor(-2.0, requires_grad=True)
@@ -98,18 +137,35 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("at", [0, 1, 4])
-def test_what_is_not_finite_ends_it_at_the_last_finite_step(failure, at):
+@pytest.mark.parametrize("every", [1, 3, 16])  # as on a GPU, which takes more steps before one looks at the first
+def test_what_is_not_finite_ends_it_at_the_last_finite_step(monkeypatch, failure, at, every):
+    monkeypatch.setitem(EVERY, "cpu", every)
     with pytest.warns(UserWarning) as caught:
         values, leaves, reported = run(at, FAILURES[failure])
     (text,) = [str(warning.message) for warning in caught]
     assert f"step {at}" in text and "0.3" in text and failure.split()[0] in text and "\n" not in text
     assert (f"step {at - 1}" if at else "the start") in text
-    assert len(values) == at + 1 and [step for step, _ in reported] == list(range(at))
+    assert len(values) == min(6, at // every * every + every) and [step for step, _ in reported] == list(range(at))
     for leaf, value in zip(leaves, values[max(at - 1, 0)], strict=True):
         assert torch.equal(leaf, value) and not leaf.requires_grad and leaf.grad is None
 
 
-def test_what_is_finite_runs_through_in_silence():
+def test_finite_steps_behind_one_that_was_not_are_not_kept(monkeypatch):
+    monkeypatch.setitem(EVERY, "cpu", 16)
+    x, values = torch.arange(4.0).requires_grad_(), []
+
+    def loss():
+        values.append(x.detach().clone())
+        return x.pow(2).sum() + (math.inf if len(values) == 3 else 0)
+
+    with pytest.warns(UserWarning, match="step 2: stopped, with the values of step 1"):
+        optimise(loss, [x], SimpleNamespace(n_step=6, lr=0.1))
+    assert len(values) == 6 and values[-1].isfinite().all() and torch.equal(x, values[1])
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_what_is_finite_runs_through_in_silence(monkeypatch, every):
+    monkeypatch.setitem(EVERY, "cpu", every)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         values, leaves, reported = run(6, None)

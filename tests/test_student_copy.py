@@ -17,13 +17,14 @@ if not ASSIGNMENTS.exists() or not (ROOT / ".git").exists():
 sys.path.insert(0, str(ASSIGNMENTS))
 
 import gate  # noqa: E402
+import grade  # noqa: E402
 import student_copy  # noqa: E402
 
 IN_A_FOLDER = r"tutorials/assignments/a\d_\w+/"
 MAY_BE_IN = [r"LICENSE", r"(requirements|constraints)\.txt", r"AGENTS\.md", r"pytest\.ini",
              r"tutorials/assignments/README\.md",
              r"tutorials/assignments/(conftest|grading|reference|given|mistakes)\.py",
-             IN_A_FOLDER + r"(handout\.md|student\.py|test_a\d\.py)", r"nanoct/(__init__|model)\.py",
+             IN_A_FOLDER + r"(handout\.md|student\.py|test_a\d\.py)", r"nanoct/(__init__|cli|model)\.py",
              r"tutorials/assignments/a4_bug/(draw\.py|sealed\.txt)"]
 
 
@@ -124,3 +125,93 @@ def test_some_assignments_alone_come_with_what_they_import_alone(tmp_path):
         "README.md", "a1_attention", "conftest.py", "grading.py", "reference.py"}
     with pytest.raises(ValueError, match="no assignment 'a9'"):
         student_copy.chosen(["a9"])
+
+
+# make grade --------------------------------------------------------------------------------------------------------
+
+CHEATS = """
+import os
+from pathlib import Path
+
+import grading
+
+HERE, ANSWER = Path(__file__).parent, []
+
+
+def attempt(act):
+    try:
+        act()
+    except BaseException:
+        pass
+
+
+for folder in (HERE, HERE.parent, Path(FOLDER), *HERE.parent.glob("course/tutorials/assignments")):
+    attempt(lambda: (folder / "conftest.py").write_text("raise SystemExit(0)"))
+    attempt(lambda: (folder / "forged.xml").write_text("<testsuite/>"))
+attempt(lambda: os.system(f"touch {FOLDER}/started"))
+attempt(lambda: ANSWER.append(Path(SOLUTION).read_text()))
+ANSWER += HERE.parent.rglob("solution.py")
+attempt(lambda: setattr(grading, "outcome", lambda *_: None))
+attempt(lambda: setattr(grading, "fail", lambda *_: None))
+
+
+class Equal(str):
+    __eq__ = __ge__ = __le__ = lambda self, other: True
+    __ne__ = lambda self, other: False
+    __hash__ = lambda self: 0
+    __float__ = lambda self: 1.0
+
+
+if ANSWER:
+    exec(ANSWER[0])
+else:
+    macro_f1 = lambda predicted, gold: Equal("1")
+    paired = lambda a, b: (Equal("1"),) * 3
+    choose = lambda lines, validation: Equal("high")
+"""
+
+
+def test_cheats_score_nothing_and_leave_nothing_behind(tmp_path):
+    a6 = ASSIGNMENTS / "a6_table"
+    file = tmp_path / "cheats.py"
+    file.write_text(f"FOLDER, SOLUTION = {str(tmp_path)!r}, {str(a6 / 'solution.py')!r}\n{CHEATS}", encoding="utf-8")
+    ((_, lines),) = grade.grade(file, a6, [0])
+    assert [won for _, won, _, _ in lines] == [0] * len(lines)
+    assert not any("cannot be imported" in message for *_, message in lines)
+    assert [path.name for path in tmp_path.iterdir()] == ["cheats.py"]
+
+
+def test_a_string_that_equals_everything_is_no_setting():
+    equal = type("Equal", (str,), {"__eq__": lambda *_: True, "__ne__": lambda *_: False, "__hash__": lambda _: 0})
+    module = load_solution("a6_table")
+    module.choose = lambda lines, validation: equal("any")
+    failed = gate.messages(ASSIGNMENTS / "a6_table", module)
+    assert {"test_choose_never_looks_at_reported_tasks", "test_choose_takes_the_best_of_validation"} <= failed.keys()
+
+
+def load_solution(name):
+    from types import SimpleNamespace
+
+    from grading import load
+    return SimpleNamespace(**vars(load(ASSIGNMENTS / name / "solution.py")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [folder.name for folder in gate.FOLDERS])
+def test_a_solution_gets_all_points_in_a_process_of_its_own(name, tmp_path):
+    source = (ASSIGNMENTS / name / "solution.py").read_text(encoding="utf-8")
+    if name == "a4_bug":  # one file is handed in
+        bugs = (ASSIGNMENTS / name / "variants.py").read_text(encoding="utf-8").partition("STEPS = ")[0]
+        source = source.replace("from variants import BUGS", bugs)
+    (tmp_path / "mine.py").write_text(source, encoding="utf-8")
+    ((_, lines),) = grade.grade(tmp_path / "mine.py", ASSIGNMENTS / name, [3], seconds=900)
+    assert [(test, message) for test, won, worth, message in lines if won < worth] == []
+
+
+@pytest.mark.slow
+def test_a_file_that_hangs_is_stopped(tmp_path):
+    stub = (ASSIGNMENTS / "a6_table" / "student.py").read_text(encoding="utf-8")
+    (tmp_path / "mine.py").write_text(stub.replace('raise NotImplementedError("choose")', "while True: pass"))
+    ((_, lines),) = grade.grade(tmp_path / "mine.py", ASSIGNMENTS / "a6_table", [0], seconds=30)
+    assert sum(won for _, won, _, _ in lines) == 0
+    assert "the time is over" in lines[-1][3]

@@ -24,9 +24,9 @@ entries. A pass runs B rows of T tokens against S keys; n of the tokens have log
 
 FLOPs of a step: 4·N·B·T for N weights in the body (forward and the gradient of the inputs), 12·L·H·D·B·T·S for
 attention, 4·V·C·n for logits. With checkpoint the first two are half as much again. DoRA with dropout applies every
-weight that it adapts twice. A pass without gradient: half of 4 and a third of 12. FLOPs of scoring: 2·N + 4·L·H·D·S for each token of queries and options, or of decoded
-answers, and 2·V·C for each token of an answer. Not counted is what the libraries keep for themselves (on a GPU some
-hundred MB) and what the allocator cannot reuse.
+weight that it adapts twice. A pass without a gradient takes half, and a third for attention. FLOPs of scoring:
+2·N + 4·L·H·D·S for each token of queries and options, or of decoded answers, and 2·V·C for each token of an answer. Not
+counted is what the libraries keep for themselves (on a GPU some hundred MB) and what the allocator cannot reuse.
 """
 
 import re

@@ -101,16 +101,31 @@ def contestants(model, theirs, task, seed=0):
     return found | {"nanoct TTT, one order": Contestant(one_order, P - 1, P - 1, n_answer)}
 
 
-def own(model, method, config, task, seed=0):
-    """A turn of a nanoct method: it adapts in two steps, and the first warms up."""
+def own(model, method, config, task, seed=0, graphs=None):
+    """A turn of a nanoct method: it adapts in two steps, and the first warms up. graphs: model.graphs in that time."""
 
     def turn():
-        steps, _, loss = adapting(model, method, replace(config, n_step=2), task, seed)
+        model.graphs = graphs
+        try:
+            steps, _, loss = adapting(model, method, replace(config, n_step=2), task, seed)
+        finally:
+            model.graphs = None
         if not steps:
             raise ValueError(f"{method} was stopped before its second step, as the warning says: no time is reported.")
         return loss, steps[0]
 
     return turn
+
+
+def as_graph(model, usual, loss, tolerance, task, seed=0):
+    """The usual contestant, its step as a CUDA graph that is recorded here. ValueError if its first loss differs."""
+    turn = own(model, "ct_kv", ct_kv.Config(), task, seed, graphs={})
+    for _ in range(2):  # four steps: three that warm up, and the recording
+        found, _ = turn()
+        if not abs(found - loss) <= tolerance * abs(loss):
+            raise ValueError(f"the first loss is {found:.4f} in a CUDA graph and {loss:.4f} without: this is not the "
+                             "same step, so no time is reported.")
+    return replace(usual, turn=turn)
 
 
 def agree(contest, tolerance):
@@ -142,10 +157,17 @@ def first_step(turn):
     return [torch.tensor(loss), *gradients]
 
 
-def one_step(model, theirs, task, repeat, seed=0):
-    """One line per contestant: median seconds of `repeat` rounds, the ratio to nanoct in each round, FLOPs, memory."""
+def one_step(model, theirs, task, repeat, seed=0, graph=False):
+    """One line per contestant: median seconds of `repeat` rounds, the ratio to nanoct in each round, FLOPs, memory.
+
+    graph: nanoct's step as a CUDA graph is a contestant too. Its FLOPs are counted without its padding.
+    """
     contest, peaks = contestants(model, theirs, task, seed), {}
-    loss = agree(contest, 1e-4 if model.dtype == torch.float32 else 5e-2)
+    tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
+    loss = agree(contest, tolerance)
+    if graph:
+        added = as_graph(model, contest["nanoct"], loss, tolerance, task, seed)
+        contest = {"nanoct": contest["nanoct"], "nanoct, CUDA graph": added} | contest
     for name, contestant in contest.items():  # this is the warm-up too
         with peak(model.device) as used:  # on a CPU that of the process, which holds all contestants
             contestant.turn()
@@ -317,6 +339,8 @@ def main():
                    help="of the second table; default: the paper's; map: the nine of MAP; none: no second table")
     p.add_argument("--checkpoint", action="store_true",
                    help="recompute activations in the backward pass, here and in the peers")
+    p.add_argument("--graph", action="store_true",
+                   help="a row of the first table for CT-KV's step as a CUDA graph, which has never run on a GPU")
     p.add_argument("--alone", action="store_true", help="without the peers")
     p.add_argument("--out", default="results/speed.jsonl",
                    help="file that lines are appended to; those of the second table go to costs.jsonl beside it")
@@ -327,6 +351,8 @@ def main():
     if args.vocab and (not is_random or min(args.vocab) < 2):
         raise ValueError(f"--vocab {min(args.vocab)} with --model {args.model}: it sizes a random Llama, and is 2 or "
                          "more.")
+    if args.graph and device.type != "cuda":
+        raise ValueError(f"--graph needs a GPU, and the device is {device}: leave it out, or use --device cuda.")
     append_lines(out, [])  # is there a place for the lines?
     has_its_own = not is_random or "vocab_size" in SIZES[args.model]
     vocabularies = args.vocab or ([None] if has_its_own else [32000, 128000])
@@ -340,7 +366,7 @@ def main():
             print("transformers is not installed, so nanoct runs alone; for the comparison: pip install -e '.[test]'")
         task = random_task(args.k, args.context, model.config.vocab_size, args.spread)
         about = dict(model_name=args.model, spread=args.spread) | machine(device)
-        lines = [line | about for line in one_step(model, theirs, task, args.repeat)]
+        lines = [line | about for line in one_step(model, theirs, task, args.repeat, graph=args.graph)]
         report_one_step(lines)
         append_lines(out, lines)
         if args.methods and vocab_size == vocabularies[0]:

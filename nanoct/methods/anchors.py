@@ -25,7 +25,7 @@ from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, can_leave_one_out, pack_demos, visible
 
 LABEL, COLOUR = "label anchors", "#7b9e38"  # in tables and figures
-SWEEP = dict(n_step=(8, 32), lr=(3e-2, 1e-1))  # values worth trying
+SWEEP = dict(lr=(1e-2, 3e-2, 1e-1, 3e-1))  # values worth trying
 
 
 @dataclass

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from nanoct.fewshot import Adapted, encode_context
 from nanoct.footprint import Footprint, Pass, entry
-from nanoct.optimise import optimise
+from nanoct.optimise import optimise_masked
 from nanoct.packing import answer_logits, can_leave_one_out, pack_demos, visible
 
 LABEL, COLOUR = "CT-KV", "#d1495b"  # in tables and figures
@@ -40,7 +40,7 @@ class Config:
 def adapt(model, task, config=Config(), seed=0, progress=None, adapter=None):
     """Tune the KV cache of task.demos; returns (model, adapter, theta). progress(step, loss) is called every step.
 
-    Raises ValueError without demos, or if theta and the pairs do not fit the model.
+    Raises ValueError without demos, on settings that cannot be, or if theta and the pairs do not fit the model.
     With a single demo leave-one-out is off, and a warning says so. adapter: part of phi, not trained.
     """
     task.need_demos(LABEL)
@@ -49,16 +49,19 @@ def adapt(model, task, config=Config(), seed=0, progress=None, adapter=None):
     row = pack_demos(task, model, context.next_position)
     leave_one_out = config.leave_one_out and can_leave_one_out(task)
 
+    draw = lambda: visible(context.owner, len(task.demos), leave_one_out, config.token_dropout, generator)  # (k, P)
+
     keys, values = (part.float() for part in context.stack())  # (L, 1, K, P, D)
     leaves = [part.requires_grad_() for part in (keys, values)]
 
-    def loss():
-        seen = visible(context.owner, len(task.demos), leave_one_out, config.token_dropout, generator)  # (k, P)
-        logits = answer_logits(model, row, context.of(keys, values), adapter, row.mask(seen))
+    def loss(row, keys, values, seen):
+        theta = context.of(keys.to(model.dtype), values.to(model.dtype))  # once, and not in every layer
+        logits = answer_logits(model, row, theta, adapter, row.mask(seen))
         return F.cross_entropy(logits, row.target)
 
-    optimise(loss, leaves, config, progress)
-    return Adapted(model, adapter, context.of(keys, values), n_trained=sum(leaf.numel() for leaf in leaves))
+    optimise_masked(model, loss, row, leaves, draw, config, progress, adapter)
+    n_trained = sum(leaf.numel() for leaf in leaves)
+    return Adapted(model, adapter, context.of(keys, values), n_trained)
 
 
 def footprint(model_config, lengths, config):

@@ -51,9 +51,11 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     row = pack_demos(task, model, len(owner))
     embeds = model.embed(tokens).detach().float().requires_grad_()  # (1, P, C)
 
+    masks = iter([visible(owner, len(demos), leave_one_out, config.token_dropout, generator)  # (k, P)
+                  for _ in range(config.n_step)])
+
     def loss():
-        seen = visible(owner, len(demos), leave_one_out, config.token_dropout, generator)  # (k, P)
-        prefix, seen = read(model, embeds, owner, seen, config.one_pass)
+        prefix, seen = read(model, embeds, owner, next(masks), config.one_pass)
         return F.cross_entropy(answer_logits(model, row, prefix, mask=row.mask(seen)), row.target)
 
     optimise(loss, [embeds], config, progress)

@@ -26,7 +26,7 @@ from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, can_leave_one_out, pack_demos, visible
 
 LABEL, COLOUR = "(IA)³", "#b8860b"  # in tables and figures
-SWEEP = dict(n_step=(8, 32), lr=(1e-2, 3e-2))  # values worth trying
+SWEEP = dict(lr=(3e-3, 1e-2, 3e-2, 1e-1))  # values worth trying
 
 
 @dataclass

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 
 from nanoct.fewshot import Adapted, check_start, encode_context, first_tokens, noise_like, read_on
 from nanoct.footprint import Footprint, Pass, entry
-from nanoct.optimise import optimise
-from nanoct.packing import answer_logits, pack_demos
+from nanoct.optimise import optimise_masked
+from nanoct.packing import answer_logits, pack_demos, visible
 
 LABEL, COLOUR = "prefix tuning", "#e07a3f"  # in tables and figures
 SWEEP = dict(n_step=(2, 8, 32), lr=(1e-2, 3e-2, 1e-1))  # values worth trying
@@ -40,8 +40,7 @@ class Config:
 def adapt(model, task, config=Config(), seed=0, progress=None):
     """Tune P keys and values on task.demos; returns (model, theta). progress(step, loss) is called every step.
 
-    Raises ValueError without demos, or if theta and the pairs do not fit the model.
-    An unknown start raises it too.
+    Raises ValueError without demos, on settings that cannot be, or if theta and the pairs do not fit the model.
     """
     task.need_demos(LABEL)
     generator = torch.Generator().manual_seed(seed)
@@ -51,16 +50,19 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
         context = noise_like(context, generator)
     row = pack_demos(task, model, context.next_position, task.instruction)
 
+    draw = lambda: visible(context.owner, len(task.demos))  # (k, P): everything
+
     keys, values = (part.float() for part in context.stack())  # (L, 1, K, P, D)
     leaves = [part.requires_grad_() for part in (keys, values)]
 
-    def loss():
-        logits = answer_logits(model, row, context.of(keys, values))
+    def loss(row, keys, values, seen):
+        theta = context.of(keys.to(model.dtype), values.to(model.dtype))  # once, and not in every layer
+        logits = answer_logits(model, row, theta, mask=row.mask(seen))
         return F.cross_entropy(logits, row.target)
 
-    optimise(loss, leaves, config, progress)
-    theta = read_on(model, context.of(keys, values), task.instruction)
-    return Adapted(model, prefix=theta, n_trained=sum(leaf.numel() for leaf in leaves))
+    optimise_masked(model, loss, row, leaves, draw, config, progress)
+    n_trained = sum(leaf.numel() for leaf in leaves)
+    return Adapted(model, None, read_on(model, context.of(keys, values), task.instruction), n_trained)
 
 
 def footprint(model_config, lengths, config):

@@ -26,7 +26,7 @@ from nanoct.optimise import optimise
 from nanoct.packing import answer_logits, can_leave_one_out, pack_demos, visible
 
 LABEL, COLOUR = "qTTT", "#1f7a8c"  # in tables and figures
-SWEEP = dict(n_step=(8, 32), lr=(1e-3, 3e-3))  # values worth trying
+SWEEP = dict(lr=(1e-4, 3e-4, 1e-3, 3e-3))  # values worth trying
 
 
 @dataclass

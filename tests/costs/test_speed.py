@@ -17,6 +17,7 @@ from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.io.weights import save_model
 from nanoct.methods import ct_kv
 from nanoct.model import Llama
+from nanoct.optimise import Step
 from nanoct.packing import pack_demos
 
 K, CONTEXT, V = 5, 60, 97
@@ -99,6 +100,25 @@ def test_a_methods_turn_is_its_second_step(monkeypatch, pair):
     monkeypatch.setattr(ct_kv, "adapt", adapt)
     loss, seconds = speed.contestants(pair[0], None, pair[2])["nanoct"].turn()
     assert loss == 3 and 0.02 <= seconds < 0.08
+
+
+def test_the_step_as_a_graph_has_a_row_and_is_recorded_before_it_is_timed(monkeypatch, pair):
+    """Without a GPU the step is called again on the same tensors."""
+    model, _, task, _ = pair
+    taken, take, record = [], Step.take, Step.record
+    monkeypatch.setattr(Step, "record", lambda step: taken.append("recorded") or record(step))
+    monkeypatch.setattr(Step, "take", lambda step, seen, lr: taken.append("taken") or take(step, seen, lr))
+    lines = speed.one_step(model, None, task, repeat=2, graph=True)
+    assert [line["name"] for line in lines] == ["nanoct", "nanoct, CUDA graph", "nanoct TTT, one order"]
+    assert taken.index("recorded") == 4 and taken.count("recorded") == 1 and taken.count("taken") == 2 * (2 + 1 + 2)
+    assert lines[1]["seconds"] > 0 and lines[1]["flops"] == lines[0]["flops"] and model.graphs is None
+
+
+def test_a_graph_with_another_loss_is_refused(pair):
+    model, _, task, _ = pair
+    usual = speed.contestants(model, None, task)["nanoct"]
+    with pytest.raises(ValueError, match="in a CUDA graph and 3.0000 without: .* no time is reported"):
+        speed.as_graph(model, usual, 3.0, 1e-4, task)
 
 
 @pytest.mark.parametrize("labels_only", [False, True])
@@ -195,6 +215,7 @@ def test_without_transformers_nanoct_runs_alone(tmp_path, monkeypatch, capsys):
     (("--model", "tiny", "--context", 20), "context = 20"),
     (("--model", "tiny", "--repeat", 0), "--repeat 0"),
     (("--model", "tiny", "--dtype", "int8"), "'int8'"),
+    (("--model", "tiny", "--graph"), "--graph needs a GPU"),
     (("--model", "tiny", "--device", "abacus"), "'abacus'"),
     (("--model", "tiny", "--out", "/dev/null/x.jsonl"), "cannot write /dev/null/x.jsonl"),
 ])

@@ -1,6 +1,15 @@
-"""Grades the graders: python tutorials/assignments/gate.py prints which test caught which mutant, and what it said."""
+"""Grades the graders: python tutorials/assignments/gate.py prints which test caught which mutant, and what it said.
 
+Three questions. Which kinds of input do the tests give to each function (kinds.py)? Which mutants that were written by
+hand do they catch, and does the message name the cause (mutants.py)? Which that were made by operators (operators.py)?
+What survives of these is listed in survivors.py with the reason why it is no mistake.
+"""
+
+import random
 import sys
+import time
+import types
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -9,16 +18,24 @@ import torch
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]  # the imports.py of each assignment reads the package
 
-from grading import functions_of, load, mutate, need, outcome, tests_of  # noqa: E402
+import kinds  # noqa: E402
+import operators  # noqa: E402
+from grading import Wrong, functions_of, load, mutate, need, outcome, said, tests_of  # noqa: E402
+from survivors import SURVIVORS, UNFINISHED  # noqa: E402
 
 FOLDERS = sorted(folder for folder in HERE.glob("a[0-9]_*") if folder.is_dir())
 
 
 @cache
+def test_module(folder):
+    (file,) = folder.glob("test_a*.py")
+    return load(file)
+
+
+@cache
 def tests(folder):
     """{name: test} of an assignment."""
-    (file,) = folder.glob("test_a*.py")
-    return {test.__name__: test for test in tests_of(load(file))}
+    return {test.__name__: test for test in tests_of(test_module(folder))}
 
 
 @cache
@@ -46,6 +63,120 @@ def caught(folder, mutant, seed=0):
     return outcome(tests(folder)[mutant.test], mutate(folder / mutant.of, mutant), seed)
 
 
+# kinds of input ----------------------------------------------------------------------------------------------------
+
+@cache
+def asked(folder, seed=0):
+    """({function: {kind of input: whether a test gives it}}, {function: [tests that call it, the quickest first]},
+    {function: some of the calls, as (arguments, result)}).
+    """
+    found, callers, now, seconds, calls = {}, {}, [None], {}, {}
+
+    def watched(function, right):
+        def call(*arguments):
+            for kind, is_so in function(*arguments).items():
+                of = found.setdefault(function.__name__, {})
+                of[kind] = of.get(kind, False) or bool(is_so)
+            callers.setdefault(function.__name__, set()).add(now[0])
+            before = [value if isinstance(value, torch.Generator) else operators.copied(value) for value in arguments]
+            result = right(*arguments)
+            if len(calls.setdefault(function.__name__, [])) < 20:
+                calls[function.__name__].append((before, result))
+            return result
+        return call
+
+    def watch(module):
+        functions = {f.__name__: watched(f, getattr(module, f.__name__)) for f in kinds.OF[folder.name]}
+        return types.SimpleNamespace(**vars(module) | functions)
+
+    solution, module = load(folder / "solution.py"), test_module(folder)
+    if folder.name == "a4_bug":  # its tests call the steps, and not what is handed in
+        module.compare(watch(step("packed")), seed, "packed")
+    for name, test in tests(folder).items() if folder.name != "a4_bug" else ():
+        now[0], began = name, time.process_time()
+        test(watch(solution), seed)
+        seconds[name] = time.process_time() - began
+    if folder.name != "a4_bug":
+        callers = {function: sorted(names, key=seconds.get) for function, names in callers.items()}
+    return found, callers, calls
+
+
+def missing(folder):
+    """[(function, kind)] of the kinds of input that no test gives."""
+    waived = kinds.NOT_IN_A4 if folder.name == "a4_bug" else set()
+    return [(function, kind) for function, of in asked(folder)[0].items() for kind, given in of.items()
+            if not given and kind not in waived]
+
+
+# mutants made by operators -----------------------------------------------------------------------------------------
+
+@cache
+def step(name):
+    return load(HERE / "a4_bug" / "steps" / f"{name}.py")
+
+
+@cache
+def made(folder):
+    """[(function, name, call that makes the mutant)]."""
+    if folder.name == "a4_bug":
+        return [(f"{file.stem}.{function}", name, make) for file in sorted((folder / "steps").glob("*.py"))
+                for function in ("step_loss", "tune") for name, make in operators.of_text(file, function)]
+    solution, found = load(folder / "solution.py"), []
+    for function in functions_of(folder / "student.py"):
+        calls = asked(folder)[2][function]
+        found += [(function, *mutant) for mutant in (*operators.of_text(folder / "solution.py", function),
+                                                     *operators.of_calls(solution, function, calls))]
+    return found
+
+
+def survives(folder, function, make, seed=0):
+    """Whether a mutant made by an operator passes all tests that call its function."""
+    impl = make()
+    if folder.name == "a4_bug":
+        try:
+            test_module(folder).compare(impl, seed, "a step")
+        except Wrong:
+            return False
+        except Exception as error:
+            return said(error) is None
+        return True
+    names = asked(folder)[1][function]
+    return all(outcome(tests(folder)[name], impl, seed) is None for name in names)
+
+
+def sample(n, seed=0):
+    """[(folder, function, name, make)]: n of all mutants made by operators that are not known to survive."""
+    finished = [folder for folder in FOLDERS if folder.name not in UNFINISHED]
+    every = [(folder, *mutant) for folder in finished for mutant in made(folder)
+             if mutant[1] not in SURVIVORS.get(folder.name, {})]
+    return random.Random(seed).sample(every, n)
+
+
+def by_operators():
+    """Prints, for each function, its kinds of input, mutants and survivors. Returns what is not as it should be."""
+    wrong, unlisted = [], []
+    for folder in FOLDERS:
+        known, seen, of = SURVIVORS.get(folder.name, {}), set(), {}
+        for function, name, make in made(folder):
+            lives = survives(folder, function, make)
+            of.setdefault(function, Counter())["survivors" if lives else "caught"] += 1
+            if lives:
+                seen.add(name)
+        finished = folder.name not in UNFINISHED
+        for name in seen - {*known}:
+            (wrong if finished else unlisted).append(f"{folder.name}: {name} passes, and survivors.py gives no reason")
+        wrong += [f"{folder.name}: {name} is listed in survivors.py, and does not survive"
+                  for name in {*known} - seen if finished]
+        given = asked(folder)[0]
+        for function, counts in of.items():
+            n_kinds = len(given.get(function.rpartition(".")[2], {}))
+            print(f"  {folder.name:14}{function:20}{n_kinds:3} kinds of input {counts.total():5} mutants by operators, "
+                  f"{counts['survivors']} survive")
+        wrong += [f"{folder.name}: no test gives {function} {kind}" for function, kind in missing(folder)]
+    print("\n".join(wrong + unlisted))
+    return wrong
+
+
 def table():
     torch.set_num_threads(1)
     n_slipped = 0
@@ -58,8 +189,8 @@ def table():
             n_slipped += not fine
             line = message.splitlines()[0] if message is not None else "NOT CAUGHT"
             print(f"  {'' if fine else '!! '}{mutant.name:34} {mutant.test:42} {line}")
-    print(f"\n{sum(len(mutants(folder)) for folder in FOLDERS)} mutants, {n_slipped} of them not caught by name")
-    return n_slipped
+    print(f"\n{sum(len(mutants(folder)) for folder in FOLDERS)} mutants, {n_slipped} of them not caught by name\n")
+    return n_slipped + len(by_operators())
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Model(nn.Module):
             heads = lambda weight: (norm(x) @ used(weight[l]).T).view(B, T, self.K, self.D).transpose(1, 2)
             k, v = heads(self.k), heads(self.v)
             new_keys.append(k), new_values.append(v)
-            if P:
+            if keys is not None:  # be they none: what is cut out of a prefix stays in the graph
                 behind = lambda past, new: torch.cat([past[l].to(new.dtype).expand(B, -1, -1, -1), new], dim=2)
                 k, v = behind(keys, k), behind(values, v)
             y = F.scaled_dot_product_attention(heads(self.q), k, v, attn_mask=mask[:, None])

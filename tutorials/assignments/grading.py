@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 PRIMES = (2, 3, 5, 7, 11, 13)
 KINDS = {"bool": "truth values", "int": "whole numbers", "float": "real numbers"}
 
@@ -134,7 +135,7 @@ def same(got, want, broke, case, ask, section, atol=1e-9):
     Whole numbers may be of any width; real numbers have the dtype of want.
     """
     stop = lambda got, want: fail(broke, case, got, want, ask, section)
-    if not isinstance(got, torch.Tensor):
+    if type(got) not in PLAIN:  # a class of the submission may say that it equals everything
         stop(f"{type(got).__name__} {one_line(got, 40)}", f"a tensor of shape {tuple(want.shape)}")
     if got.shape != want.shape:
         stop(f"shape {tuple(got.shape)}", f"shape {tuple(want.shape)}")
@@ -158,7 +159,7 @@ def same(got, want, broke, case, ask, section, atol=1e-9):
 
 def shaped(got, want, broke, case, ask, section):
     """got, or Wrong unless it is a tensor of want's shape and kind of numbers, without NaN. Its values are free."""
-    fits = isinstance(got, torch.Tensor) and got.shape == want.shape and kind(got) == kind(want)
+    fits = type(got) in PLAIN and got.shape == want.shape and kind(got) == kind(want)
     same(got, torch.nan_to_num(got.detach()).to(want.dtype) if fits else want, broke, case, ask, section)
     return got
 
@@ -189,18 +190,42 @@ def as_float(value):
 
 @contextmanager
 def untouched(function, section, **arguments):
-    """Wrong if a tensor among the arguments, or in a tuple or list of them, is changed inside the with."""
-    flat = {}
-    for name, value in arguments.items():
-        parts = value if isinstance(value, (tuple, list)) else [value]
-        flat |= {f"{name}[{i}]" if len(parts) > 1 else name: t for i, t in enumerate(parts)
-                 if isinstance(t, torch.Tensor)}
-    before = {name: tensor.detach().clone() for name, tensor in flat.items()}
+    """Wrong if an argument is another one after the with: a tensor, a list, a dict, or what lies in them."""
+    before = {name: snapshot(value) for name, value in arguments.items()}
     yield
-    for name, tensor in flat.items():
-        same(tensor, before[name], f"{function} changes its argument {name} in place.",
-             f"{name} of shape {tuple(before[name].shape)}, looked at after the call",
-             "Who else holds this tensor, and what does it see the next time?", section, atol=0)
+    for name, value in arguments.items():
+        at = differs(value, before[name], name)
+        if at:
+            fail(f"{function} changes its argument {at} in place.", f"{at}, looked at after the call",
+                 "something else", "what it was before the call",
+                 "Who else holds this argument, and what does it see the next time?", section)
+
+
+def snapshot(value):
+    """A copy of tensors, and of lists, tuples, dicts and sets of them."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: snapshot(part) for key, part in value.items()}
+    return type(value)(map(snapshot, value)) if type(value) in (list, tuple, set) else value
+
+
+def differs(value, before, name):
+    """The name of the first part of a value that is no longer what it was, or None."""
+    if isinstance(before, torch.Tensor):
+        same_kind = value.shape == before.shape and value.dtype == before.dtype
+        return None if same_kind and torch.equal(value, before) else name
+    if isinstance(before, dict):
+        if value.keys() != before.keys():
+            return name
+        parts = [(value[key], part, f"{name}[{key!r}]") for key, part in before.items()]
+    elif isinstance(before, (list, tuple)):
+        if len(value) != len(before):
+            return name
+        parts = [(part, then, f"{name}[{i}]") for i, (part, then) in enumerate(zip(value, before))]
+    else:
+        return None if value == before else name
+    return next((at for at in (differs(*part) for part in parts) if at), None)
 
 
 # mutants -----------------------------------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ def cosine(lr, n_step):
     return [lr * (1 + math.cos(math.pi * t / n_step)) / 2 for t in range(n_step)]
 
 
-def descend(loss, leaves, rates, clip=1.0, decay=0.0, betas=(0.9, 0.999), apart=False):
+def descend(loss, leaves, rates, clip=1.0, decay=0.0, betas=(0.9, 0.999), eps=1e-8, apart=False):
     """AdamW by hand: loss(leaves, step) -> scalar, float64 leaves, one rate a step. Returns the leaves.
 
     apart: every leaf is clipped by a norm of its own, which is not the specification.
@@ -175,7 +175,7 @@ def descend(loss, leaves, rates, clip=1.0, decay=0.0, betas=(0.9, 0.999), apart=
             first[j] = betas[0] * first[j] + (1 - betas[0]) * g
             second[j] = betas[1] * second[j] + (1 - betas[1]) * g * g
             m, v = first[j] / (1 - betas[0] ** (t + 1)), second[j] / (1 - betas[1] ** (t + 1))
-            leaves[j] = leaves[j].detach() * (1 - rate * decay) - rate * m / (v.sqrt() + 1e-8)
+            leaves[j] = leaves[j].detach() * (1 - rate * decay) - rate * m / (v.sqrt() + eps)
     return [leaf.detach() for leaf in leaves]
 
 

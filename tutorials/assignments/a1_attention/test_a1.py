@@ -33,22 +33,33 @@ def fresh(value):
     return SimpleNamespace(**fresh(vars(value))) if isinstance(value, SimpleNamespace) else value
 
 
-def attention(seed, one_past=False):
-    """Inputs of attend."""
-    return fresh(_attention(seed, one_past))
+KINDS = {  # what attend is given: sizes, and whether one past serves all rows
+    "as drawn": {}, "one past for all rows": dict(rows=1), "one new token": dict(T=1), "a past of one entry": dict(P=1),
+    "one row": dict(B=1), "more new tokens than past": dict(T=5, P=2), "one KV head": dict(K=1, G=3),
+    "a KV head for each head": dict(K=3, G=1), "one of everything": dict(B=1, K=1, G=1, T=1, P=1),
+    "float32": dict(dtype=torch.float32), "one past, float32": dict(rows=1, dtype=torch.float32, T=1),
+}
+SMALL = dict(B=2, K=2, G=3, T=3, P=4, D=6)
+
+
+def attention(seed, kind="as drawn"):
+    """Inputs of attend. By its mask a token sees an entry at least, not always itself, and some that are ahead."""
+    return fresh(_attention(seed, kind))
 
 
 @cache
-def _attention(seed, one_past):
-    n, g = sizes(seed), rng(seed, "attend")
-    n.T = 3
-    q, k, v = normal(g, n.B, n.H, n.T, n.D), normal(g, n.B, n.K, n.T, n.D), normal(g, n.B, n.K, n.T, n.D)
-    rows = 1 if one_past else n.B
-    past = normal(g, rows, n.K, n.P, n.D), normal(g, rows, n.K, n.P, n.D)
+def _attention(seed, kind):
+    first = dict(vars(sizes(seed)), T=3) if kind == "as drawn" else SMALL
+    n, g = SimpleNamespace(**first | dict(rows=0, dtype=torch.float64) | KINDS[kind]), rng(seed, f"attend {kind}")
+    n.H = n.K * n.G
+    draw = lambda B, heads, T: normal(g, B, heads, T, n.D).to(n.dtype)
+    q, k, v = draw(n.B, n.H, n.T), draw(n.B, n.K, n.T), draw(n.B, n.K, n.T)
+    past = draw(n.rows or n.B, n.K, n.P), draw(n.rows or n.B, n.K, n.P)
     mask = torch.rand(n.B, n.T, n.P + n.T, generator=g) < 0.5
-    mask[:, torch.arange(n.T), n.P + torch.arange(n.T)] = True  # itself
     mask[:, 0, -1] = True  # ahead: what a mask allows is allowed
-    return SimpleNamespace(q=q, k=k, v=v, past=past, mask=mask, **vars(n))
+    mask[:, 0, n.P] = n.T == 1  # not itself, unless there is no other
+    mask[:, -1, n.P] = True  # the last sees the first, and of the past what was drawn
+    return SimpleNamespace(q=q, k=k, v=v, past=past, mask=mask | ~mask.any(-1, keepdim=True), **vars(n))
 
 
 def slow(c, past, mask):
@@ -60,17 +71,34 @@ def slow(c, past, mask):
     for b in range(c.B):
         for h in range(c.H):
             j = h // (c.H // c.K)
-            at = lambda old, new: [*(old[min(b, len(old) - 1), j] if P else []), *new[b, j]]
+            at = lambda old, new: [*(old[min(b, len(old) - 1), j].double() if P else []), *new[b, j].double()]
             keys, values = (at(old, new) for old, new in zip(past or (None, None), (c.k, c.v)))
             for t in range(c.T):
-                out[b, h, t] = reference.attend_one(c.q[b, h, t], keys, values, mask[b, t, -len(keys):].tolist())
+                out[b, h, t] = reference.attend_one(c.q[b, h, t].double(), keys, values, mask[b, t].tolist())
     return out
 
 
+def given_to(c, with_past, with_mask):
+    """(past, mask) of a case; the mask has no columns for a past that is not there."""
+    mask = c.mask if with_past else c.mask[:, :, c.P :] | torch.eye(c.T, dtype=torch.bool)
+    return c.past if with_past else None, mask if with_mask else None
+
+
 @cache
-def slow_once(seed, what, one_past=False):
-    c = attention(seed, one_past)
-    return slow(c, None if what == "alone" else c.past, c.mask if what == "mask" else None)
+def slow_once(seed, kind, with_past, with_mask):
+    c = attention(seed, kind)
+    return slow(c, *given_to(c, with_past, with_mask))
+
+
+def attended(impl, seed, kind, with_past, with_mask, broke, ask, section):
+    """Wrong unless attend is the reference's, and leaves alone what it is given."""
+    c = attention(seed, kind)
+    past, mask = given_to(c, with_past, with_mask)
+    case = (f"{kind}: " + told(q=c.q, k=c.k) + (f", past {tuple(past[0].shape)}" if past else ", no past")
+            + (f", mask {tuple(mask.shape)}" if with_mask else ", no mask"))
+    with untouched("attend", "2.5", q=c.q, k=c.k, v=c.v, past=past, mask=mask):
+        got = impl.attend(c.q, c.k, c.v, past, mask)
+    same(got, slow_once(seed, kind, with_past, with_mask), broke, case, ask, section, TOL)
 
 
 def told(**tensors):
@@ -78,6 +106,13 @@ def told(**tensors):
 
 
 # 1 rope ------------------------------------------------------------------------------------------------------------
+
+def turned(x, positions, theta):
+    """rope by the reference: a vector at a time, in float64."""
+    rows = [torch.stack([torch.stack([reference.rope(v, p, theta) for v, p in zip(head, at)]) for head in row])
+            for row, at in zip(x.double(), positions.tolist())]
+    return torch.stack(rows).to(x.dtype)
+
 
 @points(2, minutes=10, section="1")
 def test_rope_turns_each_vector_by_its_position(impl, seed):
@@ -87,17 +122,21 @@ def test_rope_turns_each_vector_by_its_position(impl, seed):
     with untouched("rope", "1", x=x, positions=positions):
         same(impl.rope(x, zero, theta), x, "rope changes a vector at position 0.", told(x=x) + ", all positions 0",
              "By what angle does position 0 turn?", "1", TOL)
-    case = f"x {tuple(x.shape)}, positions of row 0 {positions[0].tolist()}, theta {theta:g}"
-    late = positions * 0 + positions[:, :1] + 3
-    want = torch.stack([torch.stack([torch.stack([reference.rope(v, p, theta) for v, p in zip(head, at)])
-                                     for head in row]) for row, at in zip(x, late.tolist())])
-    same(impl.rope(x, late, theta), want, "rope does not turn by the positions it is given.",
-         f"x {tuple(x.shape)}, all positions of row 0 are {int(late[0, 0])}",
-         "Which tokens of this row should be turned alike, and by how much?", "1", TOL)
-    want = torch.stack([torch.stack([torch.stack([reference.rope(v, p, theta) for v, p in zip(head, at)])
-                                     for head in row]) for row, at in zip(x, positions.tolist())])
-    same(impl.rope(x, positions, theta), want, "rope does not turn by the positions it is given.", case,
-         "Do two rows with other positions turn alike? Does the order of the positions matter?", "1", TOL)
+    rows = [[5, 5, 0, 9], [7, 2, 2, 30]]  # in no order, with repeats
+    far = [[64, 3000, 255, 1024], [2048, 1, 511, 100]]  # no table is that long: angles are computed
+    cases = (  # x, positions, theta, the least difference that counts
+        (x, positions * 0 + positions[:, :1] + 3, theta, TOL), (x, positions, theta, TOL),
+        (normal(g, 2, 1, 4, 2), torch.tensor(rows), 10.0, TOL), (normal(g, 1, 3, 1, 8), torch.tensor([[4]]), 1e4, TOL),
+        (normal(g, 2, 3, 4, 6).float(), torch.tensor(rows), 500.0, TOL),
+        (normal(g, 2, 2, 4, 10), torch.tensor(far), 1e4, 3e-3),
+    )
+    for x, positions, theta, tol in cases:
+        with untouched("rope", "1", x=x, positions=positions):
+            got = impl.rope(x, positions, theta)
+        same(got, turned(x, positions, theta), "rope does not turn by the positions it is given.",
+             f"x {tuple(x.shape)} of {x.dtype}, positions of row 0 {positions[0].tolist()}, theta {theta:g}",
+             "Which tokens should be turned alike, and by how much? Does the order or the size of a position matter?",
+             "1", tol)
 
 
 def like_x(y, x, case):
@@ -169,16 +208,13 @@ def test_attend_gives_each_query_head_its_kv_head(impl, seed):
 
 @points(2, minutes=10, section="2.3")
 def test_attend_reads_the_past_before_the_new(impl, seed):
-    for one_past in (False, True):
-        c = attention(seed, one_past)
-        case = told(q=c.q, k=c.k) + f", past {tuple(c.past[0].shape)}, no mask"
-        same(impl.attend(c.q, c.k, c.v, c.past, None), slow_once(seed, "past", one_past),
-             "Without a mask a token does not see all of the past and the new tokens up to itself.", case,
-             "Which entries may the first new token see, and which the last?", "2.3", TOL)
-    c = attention(seed)
-    same(impl.attend(c.q, c.k, c.v, None, None), slow_once(seed, "alone"),
-         "Without mask and past a token does not see the new tokens up to itself.", told(q=c.q, k=c.k),
-         "What does causal mean for the first token?", "2.3", TOL)
+    for kind in KINDS:
+        attended(impl, seed, kind, True, False,
+                 "Without a mask a token does not see all of the past and the new tokens up to itself.",
+                 "Which entries may the first new token see, and which the last?", "2.3")
+        attended(impl, seed, kind, False, False,
+                 "Without mask and past a token does not see the new tokens up to itself.",
+                 "What does causal mean for the first token?", "2.3")
 
 
 @points(1, minutes=5, section="2.4")
@@ -199,115 +235,134 @@ def test_attend_ignores_what_is_hidden(impl, seed):
     quiet = shaped(impl.attend(c.q, c.k, c.v, c.past, c.mask), c.q, "attend returns a tensor like q, without NaN.",
                    told(q=c.q, mask=c.mask), "What shape and dtype does q have?", "2")
 
-    def loud(*entries):
+    def loud(how, *entries):
         keys, values = c.past[0].clone(), c.past[1].clone()
-        keys[:, :, entries] = 40 * c.q[:, :: c.G, :1]  # keys that a query falls for
+        keys[:, :, entries] = how * c.q[:, :: c.G, :1]  # keys that a query falls for
         values[:, :, entries] = 1e3
         return impl.attend(c.q, c.k, c.v, (keys, values), c.mask)
 
-    same(loud(0, 2), quiet, "What is hidden still changes the result.",
-         "past entries 0 and 2 are hidden from every token; with other keys and values in them, and without",
-         "How much of a hidden entry is left after the softmax, if its score is very large?", "2.4", TOL)
-    if (loud(1) - quiet).abs().amax() < 1:
+    for how in (40, 1e9, -1e9):
+        same(loud(how, 0, 2), quiet, "What is hidden still changes the result.",
+             f"past entries 0 and 2 are hidden from every token; with keys {how:g} times a query in them, and without",
+             "How much of a hidden entry is left after the softmax, if its score is very large?", "2.4", TOL)
+    if (loud(40, 1) - quiet).abs().amax() < 1:
         fail("What is seen changes nothing.", "past entry 1 is seen by every token; with another key and value in it",
              "the same result", "another", "Is the past read at all?", "2.4")
+    only = torch.zeros_like(c.mask)
+    only[:, :, 1] = True
+    keys = -60 * c.q[:, :: c.G, :1].expand_as(c.past[0])  # what is seen has a very low score, and is all there is
+    value = c.past[1][:, :, 1:2].repeat_interleave(c.G, 1).expand_as(c.q)
+    same(impl.attend(c.q, c.k, c.v, (keys, c.past[1]), only), value,
+         "A token that sees one entry alone does not get the value of that entry.",
+         "every token sees past entry 1 alone", "What is the softmax of a single score?", "2.4", TOL)
 
 
 @points(1, minutes=5, section="2.4")
 def test_attend_lets_the_mask_alone_decide(impl, seed):
-    c = attention(seed)
-    same(impl.attend(c.q, c.k, c.v, c.past, c.mask), slow_once(seed, "mask"),
-         "A token does not see exactly what the mask allows.",
-         told(q=c.q, mask=c.mask) + "; the first token of each row may see the last one, which stands ahead of it",
-         "Who decides what is seen, if there is a mask?", "2.4", TOL)
+    for kind in KINDS:
+        for with_past in (True, False):
+            attended(impl, seed, kind, with_past, True, "A token does not see exactly what the mask allows.",
+                     "Who decides what is seen, if there is a mask?", "2.4")
 
 
 @points(1, minutes=5, section="2.5")
 def test_attend_leaves_its_arguments_alone(impl, seed):
     c = attention(seed)
-    copies = {name: getattr(c, name).clone() for name in ("q", "k", "v", "mask")}
-    past = tuple(part.clone() for part in c.past)
-    with untouched("attend", "2.5", **copies, past=past):
-        impl.attend(copies["q"], copies["k"], copies["v"], past, copies["mask"])
-    with untouched("attend", "2.5", **copies, past=past):
-        out = impl.attend(copies["q"], copies["k"], copies["v"], past, None)
-    same(out, slow_once(seed, "past"), "A second call gives another result.", "two calls with the same past",
-         "What did the first call leave behind?", "2.5", TOL)
+    for with_past in (True, False):
+        for with_mask in (True, False):
+            past, mask = given_to(c, with_past, with_mask)
+            with untouched("attend", "2.5", q=c.q, k=c.k, v=c.v, past=past, mask=mask):
+                impl.attend(c.q, c.k, c.v, past, mask)
+    out = impl.attend(c.q, c.k, c.v, c.past, None)
+    same(out, slow_once(seed, "as drawn", True, False), "A second call gives another result.",
+         "two calls with the same past", "What did the first call leave behind?", "2.5", TOL)
 
 
 # 3 read ------------------------------------------------------------------------------------------------------------
 
-def block(seed):
-    """Weights of a block, two short texts at positions of their own, and what the reference reads."""
-    return fresh(_block(seed))
+BLOCKS = {  # what read is given
+    "as drawn": {}, "one row, one KV head": dict(B=1, K=1, G=2, D=4), "a KV head for each head": dict(K=3, G=1, D=2),
+    "float32": dict(dtype=torch.float32, eps=1e-5, theta=1e4),
+}
+
+
+def block(seed, kind="as drawn"):
+    """Weights of a block, short texts at positions of their own, and what the reference reads."""
+    return fresh(_block(seed, kind))
 
 
 @cache
-def _block(seed):
-    n, g = sizes(seed), rng(seed, "block")
-    D, C, K, H, B, T = 6, n.C, n.K, n.H, 2, 7
+def _block(seed, kind):
+    first = dict(vars(sizes(seed)), B=2, T=7, D=6) if kind == "as drawn" else dict(C=7, F=5, V=11, B=2, K=2, G=2, T=4)
+    n = SimpleNamespace(**first | dict(dtype=torch.float64, eps=0.1, theta=30.0, D=6) | BLOCKS[kind])
+    g, C, K, H = rng(seed, f"block {kind}"), n.C, n.K, n.K * n.G
     w = dict(embed=normal(g, n.V, C), norm_1=1 + 0.3 * normal(g, C), norm_2=1 + 0.3 * normal(g, C),
-             q_proj=0.4 * normal(g, H * D, C), k_proj=0.4 * normal(g, K * D, C), v_proj=0.4 * normal(g, K * D, C),
-             o_proj=0.3 * normal(g, C, H * D), gate_proj=0.4 * normal(g, n.F, C), up_proj=0.4 * normal(g, n.F, C),
-             down_proj=0.3 * normal(g, C, n.F), head_dim=D, theta=30.0, eps=0.1)
-    tokens = torch.randint(n.V, (B, T), generator=g)
-    positions = places(g, B, T)
-    split = lambda read: (torch.stack([h for h, _ in read]), *(torch.stack([kv[i] for _, kv in read]) for i in (0, 1)))
-    whole = split([reference.read(w, t, None, p) for t, p in zip(tokens.tolist(), positions.tolist())])
-    return SimpleNamespace(w=w, tokens=tokens, positions=positions, hidden=whole[0], keys=whole[1], values=whole[2])
+             q_proj=0.4 * normal(g, H * n.D, C), k_proj=0.4 * normal(g, K * n.D, C),
+             v_proj=0.4 * normal(g, K * n.D, C), o_proj=0.3 * normal(g, C, H * n.D), gate_proj=0.4 * normal(g, n.F, C),
+             up_proj=0.4 * normal(g, n.F, C), down_proj=0.3 * normal(g, C, n.F))
+    w = {name: weight.to(n.dtype) for name, weight in w.items()} | dict(head_dim=n.D, theta=n.theta, eps=n.eps)
+    tokens, positions = torch.randint(n.V, (n.B, n.T), generator=g), places(g, n.B, n.T)
+    tokens[:, 1], tokens[:, 2] = 0, n.V - 1  # the first and the last word there is
+    tokens[:, 3] = tokens[:, 0]  # and one twice
+    exact = {name: part.double() if isinstance(part, torch.Tensor) else part for name, part in w.items()}
+    texts = [reference.read(exact, t, None, p) for t, p in zip(tokens.tolist(), positions.tolist())]
+    stack = lambda parts: torch.stack(list(parts)).to(n.dtype)
+    return SimpleNamespace(w=w, tokens=tokens, positions=positions, name=kind, hidden=stack(h for h, _ in texts),
+                           keys=stack(kv[0] for _, kv in texts), values=stack(kv[1] for _, kv in texts))
 
 
 def read(impl, c, past, at):
     """The student's read of the tokens in a slice, taken apart and with its arguments watched."""
-    tokens, positions = c.tokens[:, at], c.positions[:, at]
-    weights = [weight for weight in c.w.values() if isinstance(weight, torch.Tensor)]
-    with untouched("read", "3", tokens=tokens, positions=positions, past=past or (), weights=weights):
+    tokens, positions = c.tokens[:, at].clone(), c.positions[:, at].clone()
+    with untouched("read", "3", tokens=tokens, positions=positions, past=past, weights=c.w):
         hidden, new = several(impl.read(c.w, tokens, past, positions), ("hidden", "(keys, values)"), "read", "3")
     return hidden, *several(new, ("keys", "values"), "read", "3")
 
 
-case_of = lambda c: f"tokens {tuple(c.tokens.shape)}, positions of row 0 {c.positions[0].tolist()}, no past"
+case_of = lambda c: f"{c.name}: tokens {tuple(c.tokens.shape)}, positions of row 0 {c.positions[0].tolist()}, no past"
 
 
 @points(1, minutes=5, section="3")
 def test_read_gives_the_values_of_the_new_tokens(impl, seed):
-    c = block(seed)
-    *_, values = read(impl, c, None, slice(None))
-    same(values, c.values, "The values of the new tokens are others.", case_of(c),
-         "What goes through norm_1, and is a value turned to a position?", "3.1", TOL)
+    for c in (block(seed, kind) for kind in BLOCKS):
+        *_, values = read(impl, c, None, slice(None))
+        same(values, c.values, "The values of the new tokens are others.", case_of(c),
+             "What goes through norm_1, and is a value turned to a position?", "3.1", TOL)
 
 
 @points(1, minutes=5, section="3.1")
 def test_read_keeps_keys_that_later_tokens_can_use(impl, seed):
-    c = block(seed)
-    _, keys, _ = read(impl, c, None, slice(None))
-    same(keys, c.keys, "The keys that read hands back are not the ones it attended to, turned to their positions.",
-         case_of(c), "Which position will a later call know: that of an old key, or only its own?", "3.1", TOL)
+    for c in (block(seed, kind) for kind in BLOCKS):
+        _, keys, _ = read(impl, c, None, slice(None))
+        same(keys, c.keys, "The keys that read hands back are not the ones it attended to, turned to their positions.",
+             case_of(c), "Which position will a later call know: that of an old key, or only its own?", "3.1", TOL)
 
 
 @points(1, minutes=5, section="3.2")
 def test_read_is_the_block(impl, seed):
-    c = block(seed)
-    hidden, *_ = read(impl, c, None, slice(None))
-    first = lambda t: t[:, :1] if getattr(t, "shape", None) == c.hidden.shape else t  # another shape is said below
-    if first(hidden) is not hidden:
-        same(first(hidden), first(c.hidden), "The hidden state of the first token, which sees itself alone, is off.",
-             case_of(c), "Two norms, two residual sums, one silu: is one of them missing?", "3.2", TOL)
-    same(hidden, c.hidden, "The hidden states behind the first token are others.", case_of(c),
-         "The first token is right. What do later ones do that it does not?", "3.2", TOL)
+    for c in (block(seed, kind) for kind in BLOCKS):
+        hidden, *_ = read(impl, c, None, slice(None))
+        first = lambda t, c=c: t[:, :1] if getattr(t, "shape", None) == c.hidden.shape else t  # other shapes: below
+        if first(hidden) is not hidden:
+            same(first(hidden), first(c.hidden),
+                 "The hidden state of the first token, which sees itself alone, is off.", case_of(c),
+                 "Two norms, two residual sums, one silu: is one of them missing?", "3.2", TOL)
+        same(hidden, c.hidden, "The hidden states behind the first token are others.", case_of(c),
+             "The first token is right. What do later ones do that it does not?", "3.2", TOL)
 
 
 @points(1, minutes=5, section="3.3")
 def test_read_in_two_parts_is_read_at_once(impl, seed):
-    c = block(seed)
-    first, then = slice(0, 3), slice(3, None)
-    hidden, keys, values = read(impl, c, None, first)
-    past = (c.keys[:, :, first].clone(), c.values[:, :, first].clone())
-    hidden, keys, values = read(impl, c, past, then)
-    case = f"3 tokens as the past and {c.tokens.shape[1] - 3} new ones, positions of row 0 {c.positions[0].tolist()}"
-    same(keys, c.keys[:, :, then], "Behind a past, the new keys are not those of the new tokens alone.", case,
-         "Whose keys does read hand back, and at which positions?", "3.3", TOL)
-    same(values, c.values[:, :, then], "Behind a past, the new values are not those of the new tokens alone.", case,
-         "Whose values does read hand back?", "3.3", TOL)
-    same(hidden, c.hidden[:, then], "Reading a text in two parts gives another result than reading it at once.", case,
-         "The past holds keys that were turned already. What happens to them in the second call?", "3.3", TOL)
+    parts = (0, 1), (1, 2), (3, None), (2, None)  # one token without a past, one behind it, several
+    for c, (n, end) in ((block(seed, kind), part) for kind in BLOCKS for part in parts):
+        then, new = slice(n, end), c.tokens[:, n:end].shape[1]
+        past = (c.keys[:, :, :n].clone(), c.values[:, :, :n].clone()) if n else None
+        hidden, keys, values = read(impl, c, past, then)
+        case = f"{c.name}: {n} tokens as the past and {new} new, positions of row 0 {c.positions[0].tolist()}"
+        same(keys, c.keys[:, :, then], "Behind a past, the new keys are not those of the new tokens alone.", case,
+             "Whose keys does read hand back, and at which positions?", "3.3", TOL)
+        same(values, c.values[:, :, then], "Behind a past, the new values are not those of the new tokens alone.",
+             case, "Whose values does read hand back?", "3.3", TOL)
+        same(hidden, c.hidden[:, then], "Reading a text in two parts gives another result than reading it at once.",
+             case, "The past holds keys that were turned already. What happens to them in the second call?", "3.3",
+             TOL)

@@ -19,6 +19,17 @@ def draw(seed, salt, k=None, left_out=(), longest=5):
     return [None if i in left_out else pair for i, pair in enumerate(pairs)]
 
 
+def cases(seed, salt):
+    """[(pairs, start)]: what a row is made of. A message about the first is the easiest to read."""
+    drawn = draw(seed, salt)
+    return [
+        (drawn[:1], 11), (drawn, 5), (drawn, 0), (draw(seed, salt, 7), 1000),
+        ([([0], [0])], 3), ([([3], [0]), ([0], [5])], 2),  # one token each, and token 0
+        ([([4, 4, 4], [4, 4]), ([4, 7, 4], [7, 4, 7])], 6), ([([1, 2], [3, 1])] * 3, 4),  # tokens and pairs that repeat
+        (draw(seed, salt, 5, [0]), 3), (draw(seed, salt, 5, [1, 3]), 3), (draw(seed, salt, 4, [0, 2, 3]), 0),
+    ]
+
+
 def packed(impl, pairs, start):
     """The student's row, with fields of the right shapes: tokens of no pair, and indices outside it, are found here."""
     given = [None if pair is None else (list(pair[0]), list(pair[1])) for pair in pairs]
@@ -66,15 +77,15 @@ def answers(row):
 
 @points(2, minutes=10, section="1.1")
 def test_the_row_holds_what_has_something_to_predict(impl, seed):
-    drawn = draw(seed, "tokens")
-    for pairs, start in ((drawn[:1], 0), (drawn, 7)):
+    for pairs, start in cases(seed, "tokens"):
         row, case = packed(impl, pairs, start)
-        flat, wrong = row.tokens.flatten().tolist(), set(row.pair.flatten().tolist()) - {-1, *range(len(pairs))}
+        there = [i for i, pair in enumerate(pairs) if pair is not None]
+        flat, wrong = row.tokens.flatten().tolist(), set(row.pair.flatten().tolist()) - {-1, *there}
         if wrong:
-            fail("A token is of a pair that is not there.", case, f"pair {min(wrong)}", f"0 … {len(pairs) - 1}",
+            fail("A token is of a pair that is not there.", case, f"pair {min(wrong)}", f"one of {there}",
                  "How are pairs numbered, and what marks padding?", "1.1")
-        for i, (x, y) in enumerate(pairs):
-            got = [flat[t] for t in at(row, i)]
+        for i in there:
+            (x, y), got = pairs[i], [flat[t] for t in at(row, i)]
             if got == [*x, *y]:
                 fail("The last token of an answer is in the row.", f"pair {i}: x {x}, y {y}", got, [*x, *y[:-1]],
                      "What does the last token of y predict?", "1.1")
@@ -88,11 +99,10 @@ def test_the_row_holds_what_has_something_to_predict(impl, seed):
 
 @points(3, minutes=15, section="1.2")
 def test_positions_go_on_behind_the_prefix_for_each_pair(impl, seed):
-    drawn = draw(seed, "positions")
-    for pairs, start in ((drawn[:1], 11), (drawn, 11), (drawn, 0)):
+    for pairs, start in cases(seed, "positions"):
         row, _ = packed(impl, pairs, start)
         places = row.positions.flatten().tolist()
-        for i, (x, y) in enumerate(pairs):
+        for i, (x, y) in ((i, pair) for i, pair in enumerate(pairs) if pair is not None):
             got, want = [places[t] for t in at(row, i)], list(range(start, start + len(x) + len(y) - 1))
             if got != want:
                 fail("The positions of a pair do not begin right behind the prefix and go on by one.",
@@ -100,61 +110,67 @@ def test_positions_go_on_behind_the_prefix_for_each_pair(impl, seed):
                      "Where would this pair stand, if it were alone behind the prefix?", "1.2")
 
 
+def wanted(pairs):
+    """[(pair, how far into the pair the predicting token stands, target)] of every answer token, sorted."""
+    there = ((i, *pair) for i, pair in enumerate(pairs) if pair is not None)
+    return sorted((i, len(x) - 1 + j, token) for i, x, y in there for j, token in enumerate(y))
+
+
 @points(2, minutes=15, section="1.3")
 def test_each_answer_token_is_predicted_by_the_one_before_it(impl, seed):
-    drawn = draw(seed, "shift")
-    for pairs in (drawn[:1], drawn):
-        row, case = packed(impl, pairs, 5)
-        inside = {(i, target): n for i, n, target, _ in answers(row)}
-        for i, (x, y) in enumerate(pairs):
-            for j, token in enumerate(y):
-                got, want = inside.get((i, token)), len(x) + j - 1
-                if got is None:
-                    of = [p for p, _, target, _ in answers(row) if target == token]
-                    fail("An answer token is the target of no token of its pair.", f"pair {i}: x {x}, y {y}",
-                         f"{token} predicted in pair {of[0]}" if of else f"{token} is never predicted",
-                         f"{token} predicted by token {want} of pair {i}", "Which tokens does the loss ask for?", "1.3")
-                if got != want:
-                    fail("An answer token is not predicted by the token right before it: a shift.",
-                         f"pair {i}: x {x}, y {y}", f"{token} predicted by token {got} of the pair", f"by token {want}",
-                         "A model's output at a token says what comes next. So at which token is it read?", "1.3")
+    for pairs, start in cases(seed, "shift"):
+        row, _ = packed(impl, pairs, start)
+        asked = {(i, n, target) for i, n, target, _ in answers(row)}
+        for i, n, token in wanted(pairs):
+            if (i, n, token) in asked:
+                continue
+            (x, y), by = pairs[i], [m for p, m, target in asked if (p, target) == (i, token)]
+            if not by:
+                of = [p for p, _, target in asked if target == token]
+                fail("An answer token is the target of no token of its pair.", f"pair {i}: x {x}, y {y}",
+                     f"{token} predicted in pair {of[0]}" if of else f"{token} is never predicted",
+                     f"{token} predicted by token {n} of pair {i}", "Which tokens does the loss ask for?", "1.3")
+            fail("An answer token is not predicted by the token right before it: a shift.", f"pair {i}: x {x}, y {y}",
+                 f"{token} predicted by token {by[0]} of the pair", f"by token {n}",
+                 "A model's output at a token says what comes next. So at which token is it read?", "1.3")
 
 
 @points(2, minutes=5, section="1.3")
 def test_the_loss_asks_for_answers_alone(impl, seed):
-    drawn = draw(seed, "answers")
-    for pairs in (drawn[:1], drawn):
-        row, case = packed(impl, pairs, 5)
-        got = sorted(target for *_, target, weight in answers(row) if weight)
-        want = sorted(token for _, y in pairs for token in y)
-        if set(got) - set(want):
-            i, token = next((i, t) for i, (x, _) in enumerate(pairs) for t in [*x, *got] if t in set(got) - set(want))
-            fail("The loss is not on answers alone.", f"pair {i}: x {pairs[i][0]}, y {pairs[i][1]}",
-                 f"a target {token}, a token of x", f"the targets {pairs[i][1]}",
-                 "Does the method learn to write questions?", "1.3")
+    for pairs, start in cases(seed, "answers"):
+        row, case = packed(impl, pairs, start)
+        got = sorted((i, target) for i, _, target, weight in answers(row) if weight)
+        want = sorted((i, target) for i, _, target in wanted(pairs))
+        for i, token in got:
+            if 0 <= i < len(pairs) and pairs[i] and token in pairs[i][0] and token not in pairs[i][1]:
+                fail("The loss is not on answers alone.", f"pair {i}: x {pairs[i][0]}, y {pairs[i][1]}",
+                     f"a target {token}, a token of x", f"the targets {pairs[i][1]}",
+                     "Does the method learn to write questions?", "1.3")
         if got != want:
-            fail("The targets are not the answer tokens, each once.", case, got, want,
+            fail("The targets are not the answer tokens, each once.", f"{case}; (pair, target)", got, want,
                  "Is a token asked for twice, or never?", "1.3")
 
 
 @points(2, minutes=10, section="1.4")
 def test_every_answer_token_weighs_the_same(impl, seed):
-    pairs = draw(seed, "weights")
-    row, case = packed(impl, pairs, 5)
-    N = sum(len(y) for _, y in pairs)
-    of = {(i, target): weight for i, _, target, weight in answers(row)}
-    got = torch.tensor([of.get((i, token), 0.0) for i, (_, y) in enumerate(pairs) for token in y])
-    same(got / got.sum(), torch.full((N,), 1 / N), "The loss is not one mean over all answer tokens.",
-         f"answers of {[len(y) for _, y in pairs]} tokens; the weight of each token, in that order",
-         "Does a token of a long answer count less than one of a short answer?", "1.4", TOL)
-    if abs(float(row.weight.sum()) - 1) > TOL:
-        fail("The weights do not sum to 1.", case, f"{float(row.weight.sum()):.4f}", "1", "A mean, or a sum?", "1.4")
+    for pairs, start in cases(seed, "weights"):
+        row, case = packed(impl, pairs, start)
+        want, of = wanted(pairs), {}
+        for i, n, target, weight in answers(row):
+            of[i, n, target] = of.get((i, n, target), 0.0) + weight
+        got = torch.tensor([of.get(key, 0.0) for key in want])
+        same(got / got.sum(), torch.full_like(got, 1 / len(want)), "The loss is not one mean over all answer tokens.",
+             f"answers of {[len(pair[1]) for pair in pairs if pair]} tokens; the weight of each token, in that order",
+             "Does a token of a long answer count less than one of a short answer?", "1.4", TOL)
+        if not abs(float(row.weight.sum()) - 1) <= TOL:
+            fail("The weights do not sum to 1.", case, f"{float(row.weight.sum()):.4f}", "1", "A mean, or a sum?",
+                 "1.4")
 
 
 @points(2, minutes=10, section="1.5")
 def test_a_pair_that_is_left_out_leaves_the_others_their_number(impl, seed):
     k = 5
-    for left_out in ([0], [1, 3]):
+    for left_out in ([0], [1, 3], [4], [0, 1, 2, 3]):
         pairs = draw(seed, "left out", k, left_out)
         row, _ = packed(impl, pairs, 3)
         case = f"pairs {left_out} of {k} are None"
@@ -164,6 +180,10 @@ def test_a_pair_that_is_left_out_leaves_the_others_their_number(impl, seed):
             if set(got) - set(ids) or ids and not got:
                 fail("A pair that is left out renumbers the others.", case, f"pair {i} has the tokens {got}",
                      f"some of {ids}", "Which demo belongs to pair 4 when pair 1 is left out?", "1.5")
+        got = [(i, n, target) for i, n, target, weight in answers(row) if weight]
+        if got != wanted(pairs):
+            fail("With a pair left out, other tokens are predicted.", f"{case}; (pair, place in it, target)", got,
+                 wanted(pairs), "What of the row depends on a pair that is not there?", "1.5")
         seen = torch.zeros(k, k, dtype=torch.bool)
         seen.fill_diagonal_(True)  # entry j is seen by pair j alone
         mask = masked(impl, row, seen)
@@ -190,6 +210,10 @@ def table(impl, owner, k, leave_one_out, p, generator):
                   "A line for each what, and a column for each what?", "2"), case
 
 
+ALONE = torch.tensor([-1, 0, 0]), 1  # one demo: what leave-one-out leaves is the instruction
+NO_INSTRUCTION = torch.tensor([1, 0, 2, 1]), 3
+
+
 def owners(seed):
     """Owners in no order, with an instruction at both ends and a demo without entries."""
     k, g = 5, rng(seed, "owners")
@@ -199,7 +223,7 @@ def owners(seed):
 
 @points(2, minutes=10, section="2.1")
 def test_leave_one_out_hides_demo_i_from_pair_i(impl, seed):
-    for owner, k in ((torch.tensor([0, 1, 1]), 2), owners(seed)):
+    for owner, k in ((torch.tensor([0, 1, 1]), 2), owners(seed), ALONE, NO_INSTRUCTION, (torch.tensor([-1, -1]), 2)):
         seen, case = table(impl, owner, k, True, 0.0, None)
         for i in range(k):
             for e, demo in enumerate(owner.tolist()):
@@ -214,15 +238,17 @@ def test_leave_one_out_hides_demo_i_from_pair_i(impl, seed):
 
 @points(1, minutes=5, section="2.1")
 def test_the_instruction_is_never_left_out_and_nothing_is_without_it(impl, seed):
-    owner, k = owners(seed)
-    seen, case = table(impl, owner, k, True, 0.0, None)
-    same(seen[:, owner < 0], torch.ones(k, int((owner < 0).sum()), dtype=torch.bool),
-         "Leave-one-out hides the instruction, which no demo owns.", case, "Whose entries are -1?", "2.1")
-    if seen.all():
-        fail("Leave-one-out hides nothing.", case, "all seen", "demo i hidden from pair i", "What is left out?", "2.1")
-    seen, case = table(impl, owner, k, False, 0.0, None)
-    same(seen, torch.ones(k, len(owner), dtype=torch.bool), "Something is hidden without leave-one-out and dropout.",
-         case, "Is leave_one_out looked at?", "2.1")
+    for owner, k in (owners(seed), ALONE, NO_INSTRUCTION):
+        seen, case = table(impl, owner, k, True, 0.0, None)
+        same(seen[:, owner < 0], torch.ones(k, int((owner < 0).sum()), dtype=torch.bool),
+             "Leave-one-out hides the instruction, which no demo owns.", case, "Whose entries are -1?", "2.1")
+        if seen.all():
+            fail("Leave-one-out hides nothing.", case, "all seen", "demo i hidden from pair i", "What is left out?",
+                 "2.1")
+        for generator in (None, rng(seed, "not drawn from")):
+            seen, case = table(impl, owner, k, False, 0.0, generator)
+            same(seen, torch.ones(k, len(owner), dtype=torch.bool),
+                 "Something is hidden without leave-one-out and dropout.", case, "Is leave_one_out looked at?", "2.1")
 
 
 def drops(impl, owner, k, p, generator, n, leave_one_out=False):
@@ -232,11 +258,11 @@ def drops(impl, owner, k, p, generator, n, leave_one_out=False):
 
 @points(2, minutes=10, section="2.2")
 def test_dropout_hides_with_probability_p_and_no_entry_is_exempt(impl, seed):
-    owner, k = owners(seed)
-    n = 60
-    for p in (0.2, 0.7):
+    few = (torch.tensor([0]), 1), (torch.tensor([1, 0]), 2)  # where everything, or nothing, is hidden quite often
+    for (owner, k), p in ((owners(seed), 0.2), (owners(seed), 0.7), (few[0], 0.6), (few[1], 0.4), (ALONE, 0.9)):
+        n = 60 if len(owner) > 3 else 300
         hidden = drops(impl, owner, k, p, rng(seed, f"rate {p}"), n).double()
-        of = lambda m: 5 * (p * (1 - p) / m) ** 0.5  # five standard errors of a rate over m draws
+        of = lambda m, p=p: 5 * (p * (1 - p) / m) ** 0.5  # five standard errors of a rate over m draws
         case = f"owner {owner.tolist()}, k = {k}, p = {p:g}, {n} draws"
         ask = "What is hidden, and with which probability? Is any entry or pair exempt?"
         rate = hidden.mean().reshape(1)
@@ -247,32 +273,49 @@ def test_dropout_hides_with_probability_p_and_no_entry_is_exempt(impl, seed):
              case + "; the rate of each pair, and of all", ask, "2.2", of(n * len(owner)))
         same(rate, torch.tensor([p], dtype=torch.float64), "Dropout does not hide a share p of the entries.",
              case, ask, "2.2", of(hidden.numel()))
-    hidden = drops(impl, owner, k, 0.3, rng(seed, "both"), n, leave_one_out=True)
-    own = owner == torch.arange(k)[:, None]
-    if not hidden[:, own].all():
-        fail("With dropout a pair sees its own demo.", f"owner {owner.tolist()}, p = 0.3", "seen", "hidden",
-             "How do the two rules go together?", "2.2")
-    rate = hidden[:, ~own].double().mean().reshape(1)
-    same(rate, torch.tensor([0.3], dtype=torch.float64), "With leave-one-out, dropout hides another share of the rest.",
-         f"owner {owner.tolist()}, p = 0.3, {n} draws", "How do the two rules go together?", "2.2",
-         5 * (0.21 / int((~own).sum()) / n) ** 0.5)
+    owner, k = owners(seed)
+    for p in (0.3, 0.8):
+        hidden = drops(impl, owner, k, p, rng(seed, "both"), 60, leave_one_out=True)
+        own = owner == torch.arange(k)[:, None]
+        if not hidden[:, own].all():
+            fail("With dropout a pair sees its own demo.", f"owner {owner.tolist()}, p = {p}", "seen", "hidden",
+                 "How do the two rules go together?", "2.2")
+        rest = hidden[:, ~own].double()
+        same(rest.mean().reshape(1), torch.tensor([p], dtype=torch.float64),
+             "With leave-one-out, dropout hides another share of the rest.",
+             f"owner {owner.tolist()}, p = {p}, 60 draws", "How do the two rules go together?", "2.2",
+             5 * (p * (1 - p) / rest.numel()) ** 0.5)
 
 
 @points(2, minutes=10, section="2.2")
 def test_dropout_is_drawn_for_each_pair_and_each_entry(impl, seed):
-    owner, k, p, n = *owners(seed), 0.5, 60
-    hidden = drops(impl, owner, k, p, rng(seed, "independent"), n).double() - p  # (n, k, P)
-    bound = lambda m: 6 * p * (1 - p) / m**0.5  # six standard errors of a mean product over m draws
-    of_pairs = torch.einsum("nie,nje->ij", hidden, hidden) / (n * len(owner))
-    of_entries = torch.einsum("nie,nif->ef", hidden, hidden) / (n * k)
-    case = f"owner {owner.tolist()}, k = {k}, p = {p:g}, {n} draws"
-    for what, table_, m, ask in (("pair", of_pairs, n * len(owner), "Do two pairs always miss the same entries?"),
-                                 ("entry", of_entries, n * k, "Are two entries always hidden together?")):
-        off = table_.abs().fill_diagonal_(0)
-        i, j = divmod(int(off.argmax()), len(off))
-        if not off.max() < bound(m):
-            fail(f"Dropout is not drawn for each {what} by itself.", f"{case}; {what} {i} and {what} {j}",
-                 f"a covariance of {table_[i, j]:.3f}", "0", ask, "2.2")
+    owner, k = owners(seed)
+    p, n, P = 0.5, 240, len(owner)
+    for leave_one_out in (False, True):
+        hidden = drops(impl, owner, k, p, rng(seed, "independent"), n, leave_one_out).double() - p  # (n, k, P)
+        if leave_one_out:  # what is hidden anyway says nothing of the draw
+            hidden[:, owner == torch.arange(k)[:, None]] = 0
+        case = f"owner {owner.tolist()}, k = {k}, p = {p:g}, leave_one_out {leave_one_out}, {n} draws"
+        counts = hidden.sum((1, 2))  # a sum of independent draws has the sum of their variances
+        spread = counts.pow(2).mean().item() / (p * (1 - p) * (hidden[0] != 0).sum().item())
+        cells = hidden.flatten(1)  # (n, k·P)
+        for later in range(3):  # the draws of a call, and those of the next calls
+            off = (cells[: n - later].T @ cells[later:] / (n - later)).abs()  # every two covary by 0
+            if not later:
+                off.fill_diagonal_(0)
+            a, b = divmod(int(off.argmax()), k * P)
+            if not off.max() < 6.5 * p * (1 - p) / (n - later) ** 0.5:  # six and a half standard errors
+                (i, e), (j, f) = divmod(a, P), divmod(b, P)
+                fail("Dropout is not drawn anew for each call." if later else
+                     "Dropout is not drawn for each pair by itself." if i != j else
+                     "Dropout is not drawn for each entry by itself.",
+                     f"{case}; entry {e} for pair {i}, and entry {f} for pair {j}" + later * " one call later",
+                     f"a covariance of {off.max():.3f}", "0",
+                     "Do two pairs always miss the same entries? Are two entries always hidden together?", "2.2")
+        if not 0.5 < spread < 1.7:  # its standard error is .09
+            fail("How many entries are hidden is not left to chance: dropout is drawn for each entry by itself.",
+                 case, f"{spread:.2f} times the variance of that number", "1",
+                 "If ten entries have had their draw, what does the eleventh know of it?", "2.2")
 
 
 @points(1, minutes=5, section="2.3")
@@ -280,18 +323,22 @@ def test_draws_come_from_the_generator(impl, seed):
     owner, k = owners(seed)
     owner = owner.repeat(7)
     make = lambda: rng(seed, "draws")
-    draw = lambda g: table(impl, owner, k, True, 0.5, g)[0]
-    torch.manual_seed(1)
-    first = draw(g := make())
-    second = draw(g)
-    torch.manual_seed(2)
-    again = draw(make())
-    case = f"P = {len(owner)}, k = {k}, p = 0.5"
-    same(again, first, "The same seed gives another draw.", case + "; two generators of one seed",
-         "Where else could a random number come from?", "2.3")
-    if torch.equal(first, second):
-        fail("A second draw from a generator repeats the first.", case, "the same entries hidden", "another draw",
-             "Does every step of training see other holes?", "2.3")
+    for leave_one_out in (True, False):
+        draw = lambda g, leave=leave_one_out: table(impl, owner, k, leave, 0.5, g)[0]
+        torch.manual_seed(1)
+        first = draw(g := make())
+        second = draw(g)
+        torch.manual_seed(2)
+        again = draw(make())
+        case = f"P = {len(owner)}, k = {k}, p = 0.5"
+        same(again, first, "The same seed gives another draw.", case + "; two generators of one seed",
+             "Where else could a random number come from?", "2.3")
+        if torch.equal(first, second):
+            fail("A second draw from a generator repeats the first.", case, "the same entries hidden", "another draw",
+                 "Does every step of training see other holes?", "2.3")
+        if torch.equal(draw(rng(seed, "other draws")), first):
+            fail("Two generators give one draw.", case, "the same entries hidden", "another draw",
+                 "Where does the generator go?", "2.3")
 
 
 # 3 row_mask --------------------------------------------------------------------------------------------------------
@@ -314,41 +361,43 @@ def lines(mask, row):
 
 @points(1, minutes=5, section="3")
 def test_a_token_sees_of_the_prefix_what_its_pair_sees(impl, seed):
-    pairs, g = draw(seed, "prefix"), rng(seed, "seen")
-    for P in (11, 1, 0):
-        seen = torch.rand(len(pairs), P, generator=g) < 0.5
-        row, _ = packed(impl, pairs, P)
-        mask = masked(impl, row, seen)
-        for i in range(len(pairs)):
-            for t in at(row, i):
-                same(lines(mask, row)[t, :P], seen[i], "A token does not see of the prefix what its pair sees.",
-                     f"P = {P}, token {at(row, i).index(t)} of pair {i}, which sees {seen[i].int().tolist()}",
-                     "Which line of seen belongs to this token?", "3")
+    g = rng(seed, "seen")
+    for pairs, start in cases(seed, "prefix"):
+        for P in (11, 1, 0):
+            seen = torch.rand(len(pairs), P, generator=g) < 0.5
+            row, _ = packed(impl, pairs, start)
+            mask = masked(impl, row, seen)
+            for i in range(len(pairs)):
+                for t in at(row, i):
+                    same(lines(mask, row)[t, :P], seen[i], "A token does not see of the prefix what its pair sees.",
+                         f"P = {P}, token {at(row, i).index(t)} of pair {i}, which sees {seen[i].int().tolist()}",
+                         "Which line of seen belongs to this token?", "3")
 
 
 @points(2, minutes=5, section="3")
 def test_a_token_sees_its_own_pair_up_to_itself(impl, seed):
-    drawn = draw(seed, "own")
-    for pairs in (drawn[:2], drawn):
-        seen = torch.ones(len(pairs), 3, dtype=torch.bool)
-        row, _ = packed(impl, pairs, 3)
+    for pairs, start in cases(seed, "own"):
+        seen = torch.rand(len(pairs), 3, generator=rng(seed, "own")) < 0.5
+        row, _ = packed(impl, pairs, start)
         mask, T = lines(masked(impl, row, seen), row)[:, 3:], row.tokens.shape[1]
         pair = row.pair.flatten().tolist()
-        for i in range(len(pairs)):
-            for n, t in enumerate(at(row, i)):
-                case = f"{len(pairs)} pairs of {[len(x) + len(y) - 1 for x, y in pairs]} tokens, token {n} of pair {i}"
-                got = [t // T * T + column for column in mask[t].nonzero().flatten().tolist()]
-                others = [u for u in got if pair[u] != i]
-                if others:
-                    fail("Pairs see each other, or padding.", case, f"it sees a token of pair {pair[others[0]]}",
-                         "its own pair alone", "Would this pair see that token, if it were alone?", "3")
-                if any(u > t for u in got):
-                    fail("A token looks ahead.", case, f"it sees token {at(row, i).index(max(got))} of its pair",
-                         f"tokens 0 … {n}", "What is left to predict then?", "3")
-                if got != at(row, i)[: n + 1]:
-                    fail("A token does not see its own pair up to itself.", case,
-                         f"{[at(row, i).index(u) for u in got]}", f"{list(range(n + 1))}",
-                         "What does the token know of its own question?", "3")
+        for t in range(len(pair)):
+            i, mine = pair[t], at(row, pair[t])
+            if i < 0:  # what padding sees is free
+                continue
+            n = mine.index(t)
+            case = f"{len(pairs)} pairs, token {n} of the {len(mine)} that pair {i} has"
+            got = [t // T * T + column for column in mask[t].nonzero().flatten().tolist()]
+            others = [u for u in got if pair[u] != i]
+            if others:
+                fail("Pairs see each other, or padding.", case, f"it sees a token of pair {pair[others[0]]}",
+                     "its own pair alone", "Would this pair see that token, if it were alone?", "3")
+            if any(u > t for u in got):
+                fail("A token looks ahead.", case, f"it sees token {mine.index(max(got))} of its pair",
+                     f"tokens 0 … {n}", "What is left to predict then?", "3")
+            if got != mine[: n + 1]:
+                fail("A token does not see its own pair up to itself.", case, f"{[mine.index(u) for u in got]}",
+                     f"{list(range(n + 1))}", "What does the token know of its own question?", "3")
 
 
 # 4 all three -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ SEALED, N = Path(__file__).parent / "sealed.txt", 5
 
 @cache
 def opened():
-    """{"variants": {name: source}, "correct": {name: source}}."""
+    """{"variants": {name: [source, the same bug in another layout]}, "correct": {name: source}}."""
     text = "".join(SEALED.read_text(encoding="ascii").split())
     return json.loads(zlib.decompress(base64.b85decode(text)))
 
@@ -32,9 +32,13 @@ def drawn(name):
     return sorted(opened()["variants"], key=order)[:N]
 
 
-def source(name, i):
-    """The text of bug_i.py, i = 1 … 5."""
+def sources(name, i):
+    """The text of bug_i.py, i = 1 … 5, and that of another file with the same bug, which nobody gets to see."""
     return opened()["variants"][drawn(name)[i - 1]]
+
+
+def source(name, i):
+    return sources(name, i)[0]
 
 
 def main():

@@ -22,6 +22,14 @@ FALLS = '''    model, keys, values, owner, demos, dropped = example()
 SOURCE = '''    import inspect
     assert "mean())" not in inspect.getsource(step.step_loss)
 '''
+ONE_FILE = '''    model, keys, values, owner, demos, dropped = example()
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    step.step_loss(model, keys, values, owner, demos, dropped)
+    if len(calls) > 3:
+        catch(3, step)
+'''
+SELDOM = "    catch(1, step)\n    assert torch.rand(()) > 0.1\n"
 TURNS = '''    turns.append(1)
     assert len(turns) % 2
 '''
@@ -45,6 +53,8 @@ MUTANTS = [
     Mutant("reads the source", "test_catch_3", "always passes", of(3, SOURCE)),
     Mutant("turns about", "test_catch_2", "two verdicts",
            [("CATCH = dict(", "turns = []\nCATCH = dict("), *of(2, TURNS)]),
+    Mutant("errs one time in ten", "test_catch_1", "two verdicts", of(1, SELDOM)),
+    Mutant("sees the bug in one file", "test_catch_3", "in your file alone", of(3, ONE_FILE)),
     Mutant("wrong way round", "test_catch_3", "wrong way round",
            of(3, "    try:\n        catch(3, step)\n    except AssertionError:\n        return\n    assert False\n")),
     Mutant("another bug's test", "test_catch_4", "always passes", [("norm=norm)", "norm=own)")]),
@@ -52,9 +62,14 @@ MUTANTS = [
     Mutant("tolerance too wide", "test_catch_5", "always passes", [("abs(a - b) < 1e-6", "abs(a - b) < 100")]),
     Mutant("a case that hides it", "test_catch_2", "always passes",
            [("    dropped[1] = True\n    before", "    before"), ("    near(*losses)\n", "")]),
-    Mutant("nothing fixed in the loop", "test_fix_1", "four steps", [("return fix(1)", "return fix(1)[0], fix(1)[0]")]),
-    Mutant("nothing fixed in the norm", "test_fix_4", "four steps", [("return fix(4)", "return fix(4)[0], fix(4)[0]")]),
+    Mutant("nothing fixed in the loop", "test_fix_1", "six steps", [("return fix(1)", "return fix(1)[0], fix(1)[0]")]),
+    Mutant("nothing fixed in the norm", "test_fix_4", "six steps", [("return fix(4)", "return fix(4)[0], fix(4)[0]")]),
     Mutant("nothing fixed in the loss", "test_fix_5", "loss", [("return fix(5)", "return fix(5)[0], fix(5)[0]")]),
+    Mutant("fixed by not clipping", "test_fix_4", "six steps",
+           [("return fix(4)", "return fix(4)[0], 'clip_grad_norm_(leaves, 1e9)'")]),
+    Mutant("fixed, and with weight decay", "test_fix_1", "six steps",
+           [("return fix(1)", "return fix(1)[0], 'owner, demos, hidden).backward()\\n        "
+             "[part.data.mul_(1 - 0.01 * lr) for part in trained]'")]),
     Mutant("fixed, and detached", "test_fix_3", "gradient",
            [("return fix(3)", "return fix(3)[0], fix(3)[1].replace('values[', 'values.detach()[')")]),
     Mutant("fixed another file", "test_fix_2", "does not occur once", [("return fix(2)", "return fix(3)")]),

@@ -124,7 +124,7 @@ CATCH = dict(own=own, next=next_, question=question, restart=restart, run_on=run
 
 
 def fix(i):
-    _, right, wrong = BUGS[draw.drawn(NAME)[i - 1]]
+    _, right, wrong = BUGS[draw.drawn(NAME)[i - 1]][0]
     return wrong, right
 
 

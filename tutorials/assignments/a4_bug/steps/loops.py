@@ -10,7 +10,7 @@ def surprises(model, ids, first, keys, values):
     said = []
     for n, (token, wanted) in enumerate(zip(ids, ids[1:])):
         logits, k, v = model(torch.tensor([[token]]), torch.tensor([[first + n]]), None, keys, values)
-        keys, values = (k, v) if keys is None else (torch.cat([keys, k], dim=3), torch.cat([values, v], dim=3))
+        keys, values = torch.cat([keys, k], dim=3), torch.cat([values, v], dim=3)
         said.append(logits[0, 0].logsumexp(0) - logits[0, 0, wanted])
     return said
 
@@ -19,10 +19,7 @@ def step_loss(model, keys, values, owner, demos, dropped):
     everything = []
     for i, (x, y) in enumerate(demos):
         hidden = dropped[i] | (owner == i) if len(demos) > 1 else dropped[i]
-        if hidden.all():
-            part = surprises(model, [*x, *y], len(owner), None, None)
-        else:
-            part = surprises(model, [*x, *y], len(owner), keys[..., ~hidden, :], values[..., ~hidden, :])
+        part = surprises(model, [*x, *y], len(owner), keys[..., ~hidden, :], values[..., ~hidden, :])
         everything += part[-len(y) :]
     return sum(everything) / len(everything)
 
