@@ -230,11 +230,11 @@ def test_smollm2_exported_says_the_same_in_transformers(tmp_path):
     pairs = [("hot", "cold"), ("big", "small"), ("up", "down"), ("fast", "slow"), ("good", "bad"), ("young", "old"),
              ("happy", "sad"), ("rich", "poor"), ("hard", "soft"), ("light", "dark"), ("early", "late"),
              ("open", "closed")]
-    adapted = KNOWN["ct_kv"].adapt(model, task_of(pairs, tokenizer), config_of(KNOWN["ct_kv"], n_step=3, lr=3e-3))
+    adapted = KNOWN["ct_kv"].adapt(model, task_of(pairs, tokenizer), config_of(KNOWN["ct_kv"], n_step=2, lr=3e-3))
     export(adapted, tmp_path, base=SMOLLM2)
     again, _ = restore(tmp_path, model)
     theirs, P = read(SMOLLM2, "sdpa"), len(adapted.prefix.owner)
-    for question in ("tall", "a long story", "wet"):
+    for question in ("tall", "a long story"):
         tokens = torch.tensor([tokenizer.encode(question + "\n")])
         said = theirs.generate(tokens, past_key_values=dynamic_cache(again.prefix), max_new_tokens=8, do_sample=False,
                                attention_mask=torch.ones(1, P + tokens.shape[1]))
