@@ -27,6 +27,7 @@ if "ipykernel" in sys.modules:  # in a notebook figures stand under their cell; 
 import matplotlib.pyplot as plt  # noqa: E402
 
 warnings.filterwarnings("ignore", message=".*non-interactive.*")
+warnings.filterwarnings("ignore", message="IProgress not found")  # a notebook's progress bars, which no lesson shows
 plt.rcParams.update({"figure.figsize": (8, 3.6), "figure.dpi": 100, "savefig.dpi": 100, "font.size": 10,
                      "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True})
 
