@@ -119,7 +119,7 @@ def _of_adapter(adapted):
         if len(ranks) > 1:
             raise ValueError(f"the parts of the adapter have {len(ranks)} ranks or scales: only one can be exported.")
         (rank, scale), = ranks
-        config |= dict(peft_type="LORA", r=rank, lora_alpha=_alpha(scale, rank), lora_dropout=0.0, bias="none",
+        config |= dict(peft_type="LORA", r=rank, lora_alpha=scale * rank, lora_dropout=0.0, bias="none",
                        use_dora=kind is DoRA)
     tensors = {}
     for name, part in adapter.items():
@@ -137,12 +137,6 @@ def _is_gpt2(model):
 def _start(model):
     """What stands before the name of a linear map in peft's files."""
     return f"base_model.model.{'transformer' if _is_gpt2(model) else 'model'}."
-
-
-def _alpha(scale, rank):
-    """The number that is `scale`, to the last bit, when it is divided by the rank."""
-    near = scale * rank
-    return next((a for a in (near, math.nextafter(near, 0), math.nextafter(near, math.inf)) if a / rank == scale), near)
 
 
 def _check_biases(model, adapter):
