@@ -204,7 +204,6 @@ def read_on(model, prefix, tokens, adapter=None):
         return prefix
     start = prefix.next_position if prefix is not None else 0
     check_fits(model, start + len(tokens), f"an instruction of {len(tokens)} tokens behind {start}")
-    check_ids(model, tokens)
     _, kv = model(torch.tensor([[*tokens]], device=model.device), prefix=prefix, adapter=adapter)
     return grow(prefix, kv)
 

@@ -24,12 +24,20 @@ def split(template):
     return found.groups()
 
 
-def encode_example(where, question, answers, tokenizer, template):
-    """Ids of x, and {answer: ids of y}. Raises ValueError that begins with `where` if there is no token for a text."""
+def encode_example(where, question, answers, tokenizer, template, chat=False):
+    """Ids of x, and {answer: ids of y}. Raises ValueError that begins with `where` if there is no token for a text.
+
+    chat: whether the template is one of a chat, whose special tokens are meant; then no other text may name one, and
+    texts stand without the spaces around them, as many chat templates write them.
+    """
     before, between, after = split(template)
+    bare, marked = (str.strip, dict(special=True)) if chat else (str, {})
+    for name in tokenizer.special if chat else ():
+        if any(name in text for text in (question, *answers)):
+            raise ValueError(f"{where} has {name!r} in its text, which is a mark of the chat template: take it out.")
     try:
-        x, end = tokenizer.encode(before + question + between), tokenizer.encode(after)
-        ys = {answer: tokenizer.encode(answer) + end for answer in answers}
+        x, end = tokenizer.encode(before + bare(question) + between, **marked), tokenizer.encode(after, **marked)
+        ys = {answer: tokenizer.encode(bare(answer)) + end for answer in answers}
     except ValueError as error:
         raise ValueError(f"{where}: {error}.{hint(tokenizer)}") from None
     if not all([x, *ys.values()]):

@@ -281,7 +281,7 @@ def _word_list(path):
             raise ValueError(f"token {i} is {token!r:.60}, which is empty or comes twice")
         vocab[token] = i
     special = {token: i for token, i in vocab.items() if re.fullmatch("<.+>", token)}
-    words = sorted(vocab.keys() - special, key=len, reverse=True)
+    words = sorted((token for token in vocab if token not in special), key=len, reverse=True)
     ids = {word.encode(): vocab[word] for word in words}
     pattern = "|".join([*map(re.escape, words), r"[\s\S]"])
     return True, dict(pattern=pattern, merges=list(ids), ids=ids, special=special)

@@ -46,7 +46,7 @@ HEAD = "lm_head.weight"
 LARGEST = {int: 10**9, float: 1e15}  # of the numbers in a config.json
 FIRST = {*SIZES, "n_kv_head", "head_dim", "rope_theta", "rope_scaling", "norm_eps", "tied"}  # of a config's fields
 SMALL = """config.json adapter_config.json tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json
-    vocab.json""".split()  # files of a model that are no weights
+    chat_template.jinja vocab.json""".split()  # files of a model that are no weights
 INDEX = "model.safetensors.index.json"
 EMBEDDED = Path(__file__).parents[2] / "weights"  # in the repository, not in an installed package
 

@@ -56,14 +56,17 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def save_bytes_model(folder, n_position=99):
-    """A small random model in a folder that reads any text, byte by byte."""
+def save_bytes_model(folder, n_position=99, added=()):
+    """A small random model in a folder that reads any text, byte by byte. added: names of special tokens."""
     tokens = [chr(byte if byte in ALPHABET[:188] else 256 + ALPHABET[188:].index(byte)) for byte in range(256)] + ["ĊĊ"]
     bpe = dict(type="BPE", vocab={token: i for i, token in enumerate(tokens)}, merges=["Ċ Ċ"])
-    config = LlamaConfig(257, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=n_position)
+    special = [dict(id=257 + i, content=name, special=True) for i, name in enumerate(added)]
+    file = dict(model=bpe, pre_tokenizer=dict(type="ByteLevel", add_prefix_space=False), added_tokens=special)
+    sizes = dict(n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=n_position)
+    config = LlamaConfig(257 + len(added), **sizes)
     save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), folder)
     with open(Path(folder) / "tokenizer.json", "w") as f:
-        json.dump(dict(model=bpe, pre_tokenizer=dict(type="ByteLevel", add_prefix_space=False)), f)
+        json.dump(file, f)
 
 
 def write(path, rows):
