@@ -27,7 +27,40 @@ TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",  #
            "c_attn", "c_proj", "c_fc")  # of GPT-2: all linears
 
 
-class LoRA:
+class Part:
+    """What kinds of parts share: leaves that are its attributes, called `names`. A kind adds the call and `shapes`."""
+
+    names, scale, generator = (), 1.0, None
+
+    def __init__(self, **tensors):
+        """The leaves start as float32 copies of the tensors."""
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor.detach().float().clone().requires_grad_())
+        self.names = tuple(tensors)
+
+    @property
+    def leaves(self):
+        return [getattr(self, name) for name in self.names]
+
+    def state(self):
+        return {name: getattr(self, name) for name in self.names}
+
+    @classmethod
+    def restore(cls, state, scale):
+        part = cls.__new__(cls)  # __init__ would copy, or draw random numbers
+        vars(part).update(state, names=tuple(state), scale=scale)
+        return part
+
+
+class Tap:
+    """The linear map itself, which keeps what it returned last as `seen`, without a bias. It trains nothing."""
+
+    def __call__(self, x, weight):
+        self.seen = F.linear(x, weight)
+        return self.seen
+
+
+class LoRA(Part):
     """x W^T + alpha/rank · drop(x) A^T B^T: a low-rank change of W (Hu et al., arXiv 2106.09685).
 
     A (rank, in) starts uniform in ±1/sqrt(in), B (out, rank) at zero, so training starts at the model itself.
@@ -35,6 +68,7 @@ class LoRA:
     """
 
     runs_twice = False  # whether dropout makes the linear run twice
+    names, dropout = ("a", "b"), 0.0
 
     def __init__(self, weight, rank, alpha, dropout=0.0, generator=None):
         n_out, n_in = weight.shape
@@ -47,23 +81,10 @@ class LoRA:
         self.b = new(n_out, rank).requires_grad_()
         self.scale, self.dropout, self.generator = alpha / rank, dropout, generator
 
-    @property
-    def leaves(self):
-        return list(self.state().values())
-
-    def state(self):
-        return dict(a=self.a, b=self.b)
-
     @staticmethod
     def shapes(weight, seen):
         (n_out, n_in), (rank, *_) = weight, seen.get("a") or (0,)
         return dict(a=(rank, n_in), b=(n_out, rank))
-
-    @classmethod
-    def restore(cls, state, scale):
-        part = cls.__new__(cls)  # __init__ would draw random numbers
-        vars(part).update(state, scale=scale, dropout=0.0, generator=None)
-        return part
 
     @staticmethod
     def n_trained(n_out, n_in, rank):
@@ -98,13 +119,11 @@ class DoRA(LoRA):
     """
 
     runs_twice = True
+    names = *LoRA.names, "magnitude"
 
     def __init__(self, weight, *args, **options):
         super().__init__(weight, *args, **options)
         self.magnitude = weight.detach().float().norm(dim=1).requires_grad_()
-
-    def state(self):
-        return super().state() | dict(magnitude=self.magnitude)
 
     @staticmethod
     def shapes(weight, seen):

@@ -105,12 +105,15 @@ class Prefix:
     """theta: keys and values of every layer, [(K, V)] of shape (1, n_kv_head, P, head_dim), keys after RoPE.
 
     owner          (P,) int64: the demo an entry came from, -1 for the instruction and for entries of no demo
-    next_position  position of the first token behind the prefix
+    next_position  position of the first token behind the prefix; windows that are read apart share positions, so there
+                   can be more entries than that
+    log_weight     (P,) float32, added to every score that an entry gets: log 2 counts it twice. None: nothing is added
     """
 
     kv: list
     owner: torch.Tensor
     next_position: int
+    log_weight: torch.Tensor | None = None
 
     def stack(self):
         """All keys and all values, two tensors (L, 1, K, P, D)."""
@@ -118,7 +121,24 @@ class Prefix:
 
     def of(self, keys, values):
         """A prefix of the same entries with other keys and values (L, 1, K, P, D)."""
-        return Prefix(list(zip(keys.unbind(), values.unbind())), self.owner, self.next_position)
+        return Prefix(list(zip(keys.unbind(), values.unbind())), self.owner, self.next_position, self.log_weight)
+
+
+@dataclass
+class Mixture:
+    """theta of several contexts, parts [(weight, Prefix)]: the logits behind each are added with its weight."""
+
+    parts: list
+
+    @property
+    def next_position(self):
+        """That of the longest context, which says whether a question fits."""
+        return max(prefix.next_position for _, prefix in self.parts)
+
+
+def contexts(theta):
+    """[(weight, Prefix or None)] of theta: the parts of a Mixture, or the one context, with weight 1."""
+    return theta.parts if isinstance(theta, Mixture) else [(1.0, theta)]
 
 
 @dataclass
@@ -127,7 +147,7 @@ class Adapted:
 
     model: torch.nn.Module
     adapter: Mapping | None = None
-    prefix: Prefix | None = None
+    prefix: Prefix | Mixture | None = None
     n_trained: int = 0
 
 
@@ -161,6 +181,23 @@ def concatenate(model, instruction=(), demos=(), separator=()):
     return tensor([tokens]), tensor(owner)
 
 
+def is_answer(owner, demos):
+    """Which entries of a context are answers, with their terminators: (P,) bool. owner (P,), as of `concatenate`."""
+    found = torch.zeros_like(owner, dtype=torch.bool)
+    for i, demo in enumerate(demos):
+        found[(owner == i).nonzero().flatten()[-len(demo.y) :]] = True
+    return found
+
+
+def groups_of(demos, size):
+    """Demos in groups of `size` neighbours. Raises ValueError if `size`, the field of a Config, does not divide."""
+    if size < 1 or len(demos) % size:
+        divisors = [str(n) for n in range(1, len(demos) + 1) if len(demos) % n == 0]
+        raise ValueError(f"size = {size} does not divide the {len(demos)} demos into groups: take one of "
+                         f"{', '.join(divisors)}.")
+    return [demos[i : i + size] for i in range(0, len(demos), size)]
+
+
 @torch.no_grad()
 def read_on(model, prefix, tokens, adapter=None):
     """Extend a prefix (or None) by the entries of more tokens, such as an instruction; their owner is -1."""
@@ -183,7 +220,9 @@ def grow(prefix, kv):
     for before, added in zip(prefix.kv, kv):
         before = [part.to(added[0].dtype).expand(len(added[0]), -1, -1, -1) for part in before]
         grown.append(tuple(torch.cat(parts, dim=2) for parts in zip(before, added)))
-    return Prefix(grown, torch.cat([prefix.owner, owner]), prefix.next_position + T)
+    weight = prefix.log_weight
+    weight = weight if weight is None else torch.cat([weight, torch.zeros(T, device=device)])
+    return Prefix(grown, torch.cat([prefix.owner, owner]), prefix.next_position + T, weight)
 
 
 def first_tokens(model, m):

@@ -54,7 +54,7 @@ class Lengths:
 
 @dataclass
 class Pass:
-    """One forward and backward pass of a step."""
+    """One forward and backward pass of a step; a forward pass alone if nothing in it is trained."""
 
     n_row: int  # rows side by side
     n_token: int  # T of each
@@ -62,6 +62,7 @@ class Pass:
     n_logit: int = 0
     masked: bool = True  # by a mask of its own and not just causally
     kv_only: bool = False  # only its keys and values are used: the last block's output has no backward pass
+    trains: bool = True  # False: no backward pass
 
 
 @dataclass

@@ -260,7 +260,8 @@ class Decoder(nn.Module):
         tokens     (B, T) int64, or embeds (B, T, C)
         positions  (B or 1, T) int64; default: prefix.next_position, +1, +2, …
         mask       (B or 1, T, P+T) bool, True = may attend; default: the whole prefix, causal among the new
-        prefix     has .kv, [(K, V)] per layer of shape (1 or B, K, P, D), and .next_position; or None
+        prefix     has .kv, [(K, V)] per layer of shape (1 or B, K, P, D), .next_position, and maybe .log_weight
+                   (P,), which is added to the scores of its entries; or None
         adapter    {name of a linear: f(x, weight)} used in place of that linear; or None
         Returns hidden (B, T, C) after the final norm, and the new entries [(K, V)] per layer, each
         (B, K, T, D), keys after RoPE. Raises ValueError on shapes and names that do not fit.
@@ -274,10 +275,13 @@ class Decoder(nn.Module):
         if positions is None:
             start = prefix.next_position if prefix is not None else 0
             positions = torch.arange(start, start + T, device=x.device)[None]
-        if mask is None and P and T > 1:
+        weight = getattr(prefix, "log_weight", None)
+        if mask is None and P and (T > 1 or weight is not None):
             mask = torch.ones(1, T, P + T, dtype=torch.bool, device=x.device).tril(P)
         if mask is not None:  # added to the scores of all heads; made once, or every layer would keep its own
             mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -math.inf)
+            if weight is not None:
+                mask[..., :P] += weight.to(x.dtype)
             mask = mask[:, None]  # (B or 1, 1, T, S)
         x, turn = self.place(x, positions)
         contexts = lambda: (nullcontext(), rewound(adapter))  # of a forward pass, and of its repetition

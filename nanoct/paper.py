@@ -15,7 +15,7 @@ number of processes; all append to one file.
 
 from nanoct import cli
 from nanoct.costs import forecast
-from nanoct.methods import METHODS
+from nanoct.methods import KNOWN
 from nanoct.runs import public
 from nanoct.runs.job import PUBLIC, Job, add_options
 
@@ -28,7 +28,7 @@ def parse():
     p.add_argument("--data", help="folder of its files; `nanoct benchmarks.fetch` gets them; default for "
                    "words: the lists of the package")
     add_options(
-        p, list(METHODS), ("validation", "test"), methods="default: all", tasks="names; default: all of the pool",
+        p, list(KNOWN), ("validation", "test"), methods="default: the paper's", tasks="names; default: all of the pool",
         pool="of words; default: that of the --tasks, else test", device="the first there is", out="results/BENCHMARK",
         seeds="the paper's, the first of them with --sweep and --ablations",
         sweep="each method at all settings of SWEEPS (benchmarks/presets.py) on the validation pool, or on the --tasks "

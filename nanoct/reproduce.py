@@ -21,7 +21,7 @@ from pathlib import Path
 
 from nanoct import cli
 from nanoct.benchmarks.nano import FOLDER, WORLDS, read_settings
-from nanoct.methods import METHODS
+from nanoct.methods import KNOWN
 from nanoct.runs import sweep, worlds
 from nanoct.runs.job import Job, add_options
 from nanoct.runs.report import CEILINGS, report
@@ -35,7 +35,7 @@ def parse():
     p.add_argument("--quick", action="store_true", help="1 task of each world")
     p.add_argument("--full", action="store_true", help="every task of the pool, seeds 0 1 2")
     add_options(
-        p, [*METHODS, *CEILINGS], ("held_out", "validation", "train"), methods="default: all, and the ceilings",
+        p, [*KNOWN, *CEILINGS], ("held_out", "validation", "train"), methods="default: the paper's, and the ceilings",
         pool="default: held_out, --sweep validation", device="cpu, as the embedded models are too small for more",
         tasks=f"how many of each pool, or names of one world's; default: {worlds.N_TASK}, --sweep {sweep.N_TASK}, "
         "--full all", seeds="0, --full 0 1 2, more in a sweep of few tasks", out="results",

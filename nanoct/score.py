@@ -12,7 +12,7 @@ from warnings import warn
 import torch
 import torch.nn.functional as F
 
-from nanoct.fewshot import check_fits, check_ids, grow
+from nanoct.fewshot import check_fits, check_ids, contexts, grow
 from nanoct.packing import answer_logits, pack_demos, pack_questions, visible
 
 METRICS = ("accuracy", "macro_f1", "ids", "text")
@@ -109,12 +109,13 @@ def score_questions(adapted, questions, row_tokens=1024):
     Returns the mean loss per token of y in nats (n,) float64, and whether every token of y, with its terminator, is
     the most likely one (n,) bool: then greedy decoding yields y. Raises ValueError if a loss is not finite.
     """
-    prefix = adapted.prefix
-    start = prefix.next_position if prefix is not None else 0
     losses, exact = [], []
     for chunk in _chunks(questions, row_tokens):
-        row = pack_questions(chunk, adapted.model, start)
-        logits = answer_logits(adapted.model, row, prefix, adapted.adapter)
+        logits = None
+        for weight, prefix in contexts(adapted.prefix):
+            row = pack_questions(chunk, adapted.model, prefix.next_position if prefix is not None else 0)
+            part = answer_logits(adapted.model, row, prefix, adapted.adapter).mul_(weight)
+            logits = part if logits is None else logits.add_(part)
         loss = F.cross_entropy(logits, row.target, reduction="none")
         check_finite(loss)
         answer = row.answer.cpu()
@@ -134,11 +135,12 @@ def demo_loss(adapted, task, leave_one_out=True):
     loss of `one_pass`; TTT, which trains on random orders, is asked behind the order that it reads at the end.
     Raises ValueError if no demo fits behind the context.
     """
-    prefix, k = adapted.prefix, len(task.demos)
-    row = pack_demos(task, adapted.model, prefix.next_position if prefix is not None else 0)
-    owner = prefix.owner if prefix is not None else row.pair[:0]  # without a context there is nothing to hide
-    seen = visible(owner, k, leave_one_out and k > 1)
-    logits = answer_logits(adapted.model, row, prefix, adapted.adapter, row.mask(seen))
+    k, logits = len(task.demos), 0
+    for weight, prefix in contexts(adapted.prefix):
+        row = pack_demos(task, adapted.model, prefix.next_position if prefix is not None else 0)
+        owner = prefix.owner if prefix is not None else row.pair[:0]  # without a context there is nothing to hide
+        seen = visible(owner, k, leave_one_out and k > 1)
+        logits = logits + weight * answer_logits(adapted.model, row, prefix, adapted.adapter, row.mask(seen))
     return F.cross_entropy(logits, row.target).item()
 
 
@@ -222,31 +224,38 @@ def generate(adapted, prompts, max_new_tokens, stop=None):
 
     stop: an id, or a function of the new ids so far; a list ends with the token that fulfils it. Shorter prompts are
     padded on the left; the padding is hidden from all other tokens and takes no position. Cost: one forward over the
-    prompts, then one over B tokens per new id, and B copies of the prefix. Raises ValueError on an empty prompt,
-    max_new_tokens below 1, a context that is too long, or logits that are not finite.
+    prompts, then one over B tokens per new id, and B copies of the prefix; all that for every part of a
+    Mixture. Raises ValueError on an empty prompt, max_new_tokens below 1, a context that is too long, or logits that
+    are not finite.
     """
-    model, prefix, B, T = adapted.model, adapted.prefix, len(prompts), max(map(len, prompts))
+    model, B, T = adapted.model, len(prompts), max(map(len, prompts))
     if not all(prompts) or max_new_tokens < 1:
         raise ValueError(f"generate takes prompts of at least one id and makes one or more, got one of "
                          f"{min(map(len, prompts))} ids and max_new_tokens = {max_new_tokens}.")
-    P, start = (prefix.kv[0][0].shape[2], prefix.next_position) if prefix is not None else (0, 0)
-    check_fits(model, start + T + max_new_tokens - 1, f"decoding {max_new_tokens} tokens")
     check_ids(model, chain(*prompts))
     is_end = stop if callable(stop) else lambda ids: ids[-1] == stop
     tokens = torch.tensor([[0] * (T - len(p)) + list(p) for p in prompts], device=model.device)  # (B, T)
     n_pad = torch.tensor([[T - len(p)] for p in prompts], device=model.device)  # (B, 1)
-    at, key = torch.arange(T, device=model.device), torch.arange(-P, T, device=model.device)  # places in the row
-    positions, mask = start + (at - n_pad).clamp(min=0), None  # (B, T)
-    if n_pad.any():
-        real = (key < 0) | (key >= n_pad)  # (B, P+T): of the prefix or of a prompt
-        causal, itself = key <= at[:, None], key == at[:, None]  # (T, P+T)
-        mask = real[:, None] & causal | itself  # (B, T, P+T): padding sees itself, as it must see something
+    states = []  # of each context: its weight, itself, and positions and mask of the tokens that come next
+    for weight, prefix in contexts(adapted.prefix):
+        P, start = (prefix.kv[0][0].shape[2], prefix.next_position) if prefix is not None else (0, 0)
+        check_fits(model, start + T + max_new_tokens - 1, f"decoding {max_new_tokens} tokens")
+        at, key = torch.arange(T, device=model.device), torch.arange(-P, T, device=model.device)  # places in the row
+        positions, mask = start + (at - n_pad).clamp(min=0), None  # (B, T)
+        if n_pad.any():
+            real = (key < 0) | (key >= n_pad)  # (B, P+T): of the prefix or of a prompt
+            causal, itself = key <= at[:, None], key == at[:, None]  # (T, P+T)
+            mask = real[:, None] & causal | itself  # (B, T, P+T): padding sees itself, as it must see something
+        states.append((weight, prefix, positions, mask))
     new, running = [[] for _ in prompts], list(range(B))
     for _ in range(max_new_tokens):
-        hidden, kv = model(tokens, positions=positions, mask=mask, prefix=prefix, adapter=adapted.adapter)
-        prefix, positions = grow(prefix, kv), positions[:, -1:] + 1
-        mask = None if mask is None else F.pad(mask[:, -1:], (0, 1), value=True)
-        logits = model.logits(hidden[:, -1])
+        logits, following = 0, []
+        for weight, prefix, positions, mask in states:
+            hidden, kv = model(tokens, positions=positions, mask=mask, prefix=prefix, adapter=adapted.adapter)
+            logits = logits + weight * model.logits(hidden[:, -1])
+            mask = None if mask is None else F.pad(mask[:, -1:], (0, 1), value=True)
+            following.append((weight, grow(prefix, kv), positions[:, -1:] + 1, mask))
+        states = following
         check_finite(logits[running])
         tokens = logits.argmax(-1, keepdim=True)  # (B, 1)
         ids = tokens[:, 0].tolist()  # all at once: every read from a GPU waits for it

@@ -30,7 +30,7 @@ from nanoct.benchmarks.nano import BOS, END, EQUALS, FOLDER
 from nanoct.fewshot import Demo, Task, check_fits
 from nanoct.io import smollm2, weights
 from nanoct.io.files import check_out, lock, read_json_lines, replace_file
-from nanoct.methods import METHODS
+from nanoct.methods import KNOWN
 from nanoct.runs.contexts import check_savable, load_adapted, read_about, save_adapted
 from nanoct.runs.measure import check_finite, finite
 from nanoct.score import NotFinite, decode, demo_loss, judge, lowest, option_losses
@@ -141,7 +141,7 @@ def score(lines, answers, metric):
 
 def configure(method, settings):
     """The Config of a method with settings ["name=value", ...]. Raises ValueError on a wrong name or value."""
-    Config, values = METHODS[method].Config, {}
+    Config, values = KNOWN[method].Config, {}
     types = {f.name: f.type for f in fields(Config)}
     for text in settings:
         name, equals, value = text.partition("=")
@@ -210,7 +210,7 @@ def load(name, device):
 
 def tune(args):
     """Tune, save, and score on the held-out lines."""
-    method, config = METHODS[args.method], configure(args.method, args.set)
+    method, config = KNOWN[args.method], configure(args.method, args.set)
     lines, held_out, source = read_data(args.data, args.held_out)
     need_options(held_out, args.metric)
     if source and not held_out:
@@ -257,7 +257,7 @@ def tune(args):
         print(f"{source}:")
     for name in dict.fromkeys((args.method, *BASELINES)) if held_out else ():
         try:
-            other = adapted if name == args.method else METHODS[name].adapt(model, task)
+            other = adapted if name == args.method else KNOWN[name].adapt(model, task)
             answers = answer(other, tokenizer, held_out, **how)
             print(f"  {name:14} {score(held_out, answers, args.metric):6.1%}", flush=True)
         except NotFinite:
@@ -312,7 +312,7 @@ def parse():
                    "weights/nano/strings, which knows the letters a to p and no English; with --predict the context's")
     p.add_argument("--device", help="cuda, mps or cpu; default: the first there is")
     t = p.add_argument_group("tuning")
-    t.add_argument("--method", choices=list(METHODS), metavar="METHOD", help=f"{', '.join(METHODS)}; default: ct_kv")
+    t.add_argument("--method", choices=list(KNOWN), metavar="METHOD", help=f"{', '.join(KNOWN)}; default: ct_kv")
     t.add_argument("--set", action="extend", nargs="+", metavar="FIELD=VALUE",
                    help="of the method's Config, such as lr=1e-2")
     t.add_argument("--held-out", metavar="FILE.jsonl", help="lines to score the context on, beside ICL and zero-shot; "

@@ -35,14 +35,17 @@ ADAPTED = "q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
 # --- a Llama, one row at a time ---
 
 
-def forward(w, x, past, may_see):
+def forward(w, x, past, may_see, start=None, count=None, change=None):
     """One row x (R, C) behind past, [(K, V)] per layer of (K, P, D) or None: hidden (R, C) and the new [(K, V)].
 
     w: {Hugging Face name: tensor}. may_see(t, s): whether new token t sees entry s, which counts the past first.
+    start: position of the first new token; default, P. count (P+R,): how many entries each one stands for in the
+    softmax; default, 1. change(name, out): what takes the place of the output of o_proj or down_proj.
     """
     c, R, P = CONFIG, len(x), past[0][0].shape[1] if past else 0
     mask = torch.tensor([[may_see(t, s) for s in range(P + R)] for t in range(R)])
-    new, turn = [], angles(range(P, P + R))
+    start, change = P if start is None else start, change or (lambda name, out: out)
+    new, turn = [], angles(range(start, start + R))
     for l in range(c.n_layer):
         of = lambda name: w[f"model.layers.{l}.{name}.weight"]
         h = norm(x, of("input_layernorm"))
@@ -55,10 +58,13 @@ def forward(w, x, past, may_see):
         for head in range(c.n_head):
             group = head // (c.n_head // c.n_kv_head)
             scores = (q[head] @ keys[group].T / math.sqrt(c.head_dim)).masked_fill(~mask, -math.inf)
+            if count is not None:
+                scores = scores + count.log()
             out.append(scores.softmax(dim=1) @ values[group])
-        x = x + torch.cat(out, dim=1) @ of("self_attn.o_proj").T
+        x = x + change(f"layers.{l}.self_attn.o_proj", torch.cat(out, dim=1) @ of("self_attn.o_proj").T)
         h = norm(x, of("post_attention_layernorm"))
-        x = x + (silu(h @ of("mlp.gate_proj").T) * (h @ of("mlp.up_proj").T)) @ of("mlp.down_proj").T
+        out = (silu(h @ of("mlp.gate_proj").T) * (h @ of("mlp.up_proj").T)) @ of("mlp.down_proj").T
+        x = x + change(f"layers.{l}.mlp.down_proj", out)
     return norm(x, w["model.norm.weight"]), new
 
 
@@ -79,16 +85,16 @@ def rope(y, turn):
     return torch.cat([a * turn.cos() - b * turn.sin(), b * turn.cos() + a * turn.sin()], dim=1)
 
 
-def answer(w, x, y, head=None, past=None, seen=None):
+def answer(w, x, y, head=None, past=None, seen=None, **how):
     """Logits (n, V) at the tokens that predict y, of one row: x and y behind embeddings `head` behind the past.
 
     seen: which of the first entries, the past's and then the head's, are not hidden; default, all. A hidden one is
-    hidden from the whole row, but for itself. Positions are 0, 1, 2, … over all entries, hidden or not.
+    hidden from the whole row, but for itself. Positions are 0, 1, 2, … over all entries, hidden or not. how: forward's.
     """
     tokens = w["model.embed_tokens.weight"][[*x, *y[:-1]]]
     row = tokens if head is None else torch.cat([head, tokens])
     P, hidden = past[0][0].shape[1] if past else 0, set() if seen is None else set((~seen).nonzero().flatten().tolist())
-    out, _ = forward(w, row, past, lambda t, s: s <= P + t and (s == P + t or s not in hidden))
+    out, _ = forward(w, row, past, lambda t, s: s <= P + t and (s == P + t or s not in hidden), **how)
     return out[-len(y):] @ w["lm_head.weight"].T
 
 
@@ -147,8 +153,8 @@ def merged(w, leaves, kind):
 # --- the files ---
 
 
-def vectors(seed=0):
-    """(model, {name of a file: {name: tensor}}), all of them: see conformance.md."""
+def vectors(seed=0, more=None):
+    """(model, {name of a file: {name: tensor}}), all of them: see conformance.md. more: other methods than METHODS."""
     g = torch.Generator().manual_seed(seed)
     model = Llama(CONFIG).requires_grad_(False)
     for p in model.parameters():  # rounded, so that a model in bfloat16 is the same model
@@ -158,7 +164,7 @@ def vectors(seed=0):
     task = Drawn(g)
     files = dict(task=task.tensors(), packing=packing(w, task), leave_one_out=hide(w, task, [task.others()]),
                  dropout=hide(w, task, [task.drop(g) for _ in range(3)]))
-    files |= {name: tune(w, task, g) for name, tune in METHODS.items()}
+    files |= {name: tune(w, task, g) for name, tune in (METHODS | (more or {})).items()}
     return model, files
 
 
@@ -332,15 +338,18 @@ METHODS = dict(ct_kv=ct_kv, ct_prompt=ct_prompt, ttt=ttt, prompt_tuning=prompt_t
                lora=lora, dora=dora)
 
 
-def write(folder, seed=0):
-    """The folder with model/, one safetensors file a subject, and README.md. ValueError if something is there."""
+def write(folder, seed=0, more=None):
+    """The folder with model/, one safetensors file a subject, and README.md. ValueError if something is there.
+
+    more: {name: function} of other methods than METHODS, such as those of neighbours.py.
+    """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is a file: give a folder that is new or empty.")
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"--out {folder} is not empty: give a folder that is new or empty.")
     check_out(folder / "README.md")
-    model, files = vectors(seed)
+    model, files = vectors(seed, more)
     save_model(model, folder / "model")
     for name, tensors in files.items():
         tensors = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
@@ -348,12 +357,12 @@ def write(folder, seed=0):
     return replace_file(folder / "README.md", PAGE.read_bytes())
 
 
-def main():
+def main(more=None):
     p = cli.Parser(prog="nanoct conformance", description=__doc__)
     p.add_argument("--out", required=True, help="a folder that is new or empty")
     p.add_argument("--seed", type=int, default=0, help="of all that is random")
     args = p.parse_args()
-    page = write(args.out, args.seed)
+    page = write(args.out, args.seed, more)
     n_file = len(list(page.parent.glob("*.safetensors")))
     size = sum(file.stat().st_size for file in page.parent.rglob("*") if file.is_file())
     print(f"{page.parent}: {n_file} files of vectors and a model, {size / 1e6:.1f} MB; read {page} first")

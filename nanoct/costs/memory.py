@@ -17,16 +17,16 @@ entries. A pass runs B rows of T tokens against S keys; n of the tokens have log
                 model.checkpoint keeps b·B·T·C a layer instead, and the above for one layer at a time.
     passing     what a pass needs for a moment: the larger of 3·4·n·V (logits, their log-softmax, its gradient; in
                 bfloat16 also 4·C·16,384, a part of the head) and B·T·(3·b·F + 4·C), the work of a block. Where nothing
-                is trained it is T·(4·b·F + 8·C).
+                is trained it is T·(4·b·F + 8·C), and beside it there are the context and 4·|numbers that change|.
     scoring     b·2·L·K·D·P for the context; T·(4·b·F + 8·C) for the T tokens of queries that run at once; and, for each
                 of the queries that are decoded side by side, b·2·L·K·D·(P + its tokens). Scoring comes after the three
                 above, which are then free.
 
 FLOPs of a step: 4·N·B·T for N weights in the body (forward and the gradient of the inputs), 12·L·H·D·B·T·S for
 attention, 4·V·C·n for logits. With checkpoint the first two are half as much again. DoRA with dropout applies every
-weight that it adapts twice. FLOPs of scoring: 2·N + 4·L·H·D·S for each token of queries and options, or of decoded
-answers, and 2·V·C for each token of an answer. Not counted is what the libraries keep for themselves (on a GPU some
-hundred MB) and what the allocator cannot reuse.
+weight that it adapts twice. A pass without a gradient takes half, and a third for attention. FLOPs of scoring:
+2·N + 4·L·H·D·S for each token of queries and options, or of decoded answers, and 2·V·C for each token of an answer. Not
+counted is what the libraries keep for themselves (on a GPU some hundred MB) and what the allocator cannot reuse.
 """
 
 import re
@@ -45,7 +45,7 @@ from nanoct.costs.task import random_task
 from nanoct.footprint import Lengths, entry
 from nanoct.gpt2 import GPT2, GPT2Config
 from nanoct.io.weights import pick_device, resolve_dtype
-from nanoct.methods import METHODS
+from nanoct.methods import KNOWN, METHODS, expand
 from nanoct.model import HEAD, Llama, LlamaConfig
 from nanoct.runs.measure import peak
 from nanoct.runs.table import table
@@ -91,9 +91,9 @@ def shapes(config):
 def estimate(config, method, settings, lengths, dtype=torch.float32, checkpoint=False, cuda=False, module=None):
     """The Estimate of a method (its name) with settings {field: value} on a task of these Lengths; see the formulas.
 
-    cuda: whether it runs on a GPU. module: that of the method, if METHODS lacks it. ValueError: it has no footprint.
+    cuda: whether it runs on a GPU. module: that of the method, if KNOWN lacks it. ValueError: it has no footprint.
     """
-    module = module or METHODS[method]
+    module = module or KNOWN[method]
     if not hasattr(module, "footprint"):
         raise ValueError(f"{method} has no footprint, so its cost is not known: add one to its module, or leave "
                          "it out of --methods.")
@@ -123,8 +123,12 @@ def add_up(config, says, lengths, dtype, checkpoint, cuda):
         flops=2 * body * says.read + 2 * attention * says.read**2,
         flops_score=lengths.scored * (2 * body + 4 * attention * n_key)
         + 2 * config.vocab_size * config.n_embd * lengths.answers)
-    if not says.passes:
-        found.theta, found.passing = kv * max(says.read, lengths.instruction), reading(config, says.read, size)
+    if not any(p.trains for p in says.passes):
+        n_read = max([says.read, *(p.n_row * p.n_token for p in says.passes)])
+        found.theta = kv * max(says.read, lengths.instruction) + 4 * says.trained
+        found.passing = reading(config, n_read, size)
+        found.flops_step = step_flops(config, says.passes, body, attention, checkpoint)
+        found.flops += says.n_step * found.flops_step
         return found
 
     n_number, adapter_bytes, twice = added(says.low_rank, linears)
@@ -191,6 +195,9 @@ def step_flops(c, passes, n_applied, attention, checkpoint):
     total = 0.0
     for p in passes:
         n = p.n_row * p.n_token
+        if not p.trains:  # forward alone
+            total += 2 * n_applied * n + 4 * attention * n * p.n_key + 2 * c.vocab_size * c.n_embd * p.n_logit
+            continue
         body = (1 + checkpoint / 2) * (4 * n_applied * n + 12 * attention * n * p.n_key)
         total += body * (1 - p.kv_only / c.n_layer / 2)  # the last block has no backward pass then
         total += 4 * c.vocab_size * c.n_embd * p.n_logit
@@ -230,17 +237,17 @@ def allocated(run, device):
 
 def measure(method, model, k=16, context=700, n_step=2, **settings):
     """(estimated, measured) peak bytes, beside the weights, of adapting to a random task by a method."""
-    Config, task = METHODS[method].Config, random_task(k, context, model.config.vocab_size)
+    Config, task = KNOWN[method].Config, random_task(k, context, model.config.vocab_size)
     steps = {f.name: n_step for f in fields(Config) if f.name in ("n_step", "ttt_n_step")}
     config = Config(**steps | settings)
     guess = estimate_on(model, method, config, task)
-    return guess.beside, allocated(lambda: METHODS[method].adapt(model, task, config), model.device)
+    return guess.beside, allocated(lambda: KNOWN[method].adapt(model, task, config), model.device)
 
 
 def main():
     known = [name for name in METHODS if name != "zero_shot"]  # which has nothing to measure
     p = cli.Parser(prog="nanoct memory", description=__doc__)
-    p.add_argument("--methods", nargs="+", choices=known, default=known)
+    p.add_argument("--methods", nargs="+", choices=[*KNOWN, "map"], default=known, help="map: the nine of MAP")
     p.add_argument("--context", type=int, default=700, help="tokens of 16 demos")
     p.add_argument("--device")
     p.add_argument("--dtype")
@@ -249,8 +256,8 @@ def main():
     model = Llama(replace(SMALL, n_position=2 * args.context)).init_weights(torch.Generator().manual_seed(0))
     model.requires_grad_(False).to(device, resolve_dtype(args.dtype, device))
     rows = []
-    for method in tqdm(args.methods):
-        for model.checkpoint in (False, True) if hasattr(METHODS[method].Config, "n_step") else (False,):
+    for method in tqdm(expand(args.methods)):
+        for model.checkpoint in (False, True) if hasattr(KNOWN[method].Config, "n_step") else (False,):
             guess, measured = measure(method, model, context=args.context)
             rows.append([method, "yes" if model.checkpoint else "", f"{guess / 1e6:.1f}", f"{measured / 1e6:.1f}",
                          f"{guess / measured:.2f}"])

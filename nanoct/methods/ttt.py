@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from nanoct import adapters
-from nanoct.fewshot import Adapted, concatenate, encode_context
+from nanoct.fewshot import Adapted, concatenate, encode_context, is_answer
 from nanoct.footprint import Footprint, LowRank, Pass
 from nanoct.optimise import optimise
 
@@ -53,9 +53,9 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
 
     def loss():
         orders = [torch.randperm(len(demos), generator=order).tolist() for _ in range(config.batch)]
-        tokens, is_answer = sequences(model, task.instruction, [[demos[i] for i in s] for s in orders], task.separator)
+        tokens, answers = sequences(model, task.instruction, [[demos[i] for i in s] for s in orders], task.separator)
         hidden, _ = model(tokens[:, :-1], adapter=adapter)
-        return F.cross_entropy(model.logits(hidden[is_answer[:, 1:]]), tokens[:, 1:][is_answer[:, 1:]])
+        return F.cross_entropy(model.logits(hidden[answers[:, 1:]]), tokens[:, 1:][answers[:, 1:]])
 
     optimise(loss, leaves := adapters.leaves(adapter), config, progress)
     theta = encode_context(model, task.instruction, demos, adapters.trained(adapter), task.separator)
@@ -67,14 +67,12 @@ def sequences(model, instruction, orders, separator=()):
 
     Returns tokens (B, P), and which are answers (B, P) bool. All orders are equally long, so there is no padding.
     """
-    tokens = torch.cat([concatenate(model, instruction, demos, separator)[0] for demos in orders])
-    is_answer = []
+    tokens, answers = [], []
     for demos in orders:
-        row = [False] * len(instruction)
-        for i, demo in enumerate(demos):
-            row += [False] * (len(separator) * (i > 0) + len(demo.x)) + [True] * len(demo.y)
-        is_answer.append(row)
-    return tokens, torch.tensor(is_answer, device=model.device)
+        row, owner = concatenate(model, instruction, demos, separator)
+        tokens.append(row[0])
+        answers.append(is_answer(owner, demos))
+    return torch.stack(tokens), torch.stack(answers)
 
 
 def footprint(model_config, lengths, config):

@@ -7,12 +7,15 @@ It is one safetensors file, so nothing in it is ever executed. Its tensors have 
 
     prefix.keys, prefix.values    (L, 1, K, P, D), keys after RoPE
     prefix.owner                  (P,) int64
+    prefix.log_weight             (P,) float32, where entries are weighed
+    prefix.0.keys, …              the same of every part, where theta is a Mixture of contexts
     adapter.NAME.LEAF             the state of the adapter of the linear layer NAME (adapters.py): LoRA's a (rank, in)
                                   and b (out, rank), and DoRA's magnitude (out,) too
 
 Its metadata are one JSON object, `about`: version, model (the fingerprint of the base model), method, config, k (number
-of demos), n_trained, next_position (null: no prefix), adapter (its class, such as "LoRA", or null), scale
-({NAME: number}), tokenizer (its fingerprint; null or absent: not known), and whatever else the writer gave. The same
+of demos), n_trained, next_position (null: no prefix; a list: of a Mixture's parts), weights (of a Mixture's parts),
+adapter (its class, such as "LoRA", or null), scale ({NAME: number}), tokenizer (its fingerprint; null or absent: not
+known), and whatever else the writer gave. The same
 context gives the same bytes.
 
 Dimensions: L layers, K KV heads, P prefix entries, D head_dim.
@@ -29,14 +32,14 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from nanoct import adapters
-from nanoct.fewshot import Adapted, Prefix
+from nanoct.fewshot import Adapted, Mixture, Prefix, contexts
 from nanoct.io.files import each_once, reading, replace_file
 from nanoct.io.weights import FLOATS, fingerprint
-from nanoct.methods import METHODS
+from nanoct.methods import KNOWN
 
 VERSION = 1
 ENTRY = "nanoct_context"  # the only entry of the metadata, as safetensors does not keep the order of several
-ABOUT = dict(model=str, method=str, config=dict, k=int, n_trained=int, next_position=(int, NoneType),
+ABOUT = dict(model=str, method=str, config=dict, k=int, n_trained=int, next_position=(int, NoneType, list),
              adapter=(str, NoneType), scale=dict)
 
 
@@ -47,15 +50,21 @@ def save_adapted(adapted, path, method, config, k, tokenizer=None, **extra) -> P
     belongs. extra: JSON values to add to `about`.
     Raises ValueError on what load_adapted would refuse, OSError if the file cannot be written.
     """
-    adapter, prefix, tensors, kind = adapted.adapter or {}, adapted.prefix, {}, check_savable(adapted)
-    if prefix is not None:
+    adapter, theta, tensors, kind = adapted.adapter or {}, adapted.prefix, {}, check_savable(adapted)
+    next_position = None if theta is None else theta.next_position
+    if isinstance(theta, Mixture):
+        next_position = [prefix.next_position for _, prefix in theta.parts]
+        extra["weights"] = [weight for weight, _ in theta.parts]
+    for name, (_, prefix) in zip(_names(next_position), contexts(theta)):
         keys, values = prefix.stack()
-        tensors = {"prefix.keys": keys, "prefix.values": values, "prefix.owner": prefix.owner}
+        tensors |= {f"{name}.keys": keys, f"{name}.values": values, f"{name}.owner": prefix.owner}
+        if prefix.log_weight is not None:
+            tensors[f"{name}.log_weight"] = prefix.log_weight
     for name, part in adapter.items():
         tensors |= {f"adapter.{name}.{leaf}": tensor for leaf, tensor in part.state().items()}
     about = dict(version=VERSION, model=fingerprint(adapted.model), method=method,
                  config=config if isinstance(config, dict) else asdict(config), k=k, n_trained=adapted.n_trained,
-                 next_position=None if prefix is None else prefix.next_position, adapter=kind,
+                 next_position=next_position, adapter=kind,
                  scale={name: float(part.scale) for name, part in adapter.items()},
                  tokenizer=tokenizer and tokenizer.fingerprint, **extra)
     _check_fits(path, about, adapted.model,
@@ -68,9 +77,9 @@ def save_adapted(adapted, path, method, config, k, tokenizer=None, **extra) -> P
 def kinds():
     """{name: class} of the adapters that can be saved: those of adapters.py and of the methods' own files."""
     found = {}
-    for module in (adapters, *METHODS.values()):
+    for module in (adapters, *KNOWN.values()):
         found |= {name: kind for name, kind in vars(module).items() if hasattr(kind, "restore")}
-    return found
+    return {name: kind for name, kind in found.items() if kind is not adapters.Part}
 
 
 def check_savable(adapted):
@@ -107,15 +116,27 @@ def load_adapted(path, model, tokenizer=None):
         # copy, as a view of the mapped file would change, and vanish, with the file
         tensors = {name: file.get_tensor(name).to(model.device, copy=True) for name in headers}
     _check_finite(path, tensors)
-    prefix = None
-    if about["next_position"] is not None:
-        layers = zip(tensors["prefix.keys"].unbind(), tensors["prefix.values"].unbind())
-        prefix = Prefix(list(layers), tensors["prefix.owner"], about["next_position"])
+    parts = []
+    for name, next_position in _names(about["next_position"]).items():
+        layers = zip(tensors[f"{name}.keys"].unbind(), tensors[f"{name}.values"].unbind())
+        log_weight = tensors.get(f"{name}.log_weight")
+        parts.append(Prefix(list(layers), tensors[f"{name}.owner"], next_position, log_weight))
+    if isinstance(about["next_position"], list):
+        prefix = Mixture(list(zip(about["weights"], parts)))
+    else:
+        prefix = parts[0] if parts else None
     adapter = {}
     for name, scale in about["scale"].items():
         state = {leaf: tensors[key] for leaf, key in _leaves(tensors, name).items()}
         adapter[name] = kinds()[about["adapter"]].restore(state, scale)
     return Adapted(model, adapter or None, prefix, about["n_trained"]), about
+
+
+def _names(next_position):
+    """{name of a prefix in the file: its next_position}: none, one, or those of a Mixture's parts."""
+    if isinstance(next_position, list):
+        return {f"prefix.{i}": position for i, position in enumerate(next_position)}
+    return {} if next_position is None else {"prefix": next_position}
 
 
 def _check_finite(path, tensors):
@@ -146,6 +167,10 @@ def read_about(path):
         for name, kind in ABOUT.items():
             if not isinstance(about[name], kind):
                 raise ValueError(f"{name} is {about[name]!r:.60}")
+        if isinstance(about["next_position"], list):
+            numbers = [*about["next_position"], *about["weights"]]
+            if len(numbers) != 2 * len(about["weights"]) or not all(type(n) in (int, float) for n in numbers):
+                raise ValueError(f"next_position and weights are {numbers!r:.60}")
     return about
 
 
@@ -153,13 +178,15 @@ def _check_fits(path, about, model, seen):
     """Raise ValueError unless the tensors {name: (kind, *shape)} are a context of the model, of any P and rank."""
     c, expected = model.config, {}
     size = lambda name, dim: seen.get(name, ())[1 + dim : 2 + dim] or (0,)
-    if about["next_position"] is not None:
-        P = size("prefix.keys", 3)
-        if "prefix.keys" in seen and not 0 < P[0] <= about["next_position"]:
-            raise ValueError(f"{path} has {P[0]} entries and next_position = {about['next_position']}: it takes one "
+    for name, next_position in _names(about["next_position"]).items():
+        P, share = size(f"{name}.keys", 3), about["method"] == "windows"  # windows share their positions
+        if f"{name}.keys" in seen and not (0 < P[0] and (P[0] <= next_position or share and next_position > 0)):
+            raise ValueError(f"{path} has {P[0]} entries and next_position = {next_position}: it takes one "
                              "or more, and a position behind all of them; tune or copy it again.")
         theta = ("floats", c.n_layer, 1, c.n_kv_head, *P, c.head_dim)
-        expected = {"prefix.keys": theta, "prefix.values": theta, "prefix.owner": ("I64", *P)}
+        expected |= {f"{name}.keys": theta, f"{name}.values": theta, f"{name}.owner": ("I64", *P)}
+        if f"{name}.log_weight" in seen:
+            expected[f"{name}.log_weight"] = ("floats", *P)
     if about["scale"] and about["adapter"] not in kinds():
         raise ValueError(f"{path} has an adapter of kind {about['adapter']!r}; known are {', '.join(kinds())}.")
     for name, scale in about["scale"].items():

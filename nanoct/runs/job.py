@@ -25,7 +25,7 @@ from nanoct.benchmarks.common import n_repeat
 from nanoct.benchmarks.nano.benchmark import Benchmark
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import fetch, fingerprint, load_model
-from nanoct.methods import METHODS
+from nanoct.methods import KNOWN
 from nanoct.runs import ablations
 from nanoct.runs.measure import check_finite, finite, measure
 from nanoct.runs.parallel import NoRoom, execute
@@ -35,7 +35,7 @@ from nanoct.score import evaluate
 
 PUBLIC = {"nlp_lr": nlp_lr, "mmlu": mmlu, "bbh": bbh, "arc": arc, "words": words}
 BENCHMARKS = PUBLIC | {world: Benchmark(world) for world in nano.WORLDS}
-MODULES = ChainMap(METHODS, {ablations.NAME: ablations})
+MODULES = ChainMap(KNOWN, {ablations.NAME: ablations})
 JOB = None  # the one that this process works on
 HELPS = "use --checkpoint, --dtype bfloat16, or a lower --k or --length."  # where memory is short
 
@@ -79,7 +79,7 @@ class Job:
 
 def add_options(p, rows, pools, **helps):
     """The options that both commands have. rows: the methods to choose from; helps: what --help says of the others."""
-    p.add_argument("--methods", nargs="+", choices=rows, help=helps["methods"])
+    p.add_argument("--methods", nargs="+", choices=[*rows, "map"], help=f"map: the nine of MAP; {helps['methods']}")
     p.add_argument("--pool", choices=pools, help=helps["pool"])
     p.add_argument("--tasks", nargs="+", help=helps["tasks"])
     p.add_argument("--seeds", nargs="+", type=int, help=f"of the demos; default: {helps['seeds']}")

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 
-from nanoct.methods import METHODS
+from nanoct.methods import KNOWN
 from nanoct.optimise import Stopped
 from nanoct.runs.results import about
 from nanoct.score import NotFinite, evaluate
@@ -29,10 +29,10 @@ SHOWN = {}  # a registry of warnings, so that Python shows each once
 def measure(model, task, method, config, seed, progress=None, module=None):
     """Adapt by a method (its name) with config {field: value}, then score. Returns a results line and the Adapted.
 
-    progress(step, loss) is called every step. module: the method's module, if METHODS lacks it. Raises what the
+    progress(step, loss) is called every step. module: the method's module, if KNOWN lacks it. Raises what the
     method raises, and NotFinite if a loss or score is not finite, even if training stopped at that loss.
     """
-    module, losses = module or METHODS[method], []
+    module, losses = module or KNOWN[method], []
 
     def note(step, loss):
         losses.append(loss)

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator
 
 from nanoct.benchmarks.nano.grids import PALETTE
 from nanoct.io.files import replacing
-from nanoct.methods import METHODS
+from nanoct.methods import KNOWN
 
 CEILINGS = {"bayes_training": ("Bayes, training prior", "#c9a227"),
             "bayes_all": ("Bayes, all tasks", "#3c8d5a")}
@@ -27,7 +27,7 @@ def style(method):
     """Label and colour of a method."""
     if method in CEILINGS:
         return CEILINGS[method]
-    module, without = METHODS.get(method), [name for name in METHODS if not hasattr(METHODS[name], "COLOUR")]
+    module, without = KNOWN.get(method), [name for name in KNOWN if not hasattr(KNOWN[name], "COLOUR")]
     colour = MORE[without.index(method) % len(MORE)] if method in without else "black"
     return getattr(module, "LABEL", method.replace("_", " ")), getattr(module, "COLOUR", colour)
 

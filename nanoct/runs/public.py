@@ -14,7 +14,7 @@ from nanoct.benchmarks.common import Counts, pick
 from nanoct.benchmarks.presets import SETTINGS, SWEEPS
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import fetch, pick_device, read_config, resolve_dtype
-from nanoct.methods import METHODS
+from nanoct.methods import KNOWN, METHODS, expand
 from nanoct.runs import ablations, sweep
 from nanoct.runs.job import PUBLIC, done, identify, neighbour, none_lacking, plan, read_task
 from nanoct.runs.parallel import join
@@ -39,7 +39,7 @@ def settle(job):
     seeds = job.seeds or benchmark.SEEDS[: 1 if job.sweep or job.ablations else None]
     job.tasks, job.seeds, job.neighbours = {name: tasks}, {name: list(dict.fromkeys(seeds))}, {name: tasks}
     job.k, job.benchmarks, job.make = job.k or benchmark.K, [name], {"form": False} if job.no_form else {}
-    job.methods, job.out = list(dict.fromkeys(job.methods or METHODS)), Path(job.out or f"results/{name}")
+    job.methods, job.out = expand(job.methods or METHODS), Path(job.out or f"results/{name}")
     job.variants = {name: variants(job, name, cli.overrides(job.set, job.methods))}
     job.timed = read(job.seconds) if job.seconds else ()
 
@@ -54,17 +54,17 @@ def variants(job, benchmark, overridden):
 
 
 def listed(benchmark, method, overridden, to_choose=True):
-    """The configs of a method on a public benchmark: its preset, or all that SWEEPS lists for it, if one is to choose.
+    """The configs of a method on a public benchmark: its preset, or to choose all of SWEEPS, or its module's SWEEP.
 
     overridden: {field: [texts]}, which replace values.
     """
     values = {name: [value] for name, value in SETTINGS[benchmark].get(method, {}).items()}
     if to_choose:
-        tried = SWEEPS.get(benchmark, SWEEPS["words"]).get(method, {})
-        if fields(METHODS[method].Config) and not tried:
-            print(f"{method} is not in SWEEPS, the settings worth trying: it runs at its defaults.")
+        tried = SWEEPS.get(benchmark, SWEEPS["words"]).get(method) or getattr(KNOWN[method], "SWEEP", {})
+        if fields(KNOWN[method].Config) and not tried:
+            print(f"{method} is not in SWEEPS and has no SWEEP, the values worth trying: it runs at its defaults.")
         values |= tried
-    return distinct(cli.configs(method, METHODS[method].Config, values, overridden))
+    return distinct(cli.configs(method, KNOWN[method].Config, values, overridden))
 
 
 def read_all(job, tokenizer, is_first=True):

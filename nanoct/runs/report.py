@@ -12,13 +12,14 @@ from statistics import mean, median
 from nanoct.benchmarks.nano import WORLDS
 from nanoct.benchmarks.presets import PUBLISHED, SETTINGS
 from nanoct.io.files import publish
-from nanoct.methods import METHODS
+from nanoct.methods import KNOWN, MAP
 from nanoct.runs.results import compare, completed, key
 from nanoct.runs.stats import Setting, chosen, difference, in_common, score_and_seconds, settings, varied
 from nanoct.runs.table import many, named_values, one_benchmark, shown, table
 
 PAIRS = [("ct_kv", "ttt"), ("ct_kv", "prefix_tuning"), ("ct_prompt", "prompt_tuning"), ("dora", "lora"),
-         ("ttt", "lora"), ("ttt_ct_kv", "ttt"), ("ttt_ct_kv", "ct_kv")]  # shown as paired differences
+         ("ttt", "lora"), ("ttt_ct_kv", "ttt"), ("ttt_ct_kv", "ct_kv"),
+         *((method, "ct_kv") for method in MAP)]  # shown as paired differences
 CEILINGS = {"bayes_training": "training", "bayes_all": "all"}  # row of the table -> prior
 ROUNDING = 0.1, 10  # share of runs whose score another processor's rounding may change, and by how many points
 FEW = 10  # a note names tasks with fewer queries
@@ -63,9 +64,9 @@ def names_that_vary(groups):
 def comparable(lines):
     """Return {world: {method: [Setting]}} on what all methods of a world did, and sentences on what is left out.
 
-    The order is that of WORLDS and METHODS, as lines may come in any order. Raises ValueError if nothing is left.
+    The order is that of WORLDS and KNOWN, as lines may come in any order. Raises ValueError if nothing is left.
     """
-    place = {name: i for i, name in enumerate([*WORLDS, *METHODS, *CEILINGS])}
+    place = {name: i for i, name in enumerate([*WORLDS, *KNOWN, *CEILINGS])}
     lines = sorted(lines, key=lambda line: [place.get(line[name], len(place)) for name in ("world", "method")])
     groups, left_out = {}, []
     for world, methods in settings(lines).items():

@@ -21,11 +21,11 @@ import torch
 from filelock import FileLock
 
 from nanoct.io.files import read_bytes, read_json, read_json_lines
-from nanoct.methods import METHODS
+from nanoct.methods import KNOWN
 
 KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed")  # lines that agree in these are one run
 MORE = "wrong dtype length limit_queries skip_queries tokenizer form data".split()  # and in these, where a job has them
-VARIANTS = {}  # {method: its Config}, as METHODS has them, of studies, which add theirs
+VARIANTS = {}  # {method: its Config}, as KNOWN has them, of studies, which add theirs
 RETIRED = {"bf16": False}  # {field that a Config had once: the default that it had}, so that older lines are found
 NEEDS = ("score", "seconds")  # what a report needs of a line
 KINDS = dict.fromkeys(("model", "world", "pool", "method", "task"), (str,)) | dict(  # types of a line's fields
@@ -49,9 +49,9 @@ def completed(line):
     Of other fields, those of RETIRED at their former default are dropped. An unknown method's config stays as it is.
     """
     method, config = line["method"], line["config"]
-    if method not in METHODS and method not in VARIANTS:
+    if method not in KNOWN and method not in VARIANTS:
         return line
-    Config = VARIANTS.get(method) or METHODS[method].Config
+    Config = VARIANTS.get(method) or KNOWN[method].Config
     own = {f.name: config.get(f.name, f.default) for f in fields(Config) if f.default is not MISSING}
     others = {name: value for name, value in config.items() if (name, value) not in RETIRED.items()}
     return line | dict(config=own | others)

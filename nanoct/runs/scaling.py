@@ -20,7 +20,7 @@ import torch
 
 from nanoct.fewshot import Demo, Task
 from nanoct.io.files import publish, replace_file
-from nanoct.methods import METHODS
+from nanoct.methods import KNOWN
 from nanoct.model import Llama, LlamaConfig
 from nanoct.optimise import EVERY
 from nanoct.runs.measure import clock
@@ -54,7 +54,7 @@ def adapting(model, method, config, task, seed=0):
     usual, EVERY["cuda"] = EVERY["cuda"], 1  # each step is timed, so each is waited for
     try:
         start = clock(model.device)
-        METHODS[method].adapt(model, task, config, seed=seed, progress=progress)
+        KNOWN[method].adapt(model, task, config, seed=seed, progress=progress)
         total = clock(model.device) - start
     finally:
         EVERY["cuda"] = usual
@@ -67,8 +67,8 @@ def pass_seconds(model, method, k):
     generator = torch.Generator().manual_seed(k)
     ids = torch.randint(model.config.vocab_size, (k, N_TOKEN), generator=generator).tolist()
     task = Task("timing", [Demo(row[:-2], row[-2:]) for row in ids], queries=[])
-    options = dict(n_step=N_PASS + 1) | (dict(batch=k) if hasattr(METHODS[method].Config, "batch") else {})
-    steps, _, _ = adapting(model, method, METHODS[method].Config(**options), task)
+    options = dict(n_step=N_PASS + 1) | (dict(batch=k) if hasattr(KNOWN[method].Config, "batch") else {})
+    steps, _, _ = adapting(model, method, KNOWN[method].Config(**options), task)
     return median(steps)
 
 

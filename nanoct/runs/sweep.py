@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nanoct import cli
 from nanoct.io.files import publish, replace_file
-from nanoct.methods import METHODS
+from nanoct.methods import KNOWN
 from nanoct.runs.results import distinct
 from nanoct.runs.stats import complete, difference, highest, settings, varied
 from nanoct.runs.table import many, named_values, one_benchmark, seeds_of_demos, table
@@ -37,12 +37,12 @@ def n_seed(world, n_task, n_pool):
 
 def grid(method, overridden, chosen):
     """The configs that a method starts with. chosen: {method: config} of this world; overridden: {field: [texts]}."""
-    first, names, values = AFTER.get(method), {f.name for f in fields(METHODS[method].Config)}, {}
+    first, names, values = AFTER.get(method), {f.name for f in fields(KNOWN[method].Config)}, {}
     for name, value in chosen.get(first, {}).items():
         longer = f"{first}_{name}"
         values[longer if longer in names else name] = [value]
-    values |= getattr(METHODS[method], "SWEEP", {})
-    return distinct(cli.configs(method, METHODS[method].Config, values, overridden))
+    values |= getattr(KNOWN[method], "SWEEP", {})
+    return distinct(cli.configs(method, KNOWN[method].Config, values, overridden))
 
 
 def choose(lines):
@@ -93,7 +93,7 @@ def search(worlds, methods, overridden, presets, do):
     for a method that is part of another one and is not swept itself.
     """
     for method in methods:
-        if fields(METHODS[method].Config) and not hasattr(METHODS[method], "SWEEP"):
+        if fields(KNOWN[method].Config) and not hasattr(KNOWN[method], "SWEEP"):
             print(f"{method} has no SWEEP, the values worth trying: it runs at its defaults.")
     start, tried, lines = {}, {}, []
     for is_after in (False, True):

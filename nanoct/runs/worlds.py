@@ -14,7 +14,7 @@ import torch
 from nanoct import cli
 from nanoct.benchmarks.nano import FOLDER, WORLDS, pick, read_settings
 from nanoct.io.weights import load_model, pick_device
-from nanoct.methods import METHODS
+from nanoct.methods import KNOWN, METHODS, expand
 from nanoct.runs import ablations, scaling, sweep
 from nanoct.runs.job import BENCHMARKS, done, folder_of, identify, load, none_lacking, plan, task_of
 from nanoct.runs.report import CEILINGS, against_committed
@@ -44,7 +44,7 @@ def settle(job):
     if job.workers < 0:
         raise ValueError(f"--workers {job.workers} must be 0 or more.")
     job.benchmarks = list(dict.fromkeys(job.benchmarks or WORLDS))
-    job.methods = [name for name in dict.fromkeys(job.methods or rows) if name in METHODS or not job.sweep]
+    job.methods = [name for name in expand(job.methods or rows) if name in KNOWN or not job.sweep]
     asked, asked_seeds, job.tasks, job.seeds = job.tasks, job.seeds, {}, {}
     default = None if job.full else 1 if job.quick else sweep.N_TASK if job.sweep else N_TASK
     for world in job.benchmarks:
@@ -55,7 +55,7 @@ def settle(job):
         if job.sweep and not (asked_seeds or job.full):
             given = range(sweep.n_seed(world, len(tasks), len(pool)))
         job.seeds[world] = list(dict.fromkeys(given))
-    job.set = cli.overrides(job.set, [method for method in job.methods if method in METHODS])
+    job.set = cli.overrides(job.set, [method for method in job.methods if method in KNOWN])
 
 
 def configs(method, chosen, overrides):
@@ -68,7 +68,7 @@ def configs(method, chosen, overrides):
     values = {name: [value] for name, value in chosen.items()}
     if method in N_STEP:
         values["n_step"] = sorted({*N_STEP[method], *values.get("n_step", ())})
-    return distinct(cli.configs(method, METHODS[method].Config, values, overrides.get(method, {})))
+    return distinct(cli.configs(method, KNOWN[method].Config, values, overrides.get(method, {})))
 
 
 def variants(job):
@@ -88,7 +88,7 @@ def variants(job):
 
 def preset(chosen, method):
     """The whole config of a method, with the values chosen {method: config} for it."""
-    return asdict(METHODS[method].Config(**chosen.get(method, {})))
+    return asdict(KNOWN[method].Config(**chosen.get(method, {})))
 
 
 def brief(variants, ids, committed):

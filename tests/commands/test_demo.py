@@ -47,6 +47,16 @@ def test_the_embedded_demo(monkeypatch, capsys):
         assert row[40:56].rstrip().endswith("✗") != right[i] and row[56:].endswith("✗") != ours[i]
 
 
+def test_another_method_beside_icl(monkeypatch, capsys):
+    name = nano.WORLDS["strings"].pools()["held_out"][0]
+    call(monkeypatch, "--tasks", name, "--method", "windows")
+    said = capsys.readouterr().out
+    assert "ICL             parallel windows\n" in said and "; parallel windows " in said and "steps" not in said
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "--method", "icl")
+    assert "invalid choice: 'icl'" in capsys.readouterr().err
+
+
 def test_smollm2_is_the_default_where_it_is_and_the_embedded_model_can_be_named(tmp_path, monkeypatch, capsys):
     loaded = []
 

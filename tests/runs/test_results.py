@@ -114,7 +114,7 @@ class Config:
 
 def test_a_setting_at_its_default_is_no_other_run(tmp_path, monkeypatch):
     """So a Config can get a field, and lose one, and the lines from before are found and read alike."""
-    monkeypatch.setitem(results.METHODS, "mine", SimpleNamespace(Config=Config))
+    monkeypatch.setitem(results.KNOWN, "mine", SimpleNamespace(Config=Config))
     of = lambda **config: line(method="mine", config=config)
     whole = of(lr=0.1, n_step=4)
     for config in {}, dict(lr=0.1), dict(n_step=4), dict(n_step=4, lr=0.1):
