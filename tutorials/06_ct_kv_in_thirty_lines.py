@@ -261,8 +261,8 @@ print("keys  ", " ".join(f"{each:.2f}" for each in moved(0)))
 print("values", " ".join(f"{each:.2f}" for each in moved(1)))
 
 # %% [markdown]
-# In most layers values move farther than keys, relative to their size, because values are small numbers and AdamW gives every number
-# about the same step. That fits what the ablations say: training the values alone is nearly as good.
+# In most layers values move farther than keys, relative to their size, because values are small numbers and AdamW gives
+# every number about the same step. That fits what the ablations say: training the values alone is nearly as good.
 #
 # ## Where it does harm
 #

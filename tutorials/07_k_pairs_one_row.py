@@ -1,236 +1,208 @@
 # %% [markdown]
-# # 05 · The step: k pairs, one row
+# # 07 · k pairs, one row
 #
-# **The claim: one packed row gives the loss and the gradient of k padded rows, to ten digits, for fewer tokens.**
+# Every step of CT-KV asks all k demonstrations back as questions, and none of them may look at its own demonstration.
+# The obvious way takes k rows, k copies of the cache, and padding. In this lesson we put all k pairs into one row, and
+# a mask says who sees what. It gives the same loss and the same gradient, because a mask is all that the copies were
+# for.
 #
-# CT-KV trains what a model remembers of k demonstrations. Every step asks all k of them back as questions, and no
-# question may look at its own demonstration. The obvious way to do so takes k rows and k copies of the memory. This
-# tutorial shows the other way. It fits in one picture, and the picture is a mask.
+# | | |
+# |---|---|
+# | **You build** | the packed row, its mask, and the slow padded batch that both are checked against |
+# | **You see** | the two masks side by side, the tokens and milliseconds of each, and where the one row loses |
+# | **Time** | twenty minutes to read, half a minute to run on two cores |
+# | **Before** | [06, CT-KV in thirty lines](06_ct_kv_in_thirty_lines.ipynb), for the loss and leave-one-out |
+# | **Next** | [08, How tuning cheats](08_how_tuning_cheats.ipynb) |
 #
-# *One minute on a laptop. You need to know what a KV cache is (tutorial 02). Nothing is downloaded. In Colab: clone the
-# repository, run `pip install --no-deps -e .` in it, and open this notebook.*
+# Run it as `python tutorials/07_k_pairs_one_row.py` from the repository's root, or open the notebook. Nothing is
+# downloaded.
 
 # %%
-from dataclasses import replace
+import time
+from types import SimpleNamespace
 
+import drawings
 import torch
 import torch.nn.functional as F
-from lesson import breaks, few, plt
-from matplotlib.collections import PatchCollection
-from matplotlib.patches import Patch, Rectangle
+from lesson import breaks, claim, few, plt
 
 from nanoct.benchmarks import nano
 from nanoct.fewshot import Demo, Prefix, Task, encode_context
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import load_model
-from nanoct.methods import ct_kv
-from nanoct.packing import answer_logits, pack_demos, visible
 
 model, tokenizer = load_model(nano.FOLDER / "strings", "cpu"), load_tokenizer(nano.FOLDER / "strings")
 
 # %% [markdown]
-# ## Four demonstrations
+# ## Three demonstrations
 #
-# The rule is "every letter becomes the next one". A demonstration, or *demo*, is an input x and an answer y. Here `=`
-# ends the input and `;` ends the answer. They are short, so that we can draw every token.
+# The rule is "every letter becomes the next one". Here `=` ends a question x, and `;` ends its answer y. They are
+# short, so that we can draw every token, and of different lengths, because that is where padding hurts.
 
 # %%
-texts = [("ad", "be"), ("cba", "dcb"), ("f", "g"), ("hb", "ic")]
+texts = [("ad", "be"), ("cba", "dcb"), ("f", "g")]
 demos = [Demo(*nano.encode(tokenizer, x, y)) for x, y in texts]
 task, k = Task("next letter", demos, queries=[], instruction=[tokenizer.bos_id]), len(demos)
 for i, demo in enumerate(demos):
-    print(f"demo {i}: {tokenizer.decode(demo.x)} -> {tokenizer.decode(demo.y)}")
+    print(f"demonstration {i}: {tokenizer.decode(demo.x)} {tokenizer.decode(demo.y)}")
 
 # %% [markdown]
-# The model reads them once, one after the other. What it keeps is its **prefix**: a key and a value per token and
-# layer. Every entry of the prefix has an **owner**, the demo it came from. The start sign `<s>` belongs to no demo and
-# has owner -1.
+# The model reads them once, and what it keeps is their cache: a key and a value for each token in each layer. Every
+# entry has an *owner*, the demonstration that its token came from. The start sign `s` belongs to none of them and is
+# grey.
 
 # %%
 prefix = encode_context(model, task.instruction, demos)
-P = len(prefix.owner)
-context = [*task.instruction, *(t for d in demos for t in (*d.x, *d.y))]
-print(f"P = {P} entries, keys of one layer", tuple(prefix.kv[0][0].shape))
-print("token ", " ".join(tokenizer.decode([t]).strip()[0] for t in context))
-print("owner ", " ".join("-" if j < 0 else str(j) for j in prefix.owner.tolist()))
+P, owners = len(prefix.owner), prefix.owner.tolist()
+context = [*task.instruction, *(token for demo in demos for token in (*demo.x, *demo.y))]
+letter = lambda token: tokenizer.decode([token]).strip("< ")[0]
+figure, axes = drawings.canvas(P + 1, 5, size=7)
+drawings.cache(axes, 0.5, 1.2, owners, letters=[letter(token) for token in context])
+drawings.text(axes, P / 2, 4.7, "the cache: a column is an entry, a row is a layer", 9, drawings.NOBODY)
+plt.show()
+print(f"P = {P} entries, their owners {owners}")
 
 # %% [markdown]
 # ## One row
 #
-# Now all four pairs lie side by side in one row of tokens. Three things in it are easy to get wrong:
+# Now we ask all three pairs at once, side by side in one row of tokens. Three things are easy to get wrong:
 #
-# - the positions of each pair start anew, right behind the prefix;
+# - the positions of each pair start anew, right behind the cache, because each pair stands there as if it were alone;
 # - a token predicts the one after it, so the last token of an answer predicts nothing and is not in the row;
-# - the loss counts answers only.
+# - the loss counts answers only, so we note which tokens of the row predict an answer token, and which one.
 
 # %%
-row = pack_demos(task, model, prefix.next_position)
+def my_pack(demos, start):
+    """The pairs side by side: tokens (1, T), positions (1, T), pair (T,), where (N,) and target (N,)."""
+    tokens, positions, pair, where, target = [], [], [], [], []
+    for i, demo in enumerate(demos):
+        for offset, token in enumerate([*demo.x, *demo.y[:-1]]):
+            if offset >= len(demo.x) - 1:  # the last token of x predicts the first of y, and so on
+                where.append(len(tokens))
+                target.append(demo.y[offset - len(demo.x) + 1])
+            tokens.append(token)
+            positions.append(start + offset)
+            pair.append(i)
+    return SimpleNamespace(tokens=torch.tensor([tokens]), positions=torch.tensor([positions]),
+                           pair=torch.tensor(pair), where=torch.tensor(where), target=torch.tensor(target))
+
+
+# %%
+row = my_pack(demos, start=P)
 T = row.tokens.shape[1]
-predicts = {int(t): tokenizer.decode([y]) for t, y in zip(row.where, row.target.tolist())}
-print("token     ", " ".join(f"{tokenizer.decode([t]):>2}" for t in row.tokens[0].tolist()))
-print("position  ", " ".join(f"{p:2d}" for p in row.positions[0].tolist()))
+predicts = {int(t): letter(y) for t, y in zip(row.where, row.target.tolist())}
+print("token     ", " ".join(f"{letter(token):>2}" for token in row.tokens[0].tolist()))
+print("position  ", " ".join(f"{position:2d}" for position in row.positions[0].tolist()))
 print("pair      ", " ".join(f"{i:2d}" for i in row.pair.tolist()))
 print("predicts  ", " ".join(f"{predicts.get(t, '.'):>2}" for t in range(T)))
 
 # %% [markdown]
-# ## What may a pair see of the prefix?
+# ## What may a pair see of the cache?
 #
-# Two rules make CT-KV work, and both only hide entries.
-#
-# - **Leave-one-out**: pair i is not shown the entries that demo i owns, or it could learn to copy.
-# - **Token dropout**: every entry is hidden from every pair with a small probability, drawn anew at each step.
-#
-# That is a table with a line for each pair and a column for each entry. *Write it before you read on.* Four lines do.
+# Lesson 06 had two rules, and both only hide entries. **Leave-one-out** hides from pair i the entries that
+# demonstration i owns. **Token dropout** hides every entry from every pair with a small probability, drawn anew at each
+# step. Together they are a table with a line for each pair and a column for each entry.
 
 # %%
 def my_visible(owner, k, p, generator):
-    pair = torch.arange(k)[:, None]  # (k, 1)
-    of_others = owner != pair  # (k, P): leave-one-out
+    of_others = owner != torch.arange(k)[:, None]  # (k, P): leave-one-out
     kept = torch.rand(k, len(owner), generator=generator) >= p  # (k, P): token dropout
     return of_others & kept
 
 
-mine = my_visible(prefix.owner, k, 0.15, torch.Generator().manual_seed(7))
-print(tuple(mine.shape), f"and {(~mine).sum()} of {mine.numel()} are hidden")
+seen = my_visible(prefix.owner, k, 0.15, torch.Generator().manual_seed(7))
+for i, line in enumerate(seen):
+    print(f"pair {i}   " + "".join("█" if cell else "·" for cell in line))
 
 # %% [markdown]
-# Yours above, the package's below. Look first, then compare.
+# ## And what of the row itself?
+#
+# A pair sees itself, but no token looks ahead, and it sees no other pair. So the whole mask is the line of the table
+# that belongs to each token's pair, and to its right a triangle for each pair.
 
 # %%
-seen = visible(prefix.owner, k, leave_one_out=True, token_dropout=0.15, generator=torch.Generator().manual_seed(7))
-for name, table in (("mine", mine), ("nanoct", seen)):
-    for i, line in enumerate(table):
-        print(f"{name:7} pair {i}   " + "".join("█" if cell else "·" for cell in line))
-    print()
-assert torch.equal(mine, seen)
+def my_mask(row, seen):
+    """(1, T, P+T): True where a token of the row may look."""
+    T = len(row.pair)
+    same_pair = row.pair[:, None] == row.pair
+    not_ahead = torch.ones(T, T, dtype=torch.bool).tril()
+    return torch.cat([seen[row.pair], same_pair & not_ahead], dim=1)[None]
+
+
+mask = my_mask(row, seen)
+print(f"mask {tuple(mask.shape)}: {mask.float().mean():.0%} of it is seen")
+
+# %% [markdown]
+# These are the package's row, table and mask.
+
+# %%
+from nanoct.packing import pack_demos, visible
+
+theirs = pack_demos(task, model, P)
+for name in ("tokens", "positions", "pair", "where", "target"):
+    assert torch.equal(getattr(row, name), getattr(theirs, name)), f"{name} of the row differ"
+assert torch.equal(seen, visible(prefix.owner, k, True, 0.15, torch.Generator().manual_seed(7)))
+assert torch.equal(mask, theirs.mask(seen))
+print("tokens, positions, pair, where, target, table and mask: all equal")
 
 # %% [markdown]
 # ## Guess
 #
-# The obvious way is a batch: k rows with one pair each, padded to the longest, each behind its own copy of the prefix.
-# How many tokens go through the model then, for each token of the one row? Type your guess.
+# The obvious way is a batch: k rows with one pair each, padded to the longest pair, each behind its own copy of the
+# cache. How many tokens go through the model then, for each token of the one row?
 
 # %%
 my_guess = 1.0  # the pairs are the same, so the tokens are
-T_max = max(len(d.x) + len(d.y) for d in demos)
-print(f"my guess {my_guess:.2f}; in fact {k * T_max / T:.2f}: {k * T_max} tokens for {T}")
-print(f"and {k * P} entries of context for {P}")
+
+# %%
+T_max = max(len(demo.x) + len(demo.y) for demo in demos)
+print(f"you: {my_guess:.2f}; in fact {k * T_max / T:.2f}, because it is {k * T_max} tokens for {T}")
+print(f"and {k * P} entries of cache for {P}")
 
 # %% [markdown]
 # ## The picture
 #
-# Here are both masks at one scale. A line is a token. A column is what that token might look at. A colour is an owner.
-# First three small tools: a darker colour, many little squares, and letters beside them.
+# Here are both masks at one scale. A line is a token that looks, a column is what it might look at, and a colour is an
+# owner. On the left is the one row; on the right are the three padded rows.
 
 # %%
-OWNER, START, SOFT = ["#2a6fbb", "#d1495b", "#2f8f5b", "#d9a021"], "#8d8d8d", "#ebebeb"
-of_entry = [START if owner < 0 else OWNER[owner] for owner in prefix.owner.tolist()]  # P colours
-
-
-def darker(colour):
-    return "#" + "".join(f"{int(0.6 * int(colour[i : i + 2], 16)):02x}" for i in (1, 3, 5))
-
-
-def squares(axes, cells, size=0.86):
-    """cells: (column, line, colour)."""
-    boxes = [Rectangle((x + (1 - size) / 2, y + (1 - size) / 2), size, size) for x, y, _ in cells]
-    axes.add_collection(PatchCollection(boxes, facecolors=[colour for *_, colour in cells], linewidths=0))
-
-
-def letters(axes, ids, colours, places):
-    for token, colour, (x, y) in zip(ids, colours, places):
-        axes.text(x + 0.5, y + 0.5, tokenizer.decode([token])[0], color=colour, ha="center", va="center", fontsize=7,
-                  family="monospace", fontweight="bold")
-
-
-# %% [markdown]
-# Now one pair. It sees the prefix but for its own demo, which leaves a **hole**, and but for the **speckles** of token
-# dropout. It sees itself as a triangle, as no token looks ahead.
-
-# %%
-def draw_pair(axes, i, top, left, n):
-    """The n lines of pair i from line `top` on: the prefix from column 0, the pair itself from column `left` on."""
-    lines, own = range(top, top + n), (prefix.owner == i).nonzero().flatten().tolist()
-    for column, (colour, is_seen) in enumerate(zip(of_entry, seen[i].tolist())):
-        if column not in own:
-            squares(axes, [(column, t, colour if is_seen else SOFT) for t in lines])
-            squares(axes, [(column, t, colour) for t in lines if not is_seen], size=0.32)
-    squares(axes, [(left + u, t, darker(OWNER[i])) for t in lines for u in range(t - top + 1)])
-    hole = Rectangle((own[0] + 0.2, top + 0.2), len(own) - 0.4, n - 0.4, facecolor="none", edgecolor=OWNER[i])
-    axes.add_patch(hole).set(linestyle=(0, (3, 2)), linewidth=1.2)
-    axes.text(own[0] + len(own) / 2, top + n / 2, i, color=OWNER[i], ha="center", va="center", fontweight="bold")
-
-
-# %% [markdown]
-# The one row puts its pairs on a staircase. The batch puts each pair into a box of its own, and fills up.
-
-# %%
-def packed(axes):
-    squares(axes, [(P + 1 + u, t, SOFT) for t in range(T) for u in range(T)])
-    for i in range(k):
-        (at,) = (row.pair == i).nonzero(as_tuple=True)
-        draw_pair(axes, i, int(at[0]), P + 1 + int(at[0]), len(at))
-    ids, colours = row.tokens[0].tolist(), [darker(OWNER[i]) for i in row.pair.tolist()]
-    letters(axes, ids, colours, [(-1.4, t) for t in range(T)])
-    letters(axes, ids, colours, [(P + 1 + t, -1.2) for t in range(T)])
-
-
-def padded(axes, gap=1):
-    hatch = dict(facecolor="none", edgecolor="#c4c4c4", hatch="//////", linewidth=0)
-    for i, demo in enumerate(demos):
-        top, n = i * (T_max + gap), len(demo.x) + len(demo.y)
-        squares(axes, [(P + 1 + u, top + t, SOFT) for t in range(n) for u in range(n)])
-        axes.add_patch(Rectangle((0, top + n), P + 1 + T_max, T_max - n, **hatch))
-        axes.add_patch(Rectangle((P + 1 + n, top), T_max - n, n, **hatch))
-        draw_pair(axes, i, top, P + 1, n)
-        letters(axes, [*demo.x, *demo.y], [darker(OWNER[i])] * n, [(-1.4, top + t) for t in range(n)])
-
-
-# %%
-figure, panels = plt.subplots(1, 2, figsize=(8, 4.1), width_ratios=(P + T + 3, P + T_max + 3))
-figure.get_layout_engine().set(w_pad=0.02, wspace=0)
-for axes, draw, n in zip(panels, (packed, padded), (T, T_max)):
-    draw(axes)
-    letters(axes, context, of_entry, [(column, -1.2) for column in range(P)])
-    axes.set(xlim=(-1.6, P + 1 + n), ylim=(k * (T_max + 1), -1.4), aspect="equal", anchor="N")
-    axes.axis("off")
-panels[0].set_title(f"one row: {T} tokens, {P} entries", fontsize=11, fontweight="bold")
-panels[1].set_title(f"{k} padded rows: {k * T_max} tokens, {k * P} entries", fontsize=11, fontweight="bold")
-signs = [Patch(facecolor=colour, label=f"seen: an entry of demo {i}") for i, colour in enumerate(OWNER)]
-signs += [Patch(facecolor=darker(OWNER[0]), label="seen: the pair itself"),
-          Patch(facecolor="white", edgecolor=OWNER[1], linestyle="--", label="hole: its own demo"),
-          Patch(facecolor=SOFT, label="hidden; with a dot, by dropout"),
-          Patch(facecolor="white", edgecolor="#c4c4c4", hatch="//////", label="padding")]
-panels[0].legend(handles=signs, loc="lower left", ncols=2, fontsize=8.5, frameon=False, columnspacing=1.2)
+letters_of = lambda ids: [letter(token) for token in ids]
+figure, axes = drawings.canvas(2 * P + T + T_max + 8, k * (T_max + 2) + 2)
+drawings.text(axes, (P + T) / 2, 0.6, f"one row: {T} tokens, {P} entries", 11, weight="bold")
+drawings.mask(axes, 1.5, 3, mask[0].tolist(), row.pair.tolist(), [*owners, *row.pair.tolist()], P,
+              (letters_of(row.tokens[0].tolist()), letters_of([*context, *row.tokens[0].tolist()])))
+left = P + T + 6
+drawings.text(axes, left + (P + T_max) / 2, 0.6, f"{k} padded rows: {k * T_max} tokens, {k * P} entries", 11,
+              weight="bold")
+for i, demo in enumerate(demos):
+    ids = [*demo.x, *demo.y]
+    is_pair = [i] * len(ids) + [None] * (T_max - len(ids))
+    alone = torch.cat([seen[i].expand(T_max, P), torch.ones(T_max, T_max, dtype=torch.bool).tril()], dim=1)
+    names = letters_of(ids) + [""] * (T_max - len(ids))
+    drawings.mask(axes, left, 3 + i * (T_max + 2), alone.tolist(), is_pair, [*owners, *is_pair], P,
+                  (names, letters_of(context) + names))
+drawings.text(axes, 1.5, T + 5, "coloured: seen      dark: the pair itself\ndashed hole: its own demonstration\n"
+              "pale: hidden, with a dot by token dropout\nhatched: padding", 9, ha="left", va="top", linespacing=1.6)
 plt.show()
 
 # %% [markdown]
-# Read the left picture line by line. The blue pair has a hole where demo 0 is. The speckles run down a whole pair, as
-# one draw holds for all of its tokens. The pale squares are hidden: the pairs do not see each other.
+# Read the left picture line by line. The blue pair has a hole where demonstration 0 is. A dot runs down a whole pair,
+# because one draw holds for all of its tokens. The pale squares on the right of it are the other pairs, which a pair
+# does not see. In the padded rows every pair has a cache of its own, and what is hatched is computed for nothing.
 #
-# Is the left picture what the package computes with? We rebuild it by its three rules and compare.
-
-# %%
-mask = row.mask(seen)[0]  # (T, P+T), True where a token may look
-same_pair = row.pair[:, None] == row.pair
-not_ahead = torch.arange(T)[:, None] >= torch.arange(T)
-assert torch.equal(mask, torch.cat([seen[row.pair], same_pair & not_ahead], dim=1))
-print(f"mask {tuple(mask.shape)}: {mask.float().mean():.0%} of it is seen")
-
-# %% [markdown]
 # ## The slow way, written out
 #
-# To check the one row we need something that is plainly right. Here is the batch: k rows, k copies, padding, and the
-# label -100 where there is nothing to learn. The authors' code does it like this.
+# To check the one row we need something that is plainly right: k rows, k copies, padding, and the label -100 where
+# there is nothing to learn. The paper's released code does it like this.
 
 # %%
-def padded_loss(model, prefix, task, seen):
-    (k, P), T = seen.shape, max(len(d.x) + len(d.y) for d in task.demos)
+def padded_loss(model, prefix, demos, seen):
+    (k, P), T = seen.shape, max(len(demo.x) + len(demo.y) for demo in demos)
     tokens, labels = torch.zeros(k, T, dtype=torch.int64), torch.full((k, T), -100)
-    for i, d in enumerate(task.demos):
-        n = len(d.x) + len(d.y)
-        tokens[i, :n] = torch.tensor([*d.x, *d.y])
-        labels[i, len(d.x) : n] = torch.tensor(d.y)
+    for i, demo in enumerate(demos):
+        n = len(demo.x) + len(demo.y)
+        tokens[i, :n] = torch.tensor([*demo.x, *demo.y])
+        labels[i, len(demo.x) : n] = torch.tensor(demo.y)
     causal = torch.ones(k, T, T, dtype=torch.bool).tril()  # padding stands last, so no real token sees it
     mask = torch.cat([seen[:, None].expand(k, T, P), causal], dim=2)  # (k, T, P+T)
     copies = Prefix([tuple(part.expand(k, -1, -1, -1) for part in layer) for layer in prefix.kv], prefix.owner, P)
@@ -238,11 +210,20 @@ def padded_loss(model, prefix, task, seen):
     return F.cross_entropy(model.logits(hidden)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
 
+def packed_loss(model, prefix, row, mask):
+    hidden, _ = model(row.tokens, positions=row.positions, mask=mask, prefix=prefix)
+    return F.cross_entropy(model.logits(hidden[0, row.where]), row.target)
+
+
+with torch.no_grad():
+    print(f"padded {padded_loss(model, prefix, demos, seen):.6f}, one row {packed_loss(model, prefix, row, mask):.6f}")
+
 # %% [markdown]
 # ## A real task, to ten digits
 #
-# Now a task with ten demos, one that no embedded model was trained on. We compute in float64, where rounding is far
-# below what we look for. The package's logits are float32 by design, so this one copy gets a head of its own.
+# Six digits could be luck. So we take a task with ten demonstrations, one that the model never saw in training, and
+# compute in float64, where rounding is far below what we look for. The package's logits are float32 by design, so this
+# one copy gets a head of its own. The keys and values are leaves: tensors that we own and whose gradient we ask for.
 
 # %%
 name = nano.WORLDS["strings"].pools()["held_out"][0]
@@ -250,152 +231,167 @@ task = nano.make_task("strings", name, tokenizer, seed=0)
 exact = load_model(nano.FOLDER / "strings", "cpu", "float64")
 exact.logits = lambda hidden: F.linear(hidden, exact.embedding.weight)
 start = encode_context(exact, task.instruction, task.demos)
-seen = visible(start.owner, len(task.demos), True, 0.05, torch.Generator().manual_seed(0))
-print(f"{name!r}: k = {len(task.demos)} demos, P = {len(start.owner)} entries")
-
-# %% [markdown]
-# The keys and values are leaves: tensors that we own, and whose gradient we ask for.
-
-# %%
+k, P = len(task.demos), len(start.owner)
 keys, values = leaves = [part.requires_grad_() for part in start.stack()]  # (L, 1, K, P, D) each
 theta = start.of(keys, values)
-row = pack_demos(task, exact, theta.next_position)
-
-
-def packed_loss(row, mask):
-    return F.cross_entropy(answer_logits(exact, row, theta, mask=mask), row.target)
-
-
-slow = padded_loss(exact, theta, task, seen)
+seen = my_visible(theta.owner, k, 0.05, torch.Generator().manual_seed(0))
+slow = padded_loss(exact, theta, task.demos, seen)
 slow_gradient = torch.autograd.grad(slow, leaves)
-print("keys", tuple(keys.shape), f"loss of the padded rows {slow.item():.10f}")
+print(f"{name!r}: k = {k} demonstrations, P = {P} entries, keys {tuple(keys.shape)}")
+print(f"loss of the padded rows {slow.item():.10f}")
 
 # %%
 def check(row, mask):
     """The loss and its gradient in the keys and values are those of the padded rows, to ten digits."""
-    loss = packed_loss(row, mask)
+    loss = packed_loss(exact, theta, row, mask)
     gradient = torch.autograd.grad(loss, leaves)
     wrong = [abs(loss - slow) / slow, *((a - b).norm() / b.norm() for a, b in zip(gradient, slow_gradient))]
     for part, error in zip(("loss", "gradient of the keys", "gradient of the values"), wrong):
         assert error < 1e-10, f"the {part} is off by {error:.1e} of its size"
-    return loss
+    return loss, max(wrong)
 
 
-print(f"loss of the one row     {check(row, row.mask(seen)).item():.10f}")
-
-# %% [markdown]
-# Ten digits agree, and so does the gradient in every key and value. What did the one row save?
-
-# %%
-print(f"{'k':>3} {'one row':>8} {'padded':>8} {'times':>6} {'copied entries':>15}")
-for n in (2, 4, 8, 16, 32):
-    longer = nano.make_task("strings", name, tokenizer, seed=0, k=n, n_query=1)
-    lengths = [len(d.x) + len(d.y) for d in longer.demos]
-    one, many, entries = sum(lengths) - n, n * max(lengths), 1 + sum(lengths)  # 1: the start sign
-    print(f"{n:3d} {one:8d} {many:8d} {many / one:6.2f} {(n - 1) * entries:15d}")
-    assert one < many
+row = my_pack(task.demos, start=P)
+loss, error = check(row, my_mask(row, seen))
+print(f"loss of the one row     {loss.item():.10f}; the largest error of all is {error:.0e} of the size")
 
 # %% [markdown]
-# The share of tokens saved stays much the same. The copies saved grow with the square of k, and each copied entry is a
-# key and a value in every layer.
+# Ten digits agree, and so do the gradients in every key and value.
 #
 # ## Break it
 #
-# Two mistakes that look harmless. In the first, pairs see the pairs before them in the row. In the second, positions
-# run on through the row and do not start anew. Both still give a loss, and training on either would lower it.
+# Two mistakes look harmless. In the first, pairs see the pairs before them in the row. In the second, positions run on
+# through the row and do not start anew. Both still give a loss, and training on either would lower it.
 
 # %%
-T, P = row.tokens.shape[1], len(theta.owner)
+T = row.tokens.shape[1]
 looks_back = torch.cat([seen[row.pair], torch.ones(T, T, dtype=torch.bool).tril()], dim=1)[None]
 with breaks("pairs see the pairs before them"):
     check(row, looks_back)
-runs_on = replace(row, positions=torch.arange(P, P + T)[None])
+runs_on = SimpleNamespace(**vars(row) | dict(positions=torch.arange(P, P + T)[None]))
 with breaks("positions run on"):
-    check(runs_on, row.mask(seen))
+    check(runs_on, my_mask(row, seen))
 
 # %% [markdown]
-# ## The loop
+# ## What the one row saves
 #
-# The rest of a method is a loop that you know: AdamW, a learning rate that falls along a cosine to 0, and a gradient
-# that is clipped to norm 1. Only the leaves move. The model never does.
+# Three things can be counted for each k: the tokens that go through the model, the cache entries that are held, and
+# the attention scores, one for each token and each thing that it might look at. For the one row the scores include the
+# hidden ones, because the usual kernels compute a score before they mask it.
 
 # %%
-def my_optimise(loss, leaves, config):
-    optimizer = torch.optim.AdamW(leaves, lr=config.lr, betas=(0.9, 0.999), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.n_step)
-    for _ in range(config.n_step):
-        now = loss()
-        optimizer.zero_grad()
-        now.backward(inputs=leaves)
-        torch.nn.utils.clip_grad_norm_(leaves, 1.0)
-        optimizer.step()
-        schedule.step()
-        print(f"{now.item():.3f}", end=" ")
-
+print(f"{'':4}{'tokens':^15}  {'entries':^15}  {'scores':^17}")
+print(f"{'k':>2} {'one row':>8} {'padded':>7} {'one row':>8} {'padded':>7} {'one row':>9} {'padded':>8}")
+counts = {}
+for n in (2, 4, 8, 16, 32):
+    longer = nano.make_task("strings", name, tokenizer, seed=0, k=n, n_query=1)
+    lengths = [len(demo.x) + len(demo.y) for demo in longer.demos]
+    entries, one, longest = len(longer.instruction) + sum(lengths), sum(lengths) - n, max(lengths)
+    counts[n] = (one, n * longest, entries, n * entries, one * (entries + one), n * longest * (entries + longest))
+    print("{:2d} {:8,} {:7,} {:8,} {:7,} {:9,} {:8,}".format(n, *counts[n]))
+    assert one < n * longest
 
 # %% [markdown]
-# And around it CT-KV itself: read, pack, take the leaves, and at every step draw what is seen.
+# The share of tokens saved stays much the same, but the copied entries grow with the square of k, and each is a key and
+# a value in every layer. The last two columns tell the other half: from k = 4 on the one row has *more* scores than the
+# padded rows, because all of its tokens meet all others, if only to be hidden.
+#
+# ## Where it loses
+#
+# So the one row must lose somewhere. We look for it where there is least to save: pairs of one length, which need no
+# padding. We measure a forward and a backward pass in CPU milliseconds, which do not count the time that other
+# programs take, and let the two ways alternate.
 
 # %%
-def my_ct_kv(model, task, config, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    context = encode_context(model, task.instruction, task.demos)
-    row = pack_demos(task, model, context.next_position)
-    keys, values = leaves = [part.requires_grad_() for part in context.stack()]
-
-    def loss():
-        seen = my_visible(context.owner, len(task.demos), config.token_dropout, generator)
-        logits = answer_logits(model, row, context.of(keys, values), mask=row.mask(seen))
-        return F.cross_entropy(logits, row.target)
-
-    my_optimise(loss, leaves, config)
-    return context.of(keys.detach(), values.detach())
+def milliseconds(ways, repeat=few(5, 1)):
+    """The smallest CPU time of each of these functions, called in turn."""
+    times = [[] for _ in ways]
+    for _ in range(repeat + 1):
+        for way, taken in zip(ways, times):
+            begin = time.process_time()
+            way()
+            taken.append(1e3 * (time.process_time() - begin))
+    return [min(taken[1:]) for taken in times]  # the first call warms up
 
 
-# %% [markdown]
-# It must give the package's numbers, bit for bit.
+def both_ways(task):
+    start = encode_context(model, task.instruction, task.demos)
+    leaves = [part.requires_grad_() for part in start.stack()]
+    theta, row = start.of(*leaves), my_pack(task.demos, len(start.owner))
+    seen = my_visible(start.owner, len(task.demos), 0.05, torch.Generator().manual_seed(0))
+    mask = my_mask(row, seen)
+    return milliseconds([lambda: torch.autograd.grad(packed_loss(model, theta, row, mask), leaves),
+                         lambda: torch.autograd.grad(padded_loss(model, theta, task.demos, seen), leaves)])
+
 
 # %%
-config = ct_kv.Config(**nano.read_settings()["strings"]["ct_kv"] | dict(n_step=few(16, 2), leave_one_out=True))
-ours, theirs = my_ct_kv(model, task, config), ct_kv.adapt(model, task, config).prefix
-for a, b in zip(ours.stack(), theirs.stack(), strict=True):
-    assert torch.equal(a, b)
-print(f"\n{sum(part.numel() for part in theirs.stack()):,} trained numbers, all of them equal")
+LENGTHS, K = few((4, 8, 16, 24, 32, 38), (4, 8)), (2, 4, 8, 16, 32)
+equal = []
+for length in LENGTHS:
+    ids = torch.randint(3, 19, (12, length), generator=torch.Generator().manual_seed(length)).tolist()
+    equal.append(both_ways(Task("equal pairs", [Demo(each[:-2], each[-2:]) for each in ids], queries=[])))
+    print(f"12 pairs of {length:2d} tokens: one row {equal[-1][0]:5.1f} ms, padded {equal[-1][1]:5.1f} ms")
+uneven = [both_ways(nano.make_task("strings", name, tokenizer, seed=0, k=n, n_query=1)) for n in few(K, K[:2])]
+
+# %%
+figure, panels = plt.subplots(1, 2)
+styles = (("one row", "#d1495b", "o-"), ("padded rows", "#333333", "s--"))
+for axes, at, taken in ((panels[0], K, uneven), (panels[1], LENGTHS, equal)):
+    for (said, colour, style), line in zip(styles, zip(*taken)):
+        axes.plot(at[: len(line)], line, style, color=colour)
+        is_upper = line[-1] == max(taken[-1])
+        place, shift = (-1, (-10, 0)) if is_upper else (len(line) // 2, (10, -14))
+        axes.annotate(said, (at[: len(line)][place], line[place]), xytext=shift, textcoords="offset points",
+                      color=colour, ha="right" if is_upper else "left", va="center")
+    axes.set(ylabel="CPU ms of a step", ylim=(0, None))
+panels[0].set(xlabel="k", xticks=K[2:], title="demonstrations of strings, uneven")
+panels[1].set(xlabel="tokens of a pair", title="twelve pairs, all of one length")
+plt.show()
+
+# %%
+saved, lost = uneven[-1][0] / uneven[-1][1], equal[-1][0] / equal[-1][1]
+claim(saved < 0.95, f"with {K[len(uneven) - 1]} uneven pairs one row takes {saved:.2f} of the padded rows' time")
+claim(lost > 1.03, f"with twelve equal pairs of {LENGTHS[-1]} tokens it takes {lost:.2f} times as long")
 
 # %% [markdown]
-# ## Three questions
+# With uneven pairs the one row is faster. With long pairs of one length it is slower, because it saves no tokens and
+# its hidden scores cost. This model is tiny, so attention has a large share in it; in a larger model the linear maps
+# take most of the time, and there the one row is at least level on a CPU. On a GPU it has saved memory but no time
+# ([the page on costs](../weights/nano/costs.md)).
 #
-# **1. Why does the last token of an answer stand in the prefix, but not in the row?**
+# ## Exercises
 #
-# <details><summary>Answer</summary>
+# **1. The last token.** Why does the last token of an answer stand in the cache, but not in the row?
 #
-# In the row a token is there to predict the next one, and behind the last there is nothing to predict. In the prefix a
-# token is there to be looked at, and the end of an answer tells the model where the next demo begins.
+# <details><summary>Solution</summary>
+#
+# In the row a token is there to predict the next one, and behind the last there is nothing to predict. In the cache a
+# token is there to be looked at, and the end of an answer tells the model where the next demonstration begins.
 #
 # </details>
 #
-# **2. The loss is a mean over answer tokens. What changes if it is a mean over pairs of the mean of each?**
+# **2. The mean.** The loss is a mean over answer tokens. Change `packed_loss` so that it is a mean over pairs of the
+# mean of each. Which assert fails, and on which tasks would nobody see the difference?
 #
-# <details><summary>Answer</summary>
+# <details><summary>Solution</summary>
 #
-# Long answers lose weight and short ones gain it. The loss still falls. On a task whose answers all have one length
-# nobody would see the difference, so test on uneven ones. The four demos above are uneven for that reason.
-#
-# </details>
-#
-# **3. The scores between two pairs are computed and then hidden. When does that cost more than the copies saved?**
-#
-# <details><summary>Answer</summary>
-#
-# The hidden part of the mask has about T² cells, so it grows with the square of k. The copies of the batch do too, with
-# a larger factor, as k·P entries have keys and values in every layer. With many long pairs both are too much. Then one
-# computes the part behind the prefix and the pair's own part apart, and merges them.
+# `losses = F.cross_entropy(logits, row.target, reduction="none")`, then the mean of `losses[pair == i].mean()` over i,
+# with `pair = row.pair[row.where]`. `check` fails at the loss: long answers lose weight and short ones gain it. If all
+# answers have one length, the two means are equal, so test on uneven ones.
 #
 # </details>
 #
-# ## Change next
+# **3. Without the T² part.** The prefix part of the scores has T·P cells, all of them useful but for the holes. How
+# would you compute the rest without the scores between different pairs?
 #
-# - Set the dropout of the picture to 0, then to 0.5, and draw it again.
-# - Give the four demos a longer instruction. Where does it stand in the mask, and who may see it?
-# - Hide demo i + 1 from pair i in `my_visible`. Which assert fires? The next tutorial asks whether the score would.
-# - Read `nanoct/methods/ct_kv.py`. It is `my_ct_kv` with an adapter and its error messages.
+# <details><summary>Solution</summary>
+#
+# Compute two attentions and merge them: the row against the cache, T·P scores, and each pair against itself as a small
+# batch, k·T_max² scores. A softmax over two parts is their weighted mean, and the weights are the exponentials of each
+# part's log-sum-exp. The numbers are the same, and no score between two pairs is ever computed.
+#
+# </details>
+#
+# Build the row with tests that find its silent mistakes: [A2](assignments/a2_row/handout.md).
+#
+# Next: [08, How tuning cheats](08_how_tuning_cheats.ipynb), which asks what happens if the hole is forgotten.

@@ -77,15 +77,39 @@ def cache(axes, x, y, owner, n_layer=3, hidden=(), shade=0.0, letters=None):
                                  edgecolor=owner_colour(each), linewidth=1.6))
 
 
-def mask(axes, x, y, seen, row_owner, column_owner):
+def mask(axes, x, y, seen, row_owner, column_owner, n_prefix=0, letters=None):
     """A mask as squares: a row for each token that looks, a column for each thing it may look at.
 
-    seen: (T, S) bool, coloured by the owner of the column where True, pale where False.
+    seen: (T, S) bool, coloured by the owner of the column where True, pale where False. An owner None is padding.
+    n_prefix: the first columns are a cache and stand apart. What a row does not see of its own owner there is a hole,
+    and what else is hidden there has a dot: token dropout. letters: of the rows and of the columns, two lists.
     """
+    place = [x + s + (0 < n_prefix <= s) for s in range(len(column_owner))]
     for t, line in enumerate(seen):
         for s, is_seen in enumerate(line):
-            square(axes, x + s, y + t, owner_colour(column_owner[s]) if is_seen else HIDDEN)
-        square(axes, x - 1.2, y + t, owner_colour(row_owner[t]), 0.4)
+            in_cache, is_own = s < n_prefix, row_owner[t] == column_owner[s]
+            colour = owner_colour(column_owner[s]) if column_owner[s] is not None else HIDDEN
+            if row_owner[t] is None or column_owner[s] is None:
+                square(axes, place[s], y + t, "#ffffff", 0.7, 0.7, hatch="//////", edgecolor="#c4c4c4")
+            elif is_seen:
+                square(axes, place[s], y + t, colour if in_cache or not n_prefix else mix(colour, "#000000", 0.35))
+            elif not (in_cache and is_own):
+                square(axes, place[s], y + t, HIDDEN)
+                if in_cache:
+                    square(axes, place[s], y + t, colour, 0.34, 0.34)
+        if letters and row_owner[t] is not None:
+            text(axes, x - 0.7, y + t + 0.5, letters[0][t], 8, owner_colour(row_owner[t]), family="monospace")
+        elif not letters:
+            square(axes, x - 1.2, y + t, owner_colour(row_owner[t]), 0.4)
+    for s, name in enumerate(letters[1] if letters else ()):
+        if column_owner[s] is not None:
+            text(axes, place[s] + 0.5, y - 0.6, name, 8, owner_colour(column_owner[s]), family="monospace")
+    for owner in {each for each in row_owner[: len(seen) if n_prefix else 0] if each is not None}:
+        columns = [s for s in range(n_prefix) if column_owner[s] == owner]
+        rows = [t for t, each in enumerate(row_owner) if each == owner]
+        if columns and not seen[rows[0]][columns[0]]:
+            axes.add_patch(Rectangle((x + columns[0] + 0.15, y + rows[0] + 0.15), len(columns) - 0.3, len(rows) - 0.3,
+                                     facecolor="none", linestyle=(0, (3, 2)), edgecolor=owner_colour(owner)))
 
 
 def idea():
