@@ -369,10 +369,10 @@ plt.show()
 # Small points are tasks, large ones their means with the interval; CT-KV and qTTT, which train about as many numbers,
 # are set apart a little. On the left the two with many numbers fit the demonstrations far better than the two with few.
 # On the right the differences between tasks are larger than those between methods. This is a look at eight tasks and
-# one seed, not a result: where an interval holds zero, or two intervals overlap, these tasks do not decide. On all 24
-# tasks and three seeds CT-KV, with dropout, is 14.7 ± 7.7 points ahead of ICL ([the page](../weights/nano/README.md));
-# the other rows have not been measured at that size. What we can say already is that fitting the demonstrations is not
-# the same as answering questions.
+# one seed, not a result: where an interval holds zero, as all four do here, these tasks do not decide whether the
+# method gains. On all 24 tasks and three seeds CT-KV, with dropout, is 14.7 ± 7.7 points ahead of ICL ([the
+# page](../weights/nano/README.md)); the other rows have not been measured at that size. What we can say already is that
+# fitting the demonstrations is not the same as answering questions.
 #
 # ## How many, or where?
 #
@@ -399,9 +399,8 @@ claim(centre - half > 10, f"in facts CT-KV is {centre:.0f} ± {half:.0f} points 
 
 # %% [markdown]
 # So the count is not what decides here: a cache of fewer numbers does what more numbers in $W_Q$ do not do, at these
-# rates and in this many steps. One reading is that qTTT and label anchors can only look differently at what the
-# demonstrations left in the cache, while CT-KV can also write into it something that was not there. Exercise 2 asks you
-# to test a part of that.
+# rates and in this many steps. One reading is that qTTT can only look differently at what the demonstrations left in
+# the cache, while CT-KV can also write into it something that was not there. Exercise 2 tests a part of that.
 #
 # ## Where a published method fails
 #
