@@ -85,6 +85,7 @@ def panel(axes, left, name, is_trained):
             drawings.square(axes, left + 1.85 * place + 0.15, 8.95, colour(name), height=0.35)
 
 
+# %%
 figure, axes = drawings.canvas(40, 10.2)
 panel(axes, 3, "anchors", lambda part, is_answer: part == "values" and is_answer)
 panel(axes, 12.5, "ia3", lambda part, _: part.startswith("factor") and "W_Q" not in part)
