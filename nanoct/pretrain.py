@@ -1,4 +1,4 @@
-"""Meta-train the embedded model of a world: it learns to learn a task from the examples in its context.
+"""Meta-train the built-in model of a world: it learns to learn a task from the examples in its context.
 
     python -m nanoct.pretrain                       # strings, into results/nano/strings; started again, it goes on
     python -m nanoct.pretrain --world grids --init weights/nano/strings     # from another world's weights
@@ -173,7 +173,7 @@ def check(config):
 
 
 def embedded(config, name, init, device):
-    """(model, world, {name: tokenizer file}) of an embedded world; init: a folder whose weights the model starts from.
+    """(model, world, {name: tokenizer file}) of a built-in world; init: a folder whose weights the model starts from.
 
     Raises what start_from raises.
     """
@@ -197,7 +197,7 @@ def public(init, device, data):
 def train(config, out, world="strings", init=None, device=None, data=None):
     """Train to config.n_step, from the state in `out` if there is one; write model, tokenizer, state and log there.
 
-    init: a model whose weights a new run starts from; not read if a run of an embedded world goes on. data: folder of
+    init: a model whose weights a new run starts from; not read if a run of a built-in world goes on. data: folder of
     the files of --world arc. Raises ValueError or OSError with a sentence; what is saved stays.
     """
     check(config)

@@ -46,12 +46,12 @@ def encode_example(where, question, answers, tokenizer, template, chat=False):
 
 
 def is_embedded(tokenizer):
-    """Whether a tokenizer is that of the embedded models, which all have one vocabulary."""
+    """Whether a tokenizer is that of the built-in models, which all have one vocabulary."""
     return Path(tokenizer.source).name == "vocab.json"
 
 
 def hint(tokenizer):
-    """A sentence for errors about text that the embedded models cannot read; "" for all others."""
+    """A sentence for errors about text that the built-in models cannot read; "" for all others."""
     return (" The built-in model knows strings of the letters a to p and no English: `make smollm2` gets a model that "
             "does." if is_embedded(tokenizer) else "")
 
@@ -80,7 +80,7 @@ def task_of(pairs, tokenizer, instruction="", template=PLAIN, name="pairs"):
 
     pairs: [("dog", "chien"), …] or [{"input": "dog", "output": "chien"}, …]. instruction: text at the head of the
     context, behind the tokenizer's beginning-of-sequence token if its model expects one. template: text with {input}
-    and {output}; the embedded models have no line break and take "{input}={output};".
+    and {output}; the built-in models have no line break and take "{input}={output};".
     Raises ValueError, in one sentence, on no pairs, on what is no pair of strings, on text that the tokenizer lacks,
     and on a template without {input}, {output} and an end of answers.
     """

@@ -40,7 +40,7 @@ from nanoct.runs.measure import check_finite, finite
 from nanoct.score import NotFinite, decode, demo_loss, judge, lowest, option_losses
 from nanoct.template import PLAIN, check_ends, encode_example, hint, is_embedded, split, text_of
 
-EMBEDDED = f"{{input}}{EQUALS}{{output}}{END}"  # the template of the embedded vocabulary
+EMBEDDED = f"{{input}}{EQUALS}{{output}}{END}"  # the template of the built-in vocabulary
 METRICS = None, "accuracy", "macro_f1", "text"  # None: depends on whether a line has options
 BASELINES = "icl", "zero_shot"  # their scores are printed beside a held-out score
 ENOUGH, NONE = 20, "none"  # lines, of which a fifth is held out; --held-out for no such lines
@@ -362,11 +362,11 @@ def parse():
     t.add_argument("--held-out", metavar="FILE.jsonl", help="lines to score the context on, beside ICL and zero-shot; "
                    f"default: a fifth of --data if it has {ENOUGH} lines or more; {NONE}: no lines")
     t.add_argument("--template", help=f"text of a line with {{input}} and {{output}}, \\n and \\t understood; default: "
-                   f"{EMBEDDED!r} with the embedded vocabulary, else {PLAIN!r}")
+                   f"{EMBEDDED!r} with the built-in vocabulary, else {PLAIN!r}")
     t.add_argument("--chat", action="store_true", default=None, help="write demos and questions as the model's chat "
                    "template does, with the instruction as the system message")
     t.add_argument("--instruction", help=f"text at the head of the context, behind the tokenizer's BOS if it has one "
-                   f"({BOS} in the embedded vocabulary); default: none")
+                   f"({BOS} in the built-in vocabulary); default: none")
     t.add_argument("--metric", choices=METRICS[1:], help="accuracy and macro_f1 choose among options, text "
                    "decodes; default: accuracy for lines with options, text for those without")
     t.add_argument("--seed", type=int, help="of what the method draws; default: 0")

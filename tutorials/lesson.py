@@ -18,7 +18,7 @@ if sys.flags.optimize:
     sys.exit("A lesson asserts what it claims, which python -O leaves out: start it without, or unset PYTHONOPTIMIZE.")
 os.chdir(Path(__file__).resolve().parent)  # the files of a lesson are beside it, wherever it is started
 QUICK = os.environ.get("NANOCT_QUICK") == "1"
-torch.set_num_threads(1)  # the embedded models are so small that a second thread makes them slower
+torch.set_num_threads(1)  # the built-in models are so small that a second thread makes them slower
 if "ipykernel" in sys.modules:  # in a notebook figures stand under their cell; a script shows none (runs/plots.py)
     from IPython import get_ipython
 

@@ -2,7 +2,7 @@
 
 tokenizer.json    byte-level BPE as Hugging Face `tokenizers` writes it: Llama-3.x, Qwen, SmolLM2, GPT-2, and more
 tokenizer.model   Llama-3's tiktoken ranks, one "base64 rank" a line (Meta's llama-models repository)
-vocab.json        the embedded model's vocabulary, a list of strings: encoding takes the longest token at each place
+vocab.json        the built-in model's vocabulary, a list of strings: encoding takes the longest token at each place
 
 The first of these files that is there is read. Each becomes a `tiktoken.Encoding`: a regex that cuts text into pieces,
 and the tokens in the order of their merges, their ranks. Ids may be in another order (SmolLM2 gives the lowest ids to

@@ -234,7 +234,7 @@ def fetch(folder_or_name, weights=True) -> Path:
     if path.exists():
         raise ValueError(f"{name!r} is a file; give the folder that holds config.json and model.safetensors.")
     if path.is_relative_to(EMBEDDED) and not EMBEDDED.is_dir():
-        raise FileNotFoundError(f"There is no {path}: the embedded models are in the repository and not in an "
+        raise FileNotFoundError(f"There is no {path}: the built-in models are in the repository and not in an "
                                 "installed package; clone it and `pip install -e .` there, or name a model with "
                                 "--model.")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):

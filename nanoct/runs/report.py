@@ -1,4 +1,4 @@
-"""Tables and figures from results: of the embedded worlds, beside committed lines, and of one public benchmark.
+"""Tables and figures from results: of the built-in worlds, beside committed lines, and of one public benchmark.
 
 All rows of a world or benchmark are about the same tasks and seeds: what one method could not do is left out of all
 rows, and a note says so. KL is the divergence of a method's answers from the exact Bayes predictive, in nats a query,
@@ -58,7 +58,7 @@ def names_that_vary(groups):
     return names
 
 
-# --- the embedded worlds: a column for each, beside committed lines of the same runs ---
+# --- the built-in worlds: a column for each, beside committed lines of the same runs ---
 
 
 def comparable(lines):

@@ -27,7 +27,7 @@ def call(monkeypatch, *arguments):
     cli.run(demo.main)
 
 
-def test_the_embedded_demo(monkeypatch, capsys):
+def test_the_built_in_demo(monkeypatch, capsys):
     folder, name = nano.FOLDER / "strings", nano.WORLDS["strings"].pools()["held_out"][1]
     call(monkeypatch, "--tasks", name)
     said = capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_another_method_beside_icl(monkeypatch, capsys):
     assert "invalid choice: 'icl'" in capsys.readouterr().err
 
 
-def test_smollm2_is_the_default_where_it_is_and_the_embedded_model_can_be_named(tmp_path, monkeypatch, capsys):
+def test_smollm2_is_the_default_where_it_is_and_the_built_in_model_can_be_named(tmp_path, monkeypatch, capsys):
     loaded = []
 
     def load(name, device):
@@ -78,7 +78,7 @@ def test_smollm2_is_the_default_where_it_is_and_the_embedded_model_can_be_named(
     assert [str(name) for name in loaded] == [strings, str(there), strings, strings]
 
 
-def test_the_embedded_model_that_is_named_shows_strings_and_says_how_to_get_words(monkeypatch, capsys):
+def test_the_built_in_model_that_is_named_shows_strings_and_says_how_to_get_words(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         call(monkeypatch, "--model", str(nano.FOLDER / "strings"), "--tasks", "capital")
     said = capsys.readouterr().err

@@ -39,7 +39,7 @@ def nowhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Folder of a random model of the embedded vocabulary with a context of 64 tokens."""
+    """Folder of a random model of the built-in vocabulary with a context of 64 tokens."""
     folder = tmp_path_factory.mktemp("model")
     sizes = dict(n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=64)
     config = LlamaConfig(len(nano.VOCABULARY), **sizes)

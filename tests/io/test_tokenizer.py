@@ -531,7 +531,7 @@ def test_tokenizer_config_says_whether_a_bos_is_put(trained, tmp_path, config, p
 
 
 def test_a_bos_of_the_other_kinds_of_files(trained, tmp_path):
-    """Meta's own code puts one before every prompt, and the embedded worlds begin with theirs."""
+    """Meta's own code puts one before every prompt, and the built-in worlds begin with theirs."""
     ranks = load_tokenizer(write_ranks(tmp_path, trained["llama3"][0]))
     assert common.bos(ranks) == [ranks.special["<|begin_of_text|>"]]
     (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
