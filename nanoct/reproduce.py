@@ -1,6 +1,6 @@
 """The main job: methods x held-out tasks x seeds of four worlds, compared with the committed runs of the same.
 
-    python -m nanoct.reproduce                          # 2 held-out tasks of each embedded world, minutes on two cores
+    python -m nanoct.reproduce                          # 2 held-out tasks of each built-in world, minutes on two cores
     python -m nanoct.reproduce --quick                  # 1 task of each
     python -m nanoct.reproduce --full                   # every held-out task, 3 seeds of demos
     python -m nanoct.reproduce --world lexicon facts    # two of the worlds
@@ -36,7 +36,7 @@ def parse():
     p.add_argument("--full", action="store_true", help="every task of the pool, seeds 0 1 2")
     add_options(
         p, [*KNOWN, *CEILINGS], ("held_out", "validation", "train"), methods="default: the paper's, and the ceilings",
-        pool="default: held_out, --sweep validation", device="cpu, as the embedded models are too small for more",
+        pool="default: held_out, --sweep validation", device="cpu, as the built-in models are too small for more",
         tasks=f"how many of each pool, or names of one world's; default: {worlds.N_TASK}, --sweep {sweep.N_TASK}, "
         "--full all", seeds="0, --full 0 1 2, more in a sweep of few tasks", out="results",
         sweep=f"choose settings on {sweep.N_TASK} validation tasks of each world (runs/sweep.py); writes sweep.jsonl, "

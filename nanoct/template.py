@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from nanoct.fewshot import Adapted, Demo, Task, Text
+from nanoct.fewshot import Demo, Task, Text
 from nanoct.score import decode
 
 PLAIN = "{input}\n{output}\n\n"
@@ -24,12 +24,20 @@ def split(template):
     return found.groups()
 
 
-def encode_example(where, question, answers, tokenizer, template):
-    """Ids of x, and {answer: ids of y}. Raises ValueError that begins with `where` if there is no token for a text."""
+def encode_example(where, question, answers, tokenizer, template, chat=False):
+    """Ids of x, and {answer: ids of y}. Raises ValueError that begins with `where` if there is no token for a text.
+
+    chat: whether the template is one of a chat, whose special tokens are meant; then no other text may name one, and
+    texts stand without the spaces around them, as many chat templates write them.
+    """
     before, between, after = split(template)
+    bare, marked = (str.strip, dict(special=True)) if chat else (str, {})
+    for name in tokenizer.special if chat else ():
+        if any(name in text for text in (question, *answers)):
+            raise ValueError(f"{where} has {name!r} in its text, which is a mark of the chat template: take it out.")
     try:
-        x, end = tokenizer.encode(before + question + between), tokenizer.encode(after)
-        ys = {answer: tokenizer.encode(answer) + end for answer in answers}
+        x, end = tokenizer.encode(before + bare(question) + between, **marked), tokenizer.encode(after, **marked)
+        ys = {answer: tokenizer.encode(bare(answer)) + end for answer in answers}
     except ValueError as error:
         raise ValueError(f"{where}: {error}.{hint(tokenizer)}") from None
     if not all([x, *ys.values()]):
@@ -38,12 +46,12 @@ def encode_example(where, question, answers, tokenizer, template):
 
 
 def is_embedded(tokenizer):
-    """Whether a tokenizer is that of the embedded models, which all have one vocabulary."""
+    """Whether a tokenizer is that of the built-in models, which all have one vocabulary."""
     return Path(tokenizer.source).name == "vocab.json"
 
 
 def hint(tokenizer):
-    """A sentence for errors about text that the embedded models cannot read; "" for all others."""
+    """A sentence for errors about text that the built-in models cannot read; "" for all others."""
     return (" The built-in model knows strings of the letters a to p and no English: `make smollm2` gets a model that "
             "does." if is_embedded(tokenizer) else "")
 
@@ -72,13 +80,12 @@ def task_of(pairs, tokenizer, instruction="", template=PLAIN, name="pairs"):
 
     pairs: [("dog", "chien"), …] or [{"input": "dog", "output": "chien"}, …]. instruction: text at the head of the
     context, behind the tokenizer's beginning-of-sequence token if its model expects one. template: text with {input}
-    and {output}; the embedded models have no line break and take "{input}={output};".
+    and {output}; the built-in models have no line break and take "{input}={output};".
     Raises ValueError, in one sentence, on no pairs, on what is no pair of strings, on text that the tokenizer lacks,
     and on a template without {input}, {output} and an end of answers.
     """
     demos = []
     _need("the template", template)
-    _need_tokenizer(tokenizer)
     if isinstance(pairs, (str, dict)) or not isinstance(pairs, Iterable):
         raise ValueError(f"the pairs are {pairs!r:.60}; they must be a list of (input, output).")
     for i, pair in enumerate(pairs):
@@ -99,11 +106,8 @@ def answer(adapted, question, tokenizer, template=PLAIN, max_new_tokens=32):
     template: that of the task. At most max_new_tokens are decoded, one forward pass each.
     Raises ValueError if the question is no string, has text that the tokenizer lacks, or does not fit the model.
     """
-    _need("what is asked", adapted, Adapted, "what a method's adapt returns")
     _need("the question", question)
     _need("the template", template)
-    _need_tokenizer(tokenizer)
-    _need("max_new_tokens", max_new_tokens, int, "a whole number")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens} must be at least 1.")
     check_ends("the question", None, template)
@@ -120,11 +124,6 @@ def _strings(i, pair):
     return parts
 
 
-def _need(what, value, kind=str, name="a string"):
-    if not isinstance(value, kind):
-        raise ValueError(f"{what} is {' '.join(repr(value).split()):.60}; it must be {name}.")
-
-
-def _need_tokenizer(tokenizer):
-    if not hasattr(tokenizer, "encode"):
-        raise ValueError(f"the tokenizer is {tokenizer!r:.60}; give the one that nanoct.load returns.")
+def _need(what, value):
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is {value!r:.60}; it must be a string.")

@@ -2,6 +2,7 @@
 
     python -m nanoct.tune --data mine.jsonl --method ct_kv --out ctx.safetensors --held-out test.jsonl
     python -m nanoct.tune --predict --context ctx.safetensors --data questions.jsonl --out answers.jsonl
+    python -m nanoct.tune --ask --context ctx.safetensors
 
 A file of examples has JSON lines {"input": "hot", "output": "cold"}, with "options": ["cold", ...] if the answer
 is one of them. A question needs the input alone. The lines of --data are demos, the examples to learn from. Of 20 lines
@@ -11,7 +12,7 @@ compared by their mean loss per token. Without options the answer is decoded gre
 if it is the output, except for spaces around it. The context keeps template, instruction and metric for --predict.
 
 Most tokenizers join a space to the word behind it, so a template for words does best with "A:{output}" and outputs that
-begin with a space.
+begin with a space. With --chat the model's own chat template writes demos and questions, and needs no such care.
 """
 
 import json
@@ -21,14 +22,17 @@ import sys
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
 
 from nanoct import cli
 from nanoct.benchmarks.nano import BOS, END, EQUALS, FOLDER
-from nanoct.fewshot import Demo, Task, check_fits
+from nanoct.costs.memory import check_room
+from nanoct.fewshot import Demo, Task, check_fits, check_ids
 from nanoct.io import smollm2, weights
+from nanoct.io.chat import Chat
 from nanoct.io.files import check_out, lock, read_json_lines, replace_file
 from nanoct.methods import KNOWN
 from nanoct.runs.contexts import check_savable, load_adapted, read_about, save_adapted
@@ -36,7 +40,7 @@ from nanoct.runs.measure import check_finite, finite
 from nanoct.score import NotFinite, decode, demo_loss, judge, lowest, option_losses
 from nanoct.template import PLAIN, check_ends, encode_example, hint, is_embedded, split, text_of
 
-EMBEDDED = f"{{input}}{EQUALS}{{output}}{END}"  # the template of the embedded vocabulary
+EMBEDDED = f"{{input}}{EQUALS}{{output}}{END}"  # the template of the built-in vocabulary
 METRICS = None, "accuracy", "macro_f1", "text"  # None: depends on whether a line has options
 BASELINES = "icl", "zero_shot"  # their scores are printed beside a held-out score
 ENOUGH, NONE = 20, "none"  # lines, of which a fifth is held out; --held-out for no such lines
@@ -84,7 +88,7 @@ def decoded(line, metric):
     return metric == "text" or metric is None and not line.options
 
 
-def encode(line, model, tokenizer, template, metric, start=0):
+def encode(line, model, tokenizer, template, metric, start=0, chat=False):
     """Token ids of a line's x, and {answer: ids of y} of its options, or else of its output, if any.
 
     Raises ValueError with the line if it has no tokens or unknown ones, or does not fit the model behind `start`
@@ -93,9 +97,8 @@ def encode(line, model, tokenizer, template, metric, start=0):
     if decoded(line, metric):
         check_ends(line.where, line.output, template, "--template")
     answers = [answer for answer in line.options or [line.output] if answer is not None]
-    x, ys = encode_example(line.where, line.input, answers, tokenizer, template)
-    if max(map(max, [x, *ys.values()])) >= model.config.vocab_size:
-        raise ValueError(f"{tokenizer.source} has tokens that the model does not: they do not belong together.")
+    x, ys = encode_example(line.where, line.input, answers, tokenizer, template, chat)
+    check_ids(model, chain(x, *ys.values()))
     longest = max(map(len, ys.values()), default=1)
     check_fits(model, start + len(x) + longest - 1, f"{line.where}, behind {start} tokens,")
     return x, ys
@@ -105,12 +108,12 @@ def start_of(adapted):
     return adapted.prefix.next_position if adapted.prefix is not None else 0
 
 
-def answer(adapted, tokenizer, lines, template, metric, max_new_tokens):
+def answer(adapted, tokenizer, lines, template, metric, max_new_tokens, chat=False):
     """Answer each line: [(prediction, {option: mean loss per token in nats})], with {} if the answer is decoded.
 
     Raises ValueError on a line that cannot be encoded (see encode).
     """
-    encoded = [encode(line, adapted.model, tokenizer, template, metric, start_of(adapted)) for line in lines]
+    encoded = [encode(line, adapted.model, tokenizer, template, metric, start_of(adapted), chat) for line in lines]
     free = [i for i, line in enumerate(lines) if decoded(line, metric)]
     chosen = [i for i, line in enumerate(lines) if not decoded(line, metric)]
     answers = [None] * len(lines)
@@ -219,15 +222,18 @@ def tune(args):
         split(args.template)  # before a large model is loaded
     args.model = args.model or default_model()
     model, tokenizer = load(args.model, args.device)
-    template = args.template or (EMBEDDED if is_embedded(tokenizer) else PLAIN)
+    head, template = args.instruction, args.template or (EMBEDDED if is_embedded(tokenizer) else PLAIN)
+    if args.chat:
+        head, template = Chat(weights.fetch(args.model, weights=False)).frame(args.instruction)
     try:
-        instruction = tokenizer.encode(args.instruction, bos=tokenizer.adds_bos)
+        instruction = tokenizer.encode(head, bos=tokenizer.adds_bos and not args.chat, special=args.chat)
     except ValueError as error:
         raise ValueError(f"--instruction: {error}.{hint(tokenizer)}") from None
-    encoded = [encode(line, model, tokenizer, template, args.metric) for line in lines]
+    encoded = [encode(line, model, tokenizer, template, args.metric, chat=args.chat) for line in lines]
     demos = [Demo(x, ys[line.output]) for line, (x, ys) in zip(lines, encoded)]
     task = Task(Path(args.data).stem, demos, [], instruction)
     steps = [f.name for f in fields(config) if f.name.endswith("n_step")]
+    check_room(model, args.method, config, task)
     # with no steps: what does not fit is refused before the work
     leave_one_out = getattr(config, "leave_one_out", True)
     with finite(args.method, task.name):
@@ -236,9 +242,10 @@ def tune(args):
         before = demo_loss(untrained, task, leave_one_out)
     check_finite(args.method, task, [before])
     start = start_of(untrained)
-    encoded += [encode(line, model, tokenizer, template, args.metric, start) for line in held_out]
+    encoded += [encode(line, model, tokenizer, template, args.metric, start, args.chat) for line in held_out]
     longest = max(len(y) for _, ys in encoded for y in ys.values())
     how = dict(template=template, metric=args.metric, max_new_tokens=2 * longest + 8)
+    how |= dict(chat=True) if args.chat else {}
 
     began = time.perf_counter()
     n_step = sum(getattr(config, name) for name in steps)
@@ -266,19 +273,56 @@ def tune(args):
             print(f"  {name:14} cannot be scored: {error}")
 
 
-def predict(args):
-    """Answer the lines of --data with a saved context; the score, if they have outputs, goes to stderr."""
-    about = read_about(args.context)
+def read_how(context):
+    """`about` of a saved context, and how it answers: the last arguments of `answer`."""
+    about = read_about(context)
     how = {name: about.get(name) for name in ("template", "metric", "max_new_tokens")}
     longest = how["max_new_tokens"]
     if type(how["template"]) is not str or how["metric"] not in METRICS or type(longest) is not int or longest < 1:
-        raise ValueError(f"{args.context} was saved without a template, or with {longest!r:.40} as its max_new_tokens: "
+        raise ValueError(f"{context} was saved without a template, or with {longest!r:.40} as its max_new_tokens: "
                          "give a context that nanoct.tune wrote.")
-    lines = read_lines(args.data, need_output=False)
-    need_options(lines, how["metric"])
+    return about, how | dict(chat=about.get("chat") is True)
+
+
+def load_saved(args, about):
+    """The Adapted of --context, and its tokenizer. about: of read_how."""
     own = str(about.get("name"))
     model, tokenizer = load(args.model or (own if Path(own).is_dir() else default_model()), args.device)
     adapted, _ = load_adapted(args.context, model, tokenizer)
+    return adapted, tokenizer
+
+
+def ask(args):
+    """Answer questions that are typed, or come from a pipe, a line each, until the input ends."""
+    about, how = read_how(args.context)
+    need_options([Line("a typed question", "")], how["metric"])
+    adapted, tokenizer = load_saved(args, about)
+    while question := read_question():
+        try:
+            ((text, _),) = answer(adapted, tokenizer, [Line("the question", question.rstrip("\n"))], **how)
+            print(text, flush=True)
+        except NotFinite:
+            raise
+        except ValueError as error:  # the next question may be a better one
+            print(f"error: {error}", file=sys.stderr)
+
+
+def read_question():
+    """The next line that is not blank; "" at the end. A person at a terminal gets a prompt."""
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if line.strip() or not line:
+            return line
+
+
+def predict(args):
+    """Answer the lines of --data with a saved context; the score, if they have outputs, goes to stderr."""
+    about, how = read_how(args.context)
+    lines = read_lines(args.data, need_output=False)
+    need_options(lines, how["metric"])
+    adapted, tokenizer = load_saved(args, about)
     answers = answer(adapted, tokenizer, lines, **how)
     text = ""
     for line, (prediction, losses) in zip(lines, answers):
@@ -304,7 +348,7 @@ def written(row):
 
 def parse():
     p = cli.Parser(prog="nanoct tune", description=__doc__)
-    p.add_argument("--data", required=True, metavar="FILE.jsonl", help='lines {"input", "output", "options"?}: the '
+    p.add_argument("--data", metavar="FILE.jsonl", help='lines {"input", "output", "options"?}: the '
                    "demos; with --predict the questions, whose output may be missing")
     p.add_argument("--out", metavar="FILE", help="the context; with --predict the answers, default: stdout")
     p.add_argument("--force", action="store_true", help="overwrite --out")
@@ -318,26 +362,36 @@ def parse():
     t.add_argument("--held-out", metavar="FILE.jsonl", help="lines to score the context on, beside ICL and zero-shot; "
                    f"default: a fifth of --data if it has {ENOUGH} lines or more; {NONE}: no lines")
     t.add_argument("--template", help=f"text of a line with {{input}} and {{output}}, \\n and \\t understood; default: "
-                   f"{EMBEDDED!r} with the embedded vocabulary, else {PLAIN!r}")
+                   f"{EMBEDDED!r} with the built-in vocabulary, else {PLAIN!r}")
+    t.add_argument("--chat", action="store_true", default=None, help="write demos and questions as the model's chat "
+                   "template does, with the instruction as the system message")
     t.add_argument("--instruction", help=f"text at the head of the context, behind the tokenizer's BOS if it has one "
-                   f"({BOS} in the embedded vocabulary); default: none")
+                   f"({BOS} in the built-in vocabulary); default: none")
     t.add_argument("--metric", choices=METRICS[1:], help="accuracy and macro_f1 choose among options, text "
                    "decodes; default: accuracy for lines with options, text for those without")
     t.add_argument("--seed", type=int, help="of what the method draws; default: 0")
     a = p.add_argument_group("answering")
     a.add_argument("--predict", action="store_true", help='print lines {"input", "prediction"}, with "losses" of '
                    'options and, where the output is given, "right"')
+    a.add_argument("--ask", action="store_true", help="answer the questions that you type, or lines from a pipe")
     a.add_argument("--context", metavar="FILE.safetensors", help="what tuning wrote")
     args = p.parse_args()
-    tuning = dict(method="ct_kv", set=[], held_out=None, template=None, instruction="", metric=None, seed=0)
-    if args.predict and (given := [name for name in tuning if getattr(args, name) is not None]):
+    tuning = dict(method="ct_kv", set=[], held_out=None, template=None, chat=False, instruction="", metric=None, seed=0)
+    answers = "--ask" if args.ask else "--predict" if args.predict else None
+    if answers and (given := [name for name in tuning if getattr(args, name) is not None]):
         option = "--" + given[0].replace("_", "-")
-        raise ValueError(f"{option} is for tuning; --predict does as its context says: leave {option} out.")
-    if args.predict and not args.context:
-        raise ValueError("--predict needs a --context: a file that tuning wrote with --out.")
-    if not args.predict and (args.context or not args.out):
+        raise ValueError(f"{option} is for tuning; {answers} does as its context says: leave {option} out.")
+    if answers and not args.context:
+        raise ValueError(f"{answers} needs a --context: a file that tuning wrote with --out.")
+    if args.ask and (args.predict or args.data or args.out):
+        raise ValueError("--ask reads what you type and prints the answers: leave --predict, --data and --out out.")
+    if not answers and (args.context or not args.out):
         raise ValueError("tuning needs --out, the file for the context." if not args.context else
-                         "--context is for --predict: add it, or leave the context out to tune a new one.")
+                         "--context is for --predict and --ask: add one, or leave the context out to tune a new one.")
+    if not (args.data or args.ask):
+        raise ValueError("--data is missing: give a file of examples, or with --predict one of questions.")
+    if args.chat and args.template is not None:
+        raise ValueError("--chat takes the template of the model: leave --template out, or --chat.")
     for name, default in tuning.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
@@ -350,9 +404,13 @@ def main():
     read = args.data, args.held_out, args.context
     try:
         with claimed(args.out, args.force, *read) if args.out else nullcontext():
-            predict(args) if args.predict else tune(args)
+            if args.ask:
+                ask(args)
+            else:
+                predict(args) if args.predict else tune(args)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("\nstopped; the context is saved if its size stands above") from None
+        raise KeyboardInterrupt("" if args.ask else
+                                "\nstopped; the context is saved if its size stands above") from None
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """That of the embedded vocabulary."""
+    """That of the built-in vocabulary."""
     return load_tokenizer(nano.FOLDER / "strings")
 
 

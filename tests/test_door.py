@@ -11,6 +11,7 @@ import torch
 import nanoct
 from nanoct.benchmarks import nano
 from nanoct.fewshot import Demo, Query, Task
+from nanoct.io.tokenizer import Tokenizer
 from nanoct.score import evaluate, text_answers
 
 STRINGS = nano.FOLDER / "strings"
@@ -96,6 +97,14 @@ def test_pairs_that_cannot_be_get_a_sentence(loaded, pairs, options, says):
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
+def test_only_the_built_in_vocabulary_is_said_to_know_no_english(loaded):
+    other = Tokenizer("tokenizer.json", r"[\s\S]", [b"a", b"\n"], {b"a": 0, b"\n": 1}, special={})
+    for tokenizer, template, is_built_in in ((loaded[1], TEMPLATE, True), (other, "{input}\n{output}\n", False)):
+        with pytest.raises(ValueError, match="no token for 'X'") as error:
+            nanoct.task_of([("X", "a")], tokenizer, template=template)
+        assert ("no English: `make smollm2` gets a model that does." in str(error.value)) == is_built_in
+
+
 @pytest.mark.parametrize("question, options, says", [
     (3, {}, "the question is 3"),
     ("X", {}, "the question 'X': "),
@@ -111,31 +120,16 @@ def test_questions_that_cannot_be_get_a_sentence(loaded, question, options, says
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("call, says", [
-    (lambda model, tokenizer, task: nanoct.load(None), "a model is None; it must be a path"),
-    (lambda model, tokenizer, task: nanoct.load_model(3), "a model is 3; it must be a path"),
-    (lambda model, tokenizer, task: nanoct.load_tokenizer(None), "a tokenizer is None; it must be a path"),
-    (lambda model, tokenizer, task: nanoct.read_config(["a"]), "a model is ['a']; it must be a path"),
-    (lambda model, tokenizer, task: nanoct.convert(None, "out"), "the GGUF file is None; it must be a path"),
-    (lambda model, tokenizer, task: nanoct.save_model(model, None), "the folder is None; it must be a path"),
-    (lambda model, tokenizer, task: nanoct.task_of(PAIRS, None), "the tokenizer is None"),
-    (lambda model, tokenizer, task: nanoct.task_of(PAIRS, tokenizer, template=3), "the template is 3"),
-    (lambda model, tokenizer, task: nanoct.answer(model, "a", tokenizer), "it must be what a method's adapt returns"),
-    (lambda model, tokenizer, task: nanoct.answer(nanoct.METHODS["icl"].adapt(model, task), "a", tokenizer, TEMPLATE,
-                                                  "9"), "max_new_tokens is '9'; it must be a whole number"),
-])
-def test_arguments_of_another_type_get_a_sentence(loaded, call, says):
-    with pytest.raises(ValueError) as error:
-        call(*loaded, nanoct.task_of(PAIRS, loaded[1], template=TEMPLATE))
-    assert says in str(error.value) and "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize("name", nanoct.METHODS)
 def test_a_task_of_another_tokenizer_gets_a_sentence_from_every_method(loaded, name):
-    model, n = loaded[0], loaded[0].config.vocab_size
-    task = Task("other", [Demo([1], [n]), Demo([2], [3])], [Query([n], [1])])
-    with pytest.raises(ValueError, match=f"the token id {n} is none of the model's {n}: the tokenizer does not"):
-        evaluate(nanoct.METHODS[name].adapt(model, task), task)  # zero-shot reads no demo
+    """With such an id in a demo and a question, as zero-shot reads no demo; in the instruction; in a question alone."""
+    model, n, method = loaded[0], loaded[0].config.vocab_size, nanoct.METHODS[name]
+    few = {field: 1 for field in ("n_step", "ttt_n_step") if hasattr(method.Config, field)}
+    demos, asked = [Demo([1], [4]), Demo([2], [3])], [Query([1], [1])]
+    for wrong, task in [(n, Task("other", [Demo([1], [n]), demos[1]], [Query([n], [1])])),
+                        (n, Task("other", demos, asked, [n])), (-1, Task("other", demos, [Query([-1], [1])]))]:
+        with pytest.raises(ValueError, match=f"the token id {wrong} is none of the model's {n}: the tokenizer does"):
+            evaluate(method.adapt(model, task, method.Config(**few)), task)
 
 
 def test_a_model_that_is_not_there_and_one_of_another_vocabulary_get_a_sentence(tmp_path, loaded):

@@ -285,7 +285,8 @@ def test_what_does_not_fit_is_refused(pair, arguments, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("change, said", [(dict(n_kv_head=3), "n_kv_head = 3"), (dict(head_dim=5), "head_dim = 5")])
+@pytest.mark.parametrize("change, said", [(dict(n_kv_head=3), "n_kv_head = 3"), (dict(head_dim=5), "head_dim = 5"),
+                                          (dict(norm_eps=0.0), "norm_eps = 0"), (dict(norm_eps=1.0), "norm_eps = 1")])
 def test_an_impossible_config_is_refused(pair, change, said):
     with pytest.raises(ValueError, match=said):
         LlamaConfig(**vars(pair[0].config) | change)

@@ -24,7 +24,7 @@ IN_A_FOLDER = r"tutorials/assignments/a\d_\w+/"
 MAY_BE_IN = [r"LICENSE", r"(requirements|constraints)\.txt", r"AGENTS\.md", r"pytest\.ini",
              r"tutorials/assignments/README\.md",
              r"tutorials/assignments/(conftest|grading|reference|given|mistakes)\.py",
-             IN_A_FOLDER + r"(handout\.md|student\.py|test_a\d\.py)", r"nanoct/(__init__|cli|model)\.py",
+             IN_A_FOLDER + r"(handout\.md|student\.py|test_a\d\.py)", r"nanoct/(__init__|model)\.py",
              r"tutorials/assignments/a4_bug/(draw\.py|sealed\.txt)"]
 
 

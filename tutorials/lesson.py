@@ -18,7 +18,7 @@ if sys.flags.optimize:
     sys.exit("A lesson asserts what it claims, which python -O leaves out: start it without, or unset PYTHONOPTIMIZE.")
 os.chdir(Path(__file__).resolve().parent)  # the files of a lesson are beside it, wherever it is started
 QUICK = os.environ.get("NANOCT_QUICK") == "1"
-torch.set_num_threads(1)  # the embedded models are so small that a second thread makes them slower
+torch.set_num_threads(1)  # the built-in models are so small that a second thread makes them slower
 if "ipykernel" in sys.modules:  # in a notebook figures stand under their cell; a script shows none (runs/plots.py)
     from IPython import get_ipython
 
@@ -27,6 +27,7 @@ if "ipykernel" in sys.modules:  # in a notebook figures stand under their cell; 
 import matplotlib.pyplot as plt  # noqa: E402
 
 warnings.filterwarnings("ignore", message=".*non-interactive.*")
+warnings.filterwarnings("ignore", message="IProgress not found")  # a notebook's progress bars, which no lesson shows
 plt.rcParams.update({"figure.figsize": (8, 3.6), "figure.dpi": 100, "savefig.dpi": 100, "font.size": 10,
                      "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True})
 

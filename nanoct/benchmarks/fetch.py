@@ -22,7 +22,7 @@ from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
 from nanoct import cli
-from nanoct.io.files import read_bytes, reason, replace_file
+from nanoct.io.files import read_bytes, reason, replace_file, writing
 
 SUMS = Path(__file__).with_name("SHA256SUMS")
 NLP_LR = """ai2_arc climate_fever codah commonsense_qa dream ethos-national_origin ethos-race ethos-religion
@@ -127,10 +127,8 @@ def fetch(name, out):
     What is broken, incomplete or of another sum is renamed first, so that it is fetched again.
     """
     source, folder = SOURCES[name], out / name
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot write {folder} ({error.strerror}): give another folder with --out.") from None
     if isinstance(source, Archive):
         whole, n_file = out / (name + Path(source.url).suffix), source.n_file
         download(source.url, whole)

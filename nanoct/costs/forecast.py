@@ -37,10 +37,8 @@ def check_room(job, model, run, task, module):
         needs = estimate(job, model.config, run["method"], run["config"], lengths_of(task), module)
     except ValueError:  # the method does not say what it costs
         return
-    need, free = needs.total - needs.weights, memory.free(job.device)
-    if need > free:
-        raise NoRoom(f"{run['method']} on {run['task']}, seed {run['seed']}, needs {need / 1e9:.2f} GB beside the "
-                     f"weights and {free / 1e9:.2f} GB are free: {HELPS}")
+    if said := memory.lacking(needs, job.device):
+        raise NoRoom(f"{run['method']} on {run['task']}, seed {run['seed']}, {said}: {HELPS}")
 
 
 def dry_run(job, model_config, tokenizer):

@@ -108,6 +108,26 @@ def estimate_on(model, method, config, task):
                     model.device.type == "cuda")
 
 
+def check_room(model, method, config, task):
+    """Raise ValueError if adapting to a task will need more memory beside the weights than is free.
+
+    Not if either is unknown.
+    """
+    try:
+        needs = estimate_on(model, method, config, task)
+    except ValueError:  # the method does not say what it stores
+        return
+    if said := lacking(needs, model.device):
+        raise ValueError(f"{method} on {task.name} {said}: take a smaller model, or fewer or shorter demos.")
+
+
+def lacking(needs, device):
+    """How much memory beside the weights an Estimate needs, in words, if it is more than is free; else None."""
+    need, there = needs.total - needs.weights, free(device)
+    if need > there:
+        return f"needs {need / 1e9:.2f} GB beside the weights and {there / 1e9:.2f} GB are free"
+
+
 def add_up(config, says, lengths, dtype, checkpoint, cuda):
     """The Estimate of a Footprint."""
     linears, n_weight = shapes(config)

@@ -1,12 +1,10 @@
 """Read and write files: an error says in a sentence what is wrong, and no file is left half written."""
 
 import csv
-import errno
 import glob
 import json
 import os
 import shutil
-import stat
 import struct
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,13 +58,6 @@ def reason(error, most=300) -> str:
         case ValueError() | SafetensorError() if said:
             return said
     return f"{type(error).__name__}: {said}"
-
-
-def as_path(value, what) -> Path:
-    """The Path of a str or path-like value. Raises ValueError on any other, which says what it should be."""
-    if not isinstance(value, (str, os.PathLike)):
-        raise ValueError(f"{what} is {value!r:.60}; it must be a path.")
-    return Path(value)
 
 
 def read_bytes(path) -> bytes:
@@ -124,29 +115,47 @@ def read_json_lines(path, kind=dict) -> list:
     return rows
 
 
+@contextmanager
+def writing(path):
+    """with writing(path): whatever keeps that file or folder from being written becomes one sentence, an OSError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        if isinstance(error, OSError) and error.errno is None:  # it is a sentence already
+            raise
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise OSError(f"cannot write {path} ({why}): make room, or choose another place.") from None
+
+
 def check_out(path):
     """Make the missing folders of a file that is to be written, and see that it can be.
 
     Raises OSError with a sentence if not, or if there is a link or a device, which would itself be replaced.
     """
     path = Path(path)
-    try:
-        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-            raise OSError(errno.EINVAL, "it is a folder, a link or a device and no file")
+    with writing(path):
+        if path.is_symlink() or path.exists() and not path.is_file():
+            raise OSError(f"cannot write {path}, as it is a folder, a link or a device: choose another place.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = unfinished(path)
-        new.touch()
-        new.unlink()
-    except OSError as error:
-        raise OSError(f"cannot write {path} ({error.strerror}): make room, or choose another place.") from None
+        with unfinished(path) as new:
+            new.touch()
 
 
-def unfinished(path) -> Path:
-    """The name .NAME.PID of a file or folder that is not whole yet; what killed processes left of it is removed."""
+@contextmanager
+def unfinished(path):
+    """with unfinished(path) as new: the name .NAME.PID of a file or folder that is not whole yet; it goes at the end.
+
+    What killed processes left under such names is removed first.
+    """
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    remove = lambda each: shutil.rmtree(each) if each.is_dir() else each.unlink(missing_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        if left.suffix[1:].isdigit() and not _runs(int(left.suffix[1:])):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}")
+        if left == new or left.suffix[1:].isdigit() and not _runs(int(left.suffix[1:])):
+            remove(left)  # in a container each start may have the same number
+    try:
+        yield new
+    finally:
+        remove(new)
 
 
 def _runs(pid):
@@ -163,16 +172,9 @@ def _runs(pid):
 @contextmanager
 def temporary_folder(folder):
     """with temporary_folder(folder) as new: an empty folder within, which goes at the end, or at the next start."""
-    new = unfinished(Path(folder) / "new")
-    shutil.rmtree(new, ignore_errors=True)  # in a container each start may have the same number
-    try:
+    with writing(folder), unfinished(Path(folder) / "new") as new:
         new.mkdir(parents=True)
-    except OSError as error:
-        raise OSError(f"cannot write {folder} ({error.strerror}): choose another place.") from None
-    try:
         yield new
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 @contextmanager
@@ -183,17 +185,9 @@ def replacing(path):
     """
     path = Path(path)
     check_out(path)
-    temporary = unfinished(path)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
-        if isinstance(error, OSError) and error.errno is None:  # it is a sentence already
-            raise
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise OSError(f"cannot write {path} ({reason}): make room, or choose another place.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path), unfinished(path) as new:
+        yield new
+        os.replace(new, path)
 
 
 def replace_file(path, content) -> Path:
@@ -213,13 +207,10 @@ def append_lines(path, lines):
     before = read_bytes(path) if path.exists() else b""
     if before:
         read_json_lines(path)
-    try:
-        with open(path, "a", newline="\n") as file:
-            if before and not before.endswith(b"\n"):
-                file.write("\n")
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-    except OSError as error:
-        raise OSError(f"cannot write {path} ({error.strerror}): give another file with --out.") from None
+    with writing(path), open(path, "a", newline="\n") as file:
+        if before and not before.endswith(b"\n"):
+            file.write("\n")
+        file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def publish(text, path):

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from nanoct import cli
-from nanoct.io.files import as_path, reading, temporary_folder
+from nanoct.io.files import reading, temporary_folder
 from nanoct.io.tokenizer import LLAMA3, load_tokenizer
 from nanoct.io.weights import resolve_dtype, save_model
 from nanoct.model import Llama, LlamaConfig, rope_frequencies
@@ -55,7 +55,7 @@ def convert(file, folder, dtype=None) -> Path:
     dtype: the default is as above. Raises FileNotFoundError if there is no file, ValueError with a sentence if it is
     broken or asks for what nanoct does not compute, and OSError if the folder cannot be made.
     """
-    file, folder = as_path(file, "the GGUF file"), as_path(folder, "the folder")
+    file, folder = Path(file), Path(folder)
     meta, tensors = read(file)
     with reading(file, "a model that nanoct computes", "take another file"):
         config = read_config(meta, tensors)

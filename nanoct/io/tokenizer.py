@@ -2,7 +2,7 @@
 
 tokenizer.json    byte-level BPE as Hugging Face `tokenizers` writes it: Llama-3.x, Qwen, SmolLM2, GPT-2, and more
 tokenizer.model   Llama-3's tiktoken ranks, one "base64 rank" a line (Meta's llama-models repository)
-vocab.json        the embedded model's vocabulary, a list of strings: encoding takes the longest token at each place
+vocab.json        the built-in model's vocabulary, a list of strings: encoding takes the longest token at each place
 
 The first of these files that is there is read. Each becomes a `tiktoken.Encoding`: a regex that cuts text into pieces,
 and the tokens in the order of their merges, their ranks. Ids may be in another order (SmolLM2 gives the lowest ids to
@@ -11,18 +11,18 @@ special tokens), so a table maps ranks to ids. Nothing is fetched or cached.
 import base64
 import hashlib
 import json
-import math
 import re
 import unicodedata
 from bisect import bisect_right
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 
 import regex
 import tiktoken
 
-from nanoct.io.files import as_path, read_bytes, read_json, reading
+from nanoct.io.files import read_bytes, read_json, reading
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 LLAMA3 = (CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -197,7 +197,7 @@ def load_tokenizer(folder) -> Tokenizer:
     if folder == "bytes":
         ids = {bytes([byte]): byte for byte in range(256)}
         return Tokenizer("bytes", r"[\s\S]", list(ids), ids, special={})
-    folder = as_path(folder, "the folder of a tokenizer")
+    folder = Path(folder)
     file = next((folder / name for name in KINDS if (folder / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(f"no tokenizer.json, tokenizer.model (Llama-3) or vocab.json in {folder}: "
@@ -281,7 +281,7 @@ def _word_list(path):
             raise ValueError(f"token {i} is {token!r:.60}, which is empty or comes twice")
         vocab[token] = i
     special = {token: i for token, i in vocab.items() if re.fullmatch("<.+>", token)}
-    words = sorted(vocab.keys() - special, key=len, reverse=True)
+    words = sorted((token for token in vocab if token not in special), key=len, reverse=True)
     ids = {word.encode(): vocab[word] for word in words}
     pattern = "|".join([*map(re.escape, words), r"[\s\S]"])
     return True, dict(pattern=pattern, merges=list(ids), ids=ids, special=special)
@@ -344,16 +344,11 @@ def _merged(token, rank_of):
 
     rank_of: {(left, right): rank}. The lowest rank is merged first, and the leftmost pair of it.
     """
-    parts, last, get = list(token), -1, rank_of.get
-    ranks = [get(pair, math.inf) for pair in pairwise(parts)]
-    while ranks and (lowest := min(ranks)) < math.inf:
-        last, i = lowest, ranks.index(lowest)
+    parts, last = list(token), -1
+    while known := [rank_of[pair] for pair in pairwise(parts) if pair in rank_of]:
+        last = min(known)
+        i = [rank_of.get(pair) for pair in pairwise(parts)].index(last)
         parts[i] += parts.pop(i + 1)
-        del ranks[i]
-        if i:
-            ranks[i - 1] = get((parts[i - 1], parts[i]), math.inf)
-        if i < len(ranks):
-            ranks[i] = get((parts[i], parts[i + 1]), math.inf)
     return parts, last
 
 

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from nanoct.gpt2 import GPT2, GPT2Config
-from nanoct.io.files import as_path, read_json, reading, reason, replacing
+from nanoct.io.files import read_json, reading, reason, replacing
 from nanoct.io.tokenizer import Tokenizer, load_tokenizer
 from nanoct.model import Llama, LlamaConfig
 
@@ -46,7 +46,7 @@ HEAD = "lm_head.weight"
 LARGEST = {int: 10**9, float: 1e15}  # of the numbers in a config.json
 FIRST = {*SIZES, "n_kv_head", "head_dim", "rope_theta", "rope_scaling", "norm_eps", "tied"}  # of a config's fields
 SMALL = """config.json adapter_config.json tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json
-    vocab.json""".split()  # files of a model that are no weights
+    chat_template.jinja vocab.json""".split()  # files of a model that are no weights
 INDEX = "model.safetensors.index.json"
 EMBEDDED = Path(__file__).parents[2] / "weights"  # in the repository, not in an installed package
 
@@ -145,7 +145,7 @@ def save_model(model, folder, dtype=None, metadata=None) -> Path:
     Files are replaced whole: an interrupted call leaves no half-written one. Raises ValueError on an unknown dtype,
     OSError with a sentence if they cannot be written.
     """
-    folder, dtype = as_path(folder, "the folder"), resolve_dtype(dtype or model.dtype, model.device)
+    folder, dtype = Path(folder), resolve_dtype(dtype or model.dtype, model.device)
     state = {name: _as_in_file(name, p.detach()).to("cpu", dtype).contiguous() for name, p in model.named_parameters()}
     with replacing(folder / "config.json") as text, replacing(folder / "model.safetensors") as weights:
         save_file(state, weights, metadata={**(metadata or {}), "format": "pt"})
@@ -222,7 +222,7 @@ def fetch(folder_or_name, weights=True) -> Path:
     Raises FileNotFoundError or ValueError with a sentence: no such folder, no network, not allowed, not found, or a
     config.json that these models do not compute.
     """
-    name, path = str(folder_or_name), as_path(folder_or_name, "the folder or hub name of a model").expanduser()
+    name, path = str(folder_or_name), Path(folder_or_name).expanduser()
     gguf = [path] if path.suffix.lower() == ".gguf" else []
     if path.is_dir():
         gguf = [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
@@ -234,7 +234,7 @@ def fetch(folder_or_name, weights=True) -> Path:
     if path.exists():
         raise ValueError(f"{name!r} is a file; give the folder that holds config.json and model.safetensors.")
     if path.is_relative_to(EMBEDDED) and not EMBEDDED.is_dir():
-        raise FileNotFoundError(f"There is no {path}: the embedded models are in the repository and not in an "
+        raise FileNotFoundError(f"There is no {path}: the built-in models are in the repository and not in an "
                                 "installed package; clone it and `pip install -e .` there, or name a model with "
                                 "--model.")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
@@ -286,7 +286,7 @@ def read_config(folder) -> LlamaConfig | GPT2Config:
 
     Raises ValueError with the key and the value that these models do not compute.
     """
-    file = as_path(folder, "the folder of a model") / "config.json"
+    file = Path(folder) / "config.json"
     if file.with_name("adapter_config.json").is_file():
         raise ValueError(f"{folder} holds adapter_config.json: its weights are a base and a LoRA beside it; give a "
                          "folder that peft's merge_and_unload has made of both, or delete that file to run the base.")

@@ -2,7 +2,7 @@
 
 `reproduce` and `paper` are two sets of defaults over it; worlds.py and public.py are what differs. A benchmark is a
 module or an object with K, SEEDS, pools(data) and make_task(data, name, tokenizer, seed, k, length, limit_queries, …),
-which returns a Task, and Counts of what was left out of it. An embedded world has no Counts, but the exact Bayes
+which returns a Task, and Counts of what was left out of it. A built-in world has no Counts, but the exact Bayes
 answer: two more functions, ceiling and divergence.
 
 What is run on every task is a list of variants (method, config, k, share of wrong labels), for each benchmark. The

@@ -1,6 +1,6 @@
 """Measure the leak in CT-Prompt's cheap variant: a hidden demo's answer passes through the prompt's later tokens.
 
-    nanoct leak            # the embedded models, minutes on one core
+    nanoct leak            # the built-in models, minutes on one core
 
 A prompt has k demos (solved examples). Training pair i is to give y_i, the answer of demo i. Every demo's answer is
 replaced by another demo's, so that only demo i says what y_i is. Pair i trains the embeddings of demo i alone: those of

@@ -83,33 +83,31 @@ def execute(runs, results, work, n_worker=0, prepare=None, *arguments):
 def in_workers(todo, work, done, n_worker, start):
     """Do all runs in n_worker processes. Calls done(get) for each; get() returns work(run).
 
-    If a run raises an error, done() still gets the runs that end within GRACE seconds; then the workers are ended, and
-    the error is raised. Raises ValueError if a worker dies or cannot start.
+    If an error ends that, done() still gets the runs that end within GRACE seconds, or have ended at a Ctrl-C; then the
+    workers are ended, and the error is raised. Raises ValueError if a worker dies or cannot start.
     """
     context, main = get_context("spawn"), sys.modules["__main__"]
     if main.__spec__ is None and not Path(getattr(main, "__file__", "/")).exists():
         raise ValueError(NO_START)
-    began, futures, given = context.Event(), [], set()
+    began, left = context.Event(), set()
     with ProcessPoolExecutor(n_worker, context, _start_worker, (began, *start)) as pool:
         try:
             with deaf():
                 for run in todo:
-                    futures.append(pool.submit(work, run))
-            for future in as_completed(futures):
-                given.add(future)
+                    left.add(pool.submit(work, run))
+            for future in as_completed(left.copy()):
+                left.remove(future)
                 done(future.result)
         except BaseException as error:
             workers = list(pool._processes.values())
             pool.shutdown(wait=False, cancel_futures=True)
-            left = [future for future in futures if future not in given and (future.running() or future.done())]
-            is_of_a_run = any(future.exception() is error for future in given)
-            ended, _ = wait_for(left, GRACE if is_of_a_run else 0)
+            begun = [future for future in left if future.running() or future.done()]
+            ended, _ = wait_for(begun, 0 if isinstance(error, KeyboardInterrupt) else GRACE)
             for worker in workers:
                 worker.terminate()
-            if is_of_a_run or isinstance(error, KeyboardInterrupt):  # else there is no place for the lines
-                for future in ended:
-                    if not future.cancelled() and not future.exception():
-                        done(future.result)
+            for future in ended:
+                if not future.cancelled() and not future.exception():
+                    done(future.result)
             if not isinstance(error, BrokenExecutor):
                 raise
             raise ValueError(DIED if began.is_set() else NO_START) from None
@@ -131,7 +129,7 @@ def deaf():
 def _start_worker(began, *start):
     began.set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
-    sys.stdout, sys.stderr = cli.unheard()
+    sys.stdout, sys.stderr = cli.streams()
     # a worker ends when its parent dies
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(1)

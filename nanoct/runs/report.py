@@ -1,11 +1,11 @@
-"""Tables and figures from results: of the embedded worlds, beside committed lines, and of one public benchmark.
+"""Tables and figures from results: of the built-in worlds, beside committed lines, and of one public benchmark.
 
 All rows of a world or benchmark are about the same tasks and seeds: what one method could not do is left out of all
 rows, and a note says so. KL is the divergence of a method's answers from the exact Bayes predictive, in nats a query,
 the mean over runs. Means, errors and differences are those of stats.py.
 """
 
-import json
+import math
 from pathlib import Path
 from statistics import mean, median
 
@@ -58,7 +58,7 @@ def names_that_vary(groups):
     return names
 
 
-# --- the embedded worlds: a column for each, beside committed lines of the same runs ---
+# --- the built-in worlds: a column for each, beside committed lines of the same runs ---
 
 
 def comparable(lines):
@@ -172,16 +172,12 @@ def race(main, ours, theirs):
     """Compare CT-KV, at its preset and in all settings, with TTT's best: in points, paired by task, and in seconds."""
     best = max(theirs, key=lambda setting: setting.score)
     seconds = min((setting.seconds for setting in ours if setting.score >= best.score), default=None)
+    times = lambda seconds: f"{seconds / best.seconds if best.seconds else math.inf:.2f} times the seconds"
     verdict = (f"TTT's best is {best.score:.1f}% in {best.seconds:.2f} s. CT-KV as in the first table is "
-               f"{difference(main, best)} points from it, in {times(main.seconds, best.seconds)}; ")
+               f"{difference(main, best)} points from it, in {times(main.seconds)}; ")
     if seconds is None:
         return verdict + "no setting of CT-KV here reaches it."
-    return verdict + f"CT-KV first reaches it in {seconds:.2f} s, {times(seconds, best.seconds)}."
-
-
-def times(seconds, others):
-    """How many times the other seconds, in words; lines may hold 0 seconds, of which nothing is a multiple."""
-    return f"{seconds / others:.2f} times the seconds" if others else f"{seconds:.2f} s against {others:.2f} s"
+    return verdict + f"CT-KV first reaches it in {seconds:.2f} s, {times(seconds)}."
 
 
 def report(lines, presets, folder, pairs=()):
@@ -304,8 +300,8 @@ def by_task(floors, main):
 def with_times(lines, timed):
     """Give lines the median seconds and peak memory of their setting in `timed`; and say which methods it lacks."""
     timed_settings, replaced, lacking = {}, [], {}
-    of = lambda lines: {json.dumps([line.get(name) for name in ("model", "world", "k", "dtype")]) for line in lines}
-    if timed and not of(timed) <= of(lines):
+    jobs = lambda lines: {tuple(line.get(name) for name in ("model", "world", "k", "dtype")) for line in lines}
+    if not jobs(timed) <= jobs(lines):
         raise ValueError("--seconds: its lines are of another model, benchmark, k or dtype: take those of this job.")
     for line in timed:
         name = line["method"], str(line["config"])

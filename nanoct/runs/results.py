@@ -20,7 +20,7 @@ from warnings import warn
 import torch
 from filelock import FileLock
 
-from nanoct.io.files import read_bytes, read_json, read_json_lines
+from nanoct.io.files import read_bytes, read_json, read_json_lines, writing
 from nanoct.methods import KNOWN
 
 KEY = ("model", "world", "pool", "k", "method", "config", "task", "seed")  # lines that agree in these are one run
@@ -113,14 +113,10 @@ class Results:
         Raises ValueError on a line that is not a result, OSError if the file cannot be written.
         """
         self.path, self.key, self.needs = Path(path), key, needs
-        try:
+        with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._alone() as file:
                 self._repair(file)
-        except OSError as error:
-            if error.errno is None:  # a sentence already
-                raise
-            raise OSError(f"cannot write {self.path} ({error.strerror}): give another folder with --out.") from None
         self.refresh()
 
     @contextmanager

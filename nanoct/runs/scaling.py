@@ -2,9 +2,9 @@
 
     python -m nanoct.reproduce --scaling
 
-Demos are solved examples. The first table has the accuracy on the embedded worlds at every k that fits their context,
+Demos are solved examples. The first table has the accuracy on the built-in worlds at every k that fits their context,
 and the seconds at the preset settings. The second has the seconds of one *pass*, in which every demo is a target once
-with the others in context. It is timed on an embedded model and on a random one of 24 million weights, whose matrices
+with the others in context. It is timed on a built-in model and on a random one of 24 million weights, whose matrices
 are large enough to show the asymptote. A CPU does both in one thread. For a pass CT-KV needs one row of P tokens,
 CT-Prompt and TTT need k rows of P. The fit is a·k + b·k², so b says how quadratic a method is.
 """

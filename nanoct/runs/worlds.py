@@ -1,4 +1,4 @@
-"""What a job on the embedded worlds has of its own: its tasks, seeds and settings, and committed lines to compare with.
+"""What a job on the built-in worlds has of its own: its tasks, seeds and settings, and committed lines to compare with.
 
 CT-KV and TTT run at several numbers of steps, each with its own cosine schedule, so that curves are compared and not
 points. Settings whose committed runs took over LONG seconds are left to --full.

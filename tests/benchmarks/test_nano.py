@@ -1,4 +1,4 @@
-"""The embedded worlds: what their tasks do, and that what is held out is nowhere in training."""
+"""The built-in worlds: what their tasks do, and that what is held out is nowhere in training."""
 
 import os
 import random

@@ -155,7 +155,8 @@ def test_table_and_figure(monkeypatch, tmp_path, capsys):
     short = {str(k): {method: dict(n_step=1) for method in methods} for k, methods in bridge.SWEEP.items()}
     (tmp_path / "bridge.json").write_text(json.dumps({target: short for target in TARGETS}))
     monkeypatch.setattr(bridge, "SETTINGS", tmp_path / "bridge.json")
-    monkeypatch.setattr(bridge, "execute", lambda runs, results, work, n_worker: [work(run) for run in runs])
+    lines = []
+    monkeypatch.setattr(bridge, "execute", lambda runs, results, work, n_worker: lines.extend(map(work, runs)) or lines)
     monkeypatch.setattr(sys, "argv", ["bridge", "--seeds", "2", "--out", str(tmp_path)])
     bridge.main()
     text = (tmp_path / "bridge.md").read_text()
@@ -164,6 +165,8 @@ def test_table_and_figure(monkeypatch, tmp_path, capsys):
     rows = {name.strip(): [cell.strip() for cell in cells] for name, *cells in table}
     assert set(rows) > {"zero_shot", "icl", *bridge.TUNED, "TargetBayes", "PreBayes"}
     assert all(rows["ct_kv"]) and rows["icl"][1] == "" and rows["TargetBayes"][0] == "0.00 ± 0.00"
+    bridge.report([line for line in lines if line["seed"] == 0], 1, tmp_path)
+    assert "0.00 ± –" in (text := (tmp_path / "bridge.md").read_text()) and "nan" not in text
     with pytest.raises(ValueError, match="--seeds 0"):
         monkeypatch.setattr(sys, "argv", ["bridge", "--seeds", "0", "--out", str(tmp_path)])
         bridge.main()

@@ -7,6 +7,7 @@ import pytest
 
 from nanoct import cli, demo
 from nanoct.benchmarks import nano
+from nanoct.costs import memory
 from nanoct.io import smollm2
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import load_model
@@ -26,7 +27,7 @@ def call(monkeypatch, *arguments):
     cli.run(demo.main)
 
 
-def test_the_embedded_demo(monkeypatch, capsys):
+def test_the_built_in_demo(monkeypatch, capsys):
     folder, name = nano.FOLDER / "strings", nano.WORLDS["strings"].pools()["held_out"][1]
     call(monkeypatch, "--tasks", name)
     said = capsys.readouterr().out
@@ -57,7 +58,7 @@ def test_another_method_beside_icl(monkeypatch, capsys):
     assert "invalid choice: 'icl'" in capsys.readouterr().err
 
 
-def test_smollm2_is_the_default_where_it_is_and_the_embedded_model_can_be_named(tmp_path, monkeypatch, capsys):
+def test_smollm2_is_the_default_where_it_is_and_the_built_in_model_can_be_named(tmp_path, monkeypatch, capsys):
     loaded = []
 
     def load(name, device):
@@ -77,7 +78,7 @@ def test_smollm2_is_the_default_where_it_is_and_the_embedded_model_can_be_named(
     assert [str(name) for name in loaded] == [strings, str(there), strings, strings]
 
 
-def test_the_embedded_model_that_is_named_shows_strings_and_says_how_to_get_words(monkeypatch, capsys):
+def test_the_built_in_model_that_is_named_shows_strings_and_says_how_to_get_words(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         call(monkeypatch, "--model", str(nano.FOLDER / "strings"), "--tasks", "capital")
     said = capsys.readouterr().err
@@ -85,6 +86,13 @@ def test_the_embedded_model_that_is_named_shows_strings_and_says_how_to_get_word
     with pytest.raises(SystemExit):
         call(monkeypatch, "--help")
     assert "default: weights/smollm2 where `make smollm2` has put it" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_needs_more_memory_than_is_free_is_refused_before_the_work(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "free", lambda device: 1000)
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch)
+    assert stopped.value.code == 2 and "GB are free: take a smaller model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, says", [

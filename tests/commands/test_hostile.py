@@ -27,7 +27,7 @@ COMMANDS = dict(tune="tune", reproduce="reproduce", paper="paper", pretrain="pre
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
-    """A folder of a small model of the embedded vocabulary, and of small files of every benchmark."""
+    """A folder of a small model of the built-in vocabulary, and of small files of every benchmark."""
     folder = tmp_path_factory.mktemp("hostile")
     save_model(tiny_llama(vocab_size=len(nano.VOCABULARY), n_position=512), folder / "model")
     (folder / "model" / "vocab.json").write_text(json.dumps(nano.VOCABULARY))

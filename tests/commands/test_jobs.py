@@ -113,20 +113,22 @@ def test_killed_and_started_twice(job, tmp_path, monkeypatch, capsys):
     ("nanoct.coins.predictors", "out", "out/transformer-128x1.safetensors", "meta_train"),
     ("nanoct.coins.predictors", "out", "out/log.jsonl", "meta_train"),
     ("nanoct.coins.bridge", "out", "out/bridge.md", "execute"),
+    ("nanoct.coins.bridge --pretrain", "out", "out/llama/model.safetensors", "pretrain"),
     ("nanoct.costs.speed", "out", "out", "load"),
 ])
 def test_what_cannot_be_written_is_said_before_the_work(command, option, spoils, expensive, tmp_path, monkeypatch,
                                                         capsys):
     """A link stands where the file would go, or a file where a folder would."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / spoils).parent.mkdir(exist_ok=True)
+    (tmp_path / spoils).parent.mkdir(parents=True, exist_ok=True)
     if option.startswith(f"{spoils}/"):
         (tmp_path / spoils).touch()
     else:
         (tmp_path / spoils).symlink_to("elsewhere")
+    command, *more = command.split()
     module = importlib.import_module(command)
     monkeypatch.setattr(module, expensive, lambda *_, **__: pytest.fail("it is at work already"))
-    monkeypatch.setattr(sys, "argv", [command, "--out", option])
+    monkeypatch.setattr(sys, "argv", [command, *more, "--out", option])
     with pytest.raises(SystemExit) as stop:
         cli.run(module.main)
     said = capsys.readouterr().err

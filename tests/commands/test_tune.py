@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from nanoct import cli, score, tune
 from nanoct.benchmarks import nano
+from nanoct.costs import memory
 from nanoct.fewshot import Adapted, Query, Task, Text
 from nanoct.io import smollm2
 from nanoct.io.tokenizer import ALPHABET, load_tokenizer
@@ -38,7 +39,7 @@ def nowhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Folder of a random model of the embedded vocabulary with a context of 64 tokens."""
+    """Folder of a random model of the built-in vocabulary with a context of 64 tokens."""
     folder = tmp_path_factory.mktemp("model")
     sizes = dict(n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=64)
     config = LlamaConfig(len(nano.VOCABULARY), **sizes)
@@ -55,14 +56,17 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def save_bytes_model(folder, n_position=99):
-    """A small random model in a folder that reads any text, byte by byte."""
+def save_bytes_model(folder, n_position=99, added=()):
+    """A small random model in a folder that reads any text, byte by byte. added: names of special tokens."""
     tokens = [chr(byte if byte in ALPHABET[:188] else 256 + ALPHABET[188:].index(byte)) for byte in range(256)] + ["ĊĊ"]
     bpe = dict(type="BPE", vocab={token: i for i, token in enumerate(tokens)}, merges=["Ċ Ċ"])
-    config = LlamaConfig(257, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=n_position)
+    special = [dict(id=257 + i, content=name, special=True) for i, name in enumerate(added)]
+    file = dict(model=bpe, pre_tokenizer=dict(type="ByteLevel", add_prefix_space=False), added_tokens=special)
+    sizes = dict(n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=n_position)
+    config = LlamaConfig(257 + len(added), **sizes)
     save_model(Llama(config).init_weights(torch.Generator().manual_seed(0)), folder)
     with open(Path(folder) / "tokenizer.json", "w") as f:
-        json.dump(dict(model=bpe, pre_tokenizer=dict(type="ByteLevel", add_prefix_space=False)), f)
+        json.dump(file, f)
 
 
 def write(path, rows):
@@ -202,6 +206,13 @@ def test_what_diverged_is_neither_scored_nor_saved(here, small, monkeypatch, cap
     said = capsys.readouterr()
     assert stopped.value.code == 2 and not said.out and not (here / "ctx").exists()
     assert f"error: {method} on mine" in said.err and "smaller lr" in said.err
+
+
+def test_what_needs_more_memory_than_is_free_is_refused_before_the_work(here, small, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "free", lambda device: 1000)
+    monkeypatch.setattr(METHODS["ttt"], "adapt", lambda *_: pytest.fail("it is at work already"))
+    message = refused(monkeypatch, capsys, "--data", "mine.jsonl", "--method", "ttt", "--out", "ctx", "--model", small)
+    assert "ttt on mine needs 0.00 GB beside the weights and 0.00 GB are free: take a smaller model" in message
 
 
 @pytest.mark.parametrize("method", ["icl", "ct_kv", "zero_shot"])

@@ -129,7 +129,7 @@ def saved_llama(folder, vocab_size=256, n_position=256):
 
 
 def saved_nano(folder):
-    """The same of the embedded vocabulary, with it."""
+    """The same of the built-in vocabulary, with it."""
     saved_llama(folder, len(nano.VOCABULARY), 512)
     (folder / "vocab.json").write_text(json.dumps(nano.VOCABULARY))
     return folder

@@ -1,8 +1,11 @@
 """The tokenizer against its references: Meta's published vectors and the `tokenizers` library."""
 import base64
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 import time
 import unicodedata
 from copy import deepcopy
@@ -19,7 +22,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Reference
 
-from nanoct.benchmarks import common
+from nanoct.benchmarks import common, nano
 from nanoct.io import tokenizer
 from nanoct.io.tokenizer import LLAMA3_SPECIAL, load_tokenizer
 
@@ -208,6 +211,14 @@ def test_a_merge_of_what_is_no_token_is_refused(trained, tmp_path):
     file["model"]["vocab"]["qqqr"] = 5000
     file["model"]["merges"].append(["qqq", "r"])
     refused(write(tmp_path, file), "its merge ['qqq', 'r'] makes no token of its vocabulary of two others")
+
+
+@pytest.mark.parametrize("folder", [nano.FOLDER / "strings", "bytes"])
+def test_the_fingerprint_is_the_same_in_every_process(folder):
+    """Sets of strings have another order in each; a context that one process saved is read by another."""
+    code = f"from nanoct.io.tokenizer import load_tokenizer; print(load_tokenizer({str(folder)!r}).fingerprint)"
+    run = lambda seed: subprocess.check_output([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed})
+    assert run("1") == run("2") == f"{load_tokenizer(folder).fingerprint}\n".encode()
 
 
 def test_the_fingerprint_changes_with_ids_merges_special_tokens_and_pattern_and_with_nothing_else(trained, tmp_path):
@@ -520,7 +531,7 @@ def test_tokenizer_config_says_whether_a_bos_is_put(trained, tmp_path, config, p
 
 
 def test_a_bos_of_the_other_kinds_of_files(trained, tmp_path):
-    """Meta's own code puts one before every prompt, and the embedded worlds begin with theirs."""
+    """Meta's own code puts one before every prompt, and the built-in worlds begin with theirs."""
     ranks = load_tokenizer(write_ranks(tmp_path, trained["llama3"][0]))
     assert common.bos(ranks) == [ranks.special["<|begin_of_text|>"]]
     (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')

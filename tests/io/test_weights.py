@@ -617,7 +617,7 @@ def test_a_gguf_file_by_mistake(folder):
     assert "no folder" in sentence(FileNotFoundError, fetch, folder / "other.gguf")
 
 
-def test_the_embedded_models_are_in_no_installed_package(monkeypatch, tmp_path):
+def test_the_built_in_models_are_in_no_installed_package(monkeypatch, tmp_path):
     monkeypatch.setattr(weights, "EMBEDDED", tmp_path / "site-packages" / "weights")
     message = sentence(FileNotFoundError, load_model, weights.EMBEDDED / "nano" / "strings")
     assert "not in an installed package" in message and "`pip install -e .`" in message and "--model" in message

@@ -38,7 +38,7 @@ def test_it_is_short_and_learns():
     assert not hasattr(mine, "LABEL")  # may be left out
 
 
-def test_the_embedded_job(known, monkeypatch, tmp_path, capsys):
+def test_the_built_in_job(known, monkeypatch, tmp_path, capsys):
     common = ["--workers", 0, "--world", "strings", "--tasks", 1, "--out", tmp_path]
     call(monkeypatch, reproduce, *common, "--methods", "icl", "mine", "--set", "mine.n_step=2")
     assert {line["method"]: line["n_trained"] for line in lines(tmp_path / "results.jsonl")} == {

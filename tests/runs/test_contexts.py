@@ -194,7 +194,8 @@ def test_a_damaged_file(model, file, damage):
     assert str(file) in message and "is not a context that nanoct.tune wrote" in message
 
 
-@pytest.mark.parametrize("metadata", [None, {}, {"a": "b"}, *({ENTRY: text} for text in ("", "{", "[]", "7", "{}"))])
+@pytest.mark.parametrize("metadata", [None, {}, {"a": "b"}, *({ENTRY: text} for text in (
+    "", "{", "[]", "7", "{}", '{"version": 1, "version": 2}'))])
 def test_a_safetensors_file_that_is_no_context(model, tmp_path, metadata):
     save_file({"a": torch.ones(1)}, tmp_path / "a", metadata)
     assert "not a context" in sentence(ValueError, load_adapted, tmp_path / "a", model)

@@ -187,7 +187,7 @@ def test_a_full_disk_costs_the_run_that_met_it_and_no_other(tmp_path, monkeypatc
     fails(monkeypatch, 2, error)
     said = sentence(OSError, execute, runs, Results(file), done, n_worker)
     assert f"cannot write to {file}" in said and "make room" in said
-    assert len(read(file)) == 2 and file.read_bytes().endswith(b"\n")
+    assert len(read(file)) in (2, 2 + n_worker) and file.read_bytes().endswith(b"\n")  # a worker may be ahead
     lines = execute(runs, Results(file), done, n_worker)  # there is room again
     assert [each["task"] for each in lines] == sorted(each["task"] for each in read(file)) == list("abcd")
 

@@ -1,4 +1,4 @@
-"""The embedded worlds: small, generated, readable by a person. One vocabulary; one checkpoint each in weights/nano.
+"""The built-in worlds: small, generated, readable by a person. One vocabulary; one checkpoint each in weights/nano.
 
     <s> x = y ; x = y ; …          a context, or a row of pretraining; lexicon has no "="
 

@@ -1,4 +1,4 @@
-"""Look at tasks of an embedded world.
+"""Look at tasks of a built-in world.
 
     nanoct benchmarks.nano --world facts --pool train           # names of the tasks of a pool
     nanoct benchmarks.nano --world grids --show 2               # two tasks, in colour if this is a terminal

@@ -6,7 +6,7 @@ import torch
 
 from nanoct import packing
 
-ANY_MODEL = SimpleNamespace(config=SimpleNamespace(n_position=10**6), device="cpu")
+ANY_MODEL = SimpleNamespace(config=SimpleNamespace(n_position=10**6, vocab_size=10**6), device="cpu")
 pack_row = lambda pairs, start: packing.pack([both and tuple(map(list, both)) for both in pairs], ANY_MODEL, start)
 
 

@@ -13,12 +13,11 @@ from nanoct.score import score_pairs
 class AsNanoct:
     """The given model, called as the package calls a model: what is hidden there are the logits here."""
 
-    device = torch.device("cpu")
-    graphs = None  # CUDA graphs are of a GPU
+    device, graphs = torch.device("cpu"), None
 
     def __init__(self, model):
         self.model, self.dtype = model, model.dtype
-        self.config = SimpleNamespace(n_position=len(model.place))
+        self.config = SimpleNamespace(n_position=len(model.place), vocab_size=len(model.token))
 
     def __call__(self, tokens, positions=None, mask=None, prefix=None, adapter=None):
         positions = torch.arange(tokens.shape[1])[None] if positions is None else positions
