@@ -199,27 +199,49 @@ def test_the_command_writes_without_peft_and_brings_back_the_same_file(tmp_path,
     folder = saved_nano(tmp_path / "model")
     (tmp_path / "mine.jsonl").write_text('{"input": "ab", "output": "ba"}\n{"input": "abc", "output": "cba"}\n')
     monkeypatch.chdir(tmp_path)
-    run = "import sys; sys.modules.update(peft=None, transformers=None); from nanoct.__main__ import main; main()"
-    call = lambda *words: subprocess.run([sys.executable, "-c", run, *map(str, words)], capture_output=True, text=True)
-    tuned = call("tune", "--data", "mine.jsonl", "--model", folder, "--method", "ttt_ct_kv", "--out", "ctx", "--set",
-                 "n_step=1", "ttt_n_step=1", "rank=2", "--device", "cpu")
-    assert tuned.returncode == 0, tuned.stderr
-    told = call("export", "--context", "ctx", "--out", "out")
-    assert told.stderr == "" and told.stdout == "".join(
-        f'wrote out/{name}: PeftModel.from_pretrained(model, "out/{name}")\n' for name in ("adapter", "prefix"))
+    commands = [
+        ["tune", "--data", "mine.jsonl", "--model", folder, "--method", "ttt_ct_kv", "--out", "ctx", "--set",
+         "n_step=1", "ttt_n_step=1", "rank=2", "--device", "cpu"],
+        ["export", "--context", "ctx", "--out", "out"],
+        ["export", "--back", "out", "--model", folder, "--out", "again"],
+        ["export", "--context", "ctx", "--out", "out"],
+        ["export", "--back", "out", "--out", "new"],
+    ]
+    tuned, wrote, brought, *refused = without_libraries(commands)
+    assert tuned[0] == 0, tuned
+    assert wrote == [0, "".join(f'wrote out/{name}: PeftModel.from_pretrained(model, "out/{name}")\n'
+                                for name in ("adapter", "prefix")), ""]
     assert sorted(file.name for file in Path("out").glob("*/*")) == [CONFIG] * 2 + [WEIGHTS] * 2
-    assert call("export", "--back", "out", "--model", folder, "--out", "again").returncode == 0
-    assert Path("again").read_bytes() == Path("ctx").read_bytes()
+    assert brought[0] == 0 and Path("again").read_bytes() == Path("ctx").read_bytes()
     assert peft.PeftConfig.from_pretrained("out/prefix").base_model_name_or_path == str(folder)
+    for (code, _, error), said in zip(refused, ("--out out exists", "give the model that it belongs to with --model")):
+        assert code == 2 and said in error and error.count("\n") == 1
 
     save_file({"prompt_embeddings": load_file("out/prefix/" + WEIGHTS)["prompt_embeddings"]}, "out/prefix/" + WEIGHTS)
-    assert call("export", "--back", "out/prefix", "--model", folder, "--out", "bare").returncode == 0
+    ((code, *_),) = without_libraries([["export", "--back", "out/prefix", "--model", folder, "--out", "bare"]])
     adapted, about = load_adapted("bare", *load(folder, "cpu"))
-    assert about["method"] == "prefix_tuning" and set(adapted.prefix.owner.tolist()) == {-1}
-    for words, said in [(["--context", "ctx", "--out", "out"], "--out out exists"),
-                        (["--back", "out", "--out", "new"], "give the model that it belongs to with --model")]:
-        told = call("export", *words)
-        assert told.returncode == 2 and said in told.stderr and told.stderr.count("\n") == 1
+    assert code == 0 and about["method"] == "prefix_tuning" and set(adapted.prefix.owner.tolist()) == {-1}
+
+
+def without_libraries(commands):
+    """[exit code, stdout, stderr] of each command, all in one process that can import neither peft nor transformers."""
+    program = """if True:
+        import contextlib, io, json, runpy, sys
+        sys.modules.update(peft=None, transformers=None)
+        told = []
+        for words in json.loads(sys.argv[1]):
+            sys.argv, code, streams = ["nanoct", *words], 0, (io.StringIO(), io.StringIO())
+            with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+                try:
+                    runpy.run_module("nanoct", run_name="__main__")
+                except SystemExit as stop:
+                    code = stop.code or 0
+            told.append([code, *(stream.getvalue() for stream in streams)])
+        print(json.dumps(told))"""
+    words = json.dumps([[*map(str, each)] for each in commands])
+    done = subprocess.run([sys.executable, "-c", program, words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_smollm2_exported_says_the_same_in_transformers(tmp_path):
