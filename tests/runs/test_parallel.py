@@ -182,6 +182,7 @@ def script(tmp_path, guard, *how, **more):
                             env=os.environ | dict(PYTHONPATH=paths), cwd=tmp_path, start_new_session=True, **more)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_and_one_from_standard_input_hear_why_no_worker_starts(tmp_path):
     for guard, how, more in (("if True:", ["mine.py"], {}), (GUARD, ["-"], dict(stdin=(tmp_path / "mine.py")))):
         more = {name: file.open() for name, file in more.items()}
@@ -191,6 +192,7 @@ def test_a_script_without_a_guard_and_one_from_standard_input_hear_why_no_worker
         assert said.splitlines()[-1] == f"error: {parallel.NO_START}"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_at_once_and_says_so_once_though_workers_run_or_import(tmp_path):
     for n_line in (0, 1):  # before a worker has begun, and behind the first line
         with script(tmp_path, GUARD, "mine.py") as job:
