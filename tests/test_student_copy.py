@@ -99,6 +99,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_the_stubs_run_in_the_copy_and_fail_every_test(copy):
     run = subprocess.run([sys.executable, "-c", WITH_NO_OTHER_NANOCT, "-q", "-p", "no:cacheprovider"], cwd=copy,
                          text=True, capture_output=True)

@@ -116,6 +116,7 @@ SAID = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how, environment, said", SAID, ids=["asserts left out", "no jupytext"])
 def test_what_a_script_lacks_is_said_in_a_sentence(how, environment, said):
     done = subprocess.run([sys.executable, *how], cwd=FOLDER.parent, env=os.environ | environment, capture_output=True,

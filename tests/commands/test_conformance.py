@@ -359,6 +359,7 @@ def run(monkeypatch, *arguments):
     cli.run(lambda: conformance.main(neighbours.MAP))
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_bytes(folder, tmp_path, monkeypatch, capsys):
     run(monkeypatch, "--out", str(tmp_path / "again"))
     names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())

@@ -32,7 +32,8 @@ def build(kind, dtype=torch.float32):
     return model.init_weights(torch.Generator().manual_seed(0)).requires_grad_(False).to(dtype)
 
 
-@pytest.mark.parametrize("kind, dtype", [("llama", torch.float32), ("gpt2", torch.float32),
+@pytest.mark.parametrize("kind, dtype", [("llama", torch.float32),
+                                         pytest.param("gpt2", torch.float32, marks=pytest.mark.slow),
                                          pytest.param("llama", torch.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "zero_shot"])
 def test_estimated_is_near_what_is_allocated(method, kind, dtype):
