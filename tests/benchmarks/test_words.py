@@ -218,6 +218,7 @@ def command(*options):
     return subprocess.run(line, capture_output=True, text=True, encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     shown = command("--show", "2").stdout
     assert "agent: 10 demos, 50 queries, metric ids" in shown and "2 of 35 tasks" in shown

@@ -58,7 +58,8 @@ def test_what_is_trained_is_held_five_times(method, settings):
 
 
 @pytest.mark.parametrize("method, checkpoint", [
-    *((method, False) for method in METHODS_WITH_STEPS), ("ct_kv", True), ("ttt", True),
+    *(pytest.param(method, False, marks=pytest.mark.slow if method in ("dora", "ttt_ct_kv") else ())
+      for method in METHODS_WITH_STEPS), ("ct_kv", True), ("ttt", True),
 ])
 def test_flops_are_those_that_torch_counts(method, checkpoint):
     """Of a step, the difference of two numbers of them: 5% beside, as the formula leaves out adapters' own products;

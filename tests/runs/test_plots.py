@@ -38,7 +38,8 @@ def boxes(figure):
 
 
 @pytest.mark.parametrize("groups", [
-    pytest.param(lambda: level(.01), id="level"), pytest.param(lambda: level(0), id="one point"),
+    pytest.param(lambda: level(.01), id="level", marks=pytest.mark.slow),
+    pytest.param(lambda: level(0), id="one point"),
     pytest.param(lambda: report.comparable(results.read(FOLDER / "results" / "full.jsonl"))[0], id="committed")])
 @pytest.mark.parametrize("draw, n_name", [(plots.accuracy_vs_seconds, 12), (plots.kl_vs_steps, 10)])
 def test_no_two_names_overlap_and_all_are_inside_the_figure(draw, n_name, groups, figures, tmp_path):
