@@ -29,8 +29,9 @@ print(max(scores, key=lambda rate: sum(scores[rate])))
 PYTHON
 }
 
-words --methods icl ct_kv ttt
+words --methods icl ct_kv
 words --methods prefix_tuning
+words --methods ttt
 bbh --methods zero_shot icl ct_kv
 rates --methods ct_kv --set ct_kv.lr=1e-3,3e-3,1e-2
 rates --methods prefix_tuning --set prefix_tuning.lr=1e-3,3e-3,1e-2
