@@ -79,11 +79,12 @@ def asked(folder, seed=0):
                 of = found.setdefault(function.__name__, {})
                 of[kind] = of.get(kind, False) or bool(is_so)
             callers.setdefault(function.__name__, set()).add(now[0])
+            kept = calls.setdefault(function.__name__, [])
+            if len(kept) == 20:
+                return right(*arguments)
             before = [value if isinstance(value, torch.Generator) else operators.copied(value) for value in arguments]
-            result = right(*arguments)
-            if len(calls.setdefault(function.__name__, [])) < 20:
-                calls[function.__name__].append((before, result))
-            return result
+            kept.append((before, right(*arguments)))
+            return kept[-1][1]
         return call
 
     def watch(module):
