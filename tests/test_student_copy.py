@@ -135,6 +135,7 @@ import os
 from pathlib import Path
 
 import grading
+import torch
 
 HERE, ANSWER = Path(__file__).parent, []
 
@@ -151,6 +152,9 @@ for folder in (HERE, HERE.parent, Path(FOLDER), *HERE.parent.glob("course/tutori
     attempt(lambda: (folder / "forged.xml").write_text("<testsuite/>"))
 attempt(lambda: os.system(f"touch {FOLDER}/started"))
 attempt(lambda: ANSWER.append(Path(SOLUTION).read_text()))
+if HIDDEN:  # torch opens files without Python, so that no hook hears of it
+    size = os.path.getsize(SOLUTION) if os.path.exists(SOLUTION) else 0
+    attempt(lambda: ANSWER.append(bytes(torch.from_file(SOLUTION, size=size, dtype=torch.uint8)).decode()))
 ANSWER += HERE.parent.rglob("solution.py")
 attempt(lambda: setattr(grading, "outcome", lambda *_: None))
 attempt(lambda: setattr(grading, "fail", lambda *_: None))
@@ -175,7 +179,8 @@ else:
 def test_cheats_score_nothing_and_leave_nothing_behind(tmp_path):
     a6 = ASSIGNMENTS / "a6_table"
     file = tmp_path / "cheats.py"
-    file.write_text(f"FOLDER, SOLUTION = {str(tmp_path)!r}, {str(a6 / 'solution.py')!r}\n{CHEATS}", encoding="utf-8")
+    told = f"FOLDER, SOLUTION, HIDDEN = {str(tmp_path)!r}, {str(a6 / 'solution.py')!r}, {'-rmn' in grade.apart()}"
+    file.write_text(f"{told}\n{CHEATS}", encoding="utf-8")
     ((_, lines),) = grade.grade(file, a6, [0])
     assert [won for _, won, _, _ in lines] == [0] * len(lines)
     assert not any("cannot be imported" in message for *_, message in lines)

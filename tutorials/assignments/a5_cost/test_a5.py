@@ -1,7 +1,7 @@
 """Grades assignment 5: predictions are held against torch's FLOP counter (5%) and its allocator (20%).
 
-Both look at a real step: nanoct's Llama, frozen, behind P trained entries. FLOPs are counted while one step of a small model is
-computed; bytes are what the CPU's allocator gave out in two steps of one.
+Both look at a real step: nanoct's Llama, frozen, behind P trained entries. FLOPs are counted while a
+step of a small model is computed; bytes are what the CPU's allocator gave out in two steps of one.
 """
 
 import math
@@ -266,8 +266,9 @@ def test_fit_finds_both_coefficients(impl, seed):
 @points(1, minutes=5, section="3")
 def test_fit_weighs_errors_in_proportion(impl, seed):
     g = random.Random(f"{seed} noise")
-    k, a, b = [1, 2, 4, 8, 16, 32, 64], g.uniform(1, 2), g.uniform(0.02, 0.05)
-    seconds = [(a * x + b * x * x) * (1 + off) for x, off in zip(k, (0.02, -0.03, 0.03, -0.02, 0.05, -0.03, 0.06))]
+    k, a, b = [1, 2, 4, 8, 16, 32, 64, 4], g.uniform(1, 2), g.uniform(0.02, 0.05)
+    noise = (0.02, -0.03, 0.03, -0.02, 0.05, -0.03, 0.06, -0.1)
+    seconds = [(a * x + b * x * x) * (1 + off) for x, off in zip(k, noise)]
     found_a, found_b, case = fitted(impl, k, seconds)
     off = lambda a, b: sum(((a * x + b * x * x) / y - 1) ** 2 for x, y in zip(k, seconds))
     best = min(off(found_a * s, found_b * t) for s in (0.995, 1, 1.005) for t in (0.995, 1, 1.005))
