@@ -24,8 +24,7 @@ MUTANTS = [(folder, mutant) for folder in gate.FOLDERS for mutant in gate.mutant
 @pytest.fixture
 def few_rounds(monkeypatch):
     """A test of A4 is asked twice of each step; it is 23 times where somebody is graded."""
-    a4 = next(folder for folder in gate.FOLDERS if folder.name == "a4_bug")
-    monkeypatch.setattr(gate.test_module(a4), "ROUNDS", 2)
+    monkeypatch.setattr(gate.test_module(A4), "ROUNDS", 2)
 
 
 def is_seldom(folder, file):
@@ -48,6 +47,23 @@ def test_what_is_correct_gets_all_points(folder, file, few_rounds):
 @pytest.mark.parametrize("folder, file", CORRECT, ids=lambda part: getattr(part, "stem", None))
 def test_what_is_correct_gets_all_points_on_ten_seeds(folder, file, seed, few_rounds):
     assert gate.graded(folder, file, seed) == {}
+
+
+A4 = next(folder for folder in gate.FOLDERS if folder.name == "a4_bug")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("step", [file.stem for file in sorted((A4 / "steps").glob("*.py"))])
+def test_a_correct_step_is_that_of_the_reference_on_ten_seeds(step, seed):
+    gate.test_module(A4).compare(gate.step(step), seed, step)
+
+
+@pytest.mark.slow
+def test_no_solved_test_fails_on_a_correct_step_that_it_was_not_written_for():
+    for name, catch in load(A4 / "solution.py").CATCH.items():
+        error, said, returned = gate.test_module(A4).verdict(catch, gate.step("one_by_one"))
+        assert (error, said, returned) == (None, "", None), name
 
 
 @by_folder
@@ -84,10 +100,16 @@ def test_mutants_made_by_operators_are_caught_but_for_those_that_are_no_mistakes
     assert not gate.by_operators()
 
 
+@pytest.mark.slow
+def test_the_instructors_page_shows_the_totals_that_the_summary_prints(capsys):
+    gate.summary(gate.FOLDERS)
+    totals = [line for line in capsys.readouterr().out.splitlines() if " by hand, " in line]
+    assert len(totals) == 1 and totals[0] in (ASSIGNMENTS / "instructor.md").read_text(encoding="utf-8").splitlines()
+
+
 def test_what_is_sealed_is_what_the_list_of_bugs_makes():
-    a4 = next(folder for folder in gate.FOLDERS if folder.name == "a4_bug")
-    made = load(a4 / "variants.py").made()
-    assert load(a4 / "draw.py").opened() == made
+    made = load(A4 / "variants.py").made()
+    assert load(A4 / "draw.py").opened() == made
     assert all(len(set(layouts)) == 2 for layouts in made["variants"].values())
 
 

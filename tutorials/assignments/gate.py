@@ -176,7 +176,7 @@ def by_operators(folders=FOLDERS):
 
 
 def summary(folders):
-    """Prints what the gate holds, of each function and in all. No mutant is run: the slow test of the gate does that."""
+    """Prints what the gate holds, of each function and in all. It runs no mutant, as the slow test does."""
     in_all, by_operator, reasons = Counter(), Counter(), Counter()
     print(f"{'function':37}kinds of input   mutants by operators   survivors")
     for folder in folders:

@@ -306,7 +306,7 @@ class Remote:
         for mine, theirs in zip(arguments, opened(answer["arguments"])):
             update(mine, theirs)
         if answer["printed"]:
-            print(textwrap.indent(readable(answer["printed"]), "the submission prints: ", lambda line: True))
+            print(textwrap.indent(readable(answer["printed"]).rstrip(), "the submission prints: ", lambda line: True))
         result, leaves = opened(answer["result"]), leaves_of(arguments)
         if leaves and isinstance(result, torch.Tensor) and result.requires_grad:
             return Through.apply(self, self.n, result.detach(), *(arguments[i] for i in leaves))

@@ -159,35 +159,27 @@ def demo_kinds(demos):
 
 
 def start(model, instruction, demos):
-    return (
-        model_kinds(model)
-        | demo_kinds(demos)
-        | {
-            "no instruction": not instruction,
-            "an instruction": bool(instruction),
-            "a long one": len(instruction) > 9,
-            "a model in bfloat16": model.dtype == torch.bfloat16,
-            "k = 1 with an instruction": bool(instruction) and len(demos) == 1,
-        }
-    )
+    return model_kinds(model) | demo_kinds(demos) | {
+        "no instruction": not instruction,
+        "an instruction": bool(instruction),
+        "a long one": len(instruction) > 9,
+        "a model in bfloat16": model.dtype == torch.bfloat16,
+        "k = 1 with an instruction": bool(instruction) and len(demos) == 1,
+    }
 
 
 def step_loss(model, keys, values, owner, demos, dropped):
-    return (
-        model_kinds(model)
-        | demo_kinds(demos)
-        | {
-            "no instruction": -1 not in owner.tolist(),
-            "k = 1 with an instruction": len(demos) == 1 and -1 in owner.tolist(),
-            "nothing dropped": not dropped.any(),
-            "all dropped": dropped.all(),
-            "some dropped": 0 < dropped.float().mean() < 1,
-            "k = 1, some dropped": len(demos) == 1 and 0 < dropped.float().mean() < 1,
-            "rows of dropped that differ": not torch.equal(dropped[0], dropped[-1]),
-            "leaves": keys.requires_grad,
-            "no leaves": not keys.requires_grad,
-        }
-    )
+    return model_kinds(model) | demo_kinds(demos) | {
+        "no instruction": -1 not in owner.tolist(),
+        "k = 1 with an instruction": len(demos) == 1 and -1 in owner.tolist(),
+        "nothing dropped": not dropped.any(),
+        "all dropped": dropped.all(),
+        "some dropped": 0 < dropped.float().mean() < 1,
+        "k = 1, some dropped": len(demos) == 1 and 0 < dropped.float().mean() < 1,
+        "rows of dropped that differ": not torch.equal(dropped[0], dropped[-1]),
+        "leaves": keys.requires_grad,
+        "no leaves": not keys.requires_grad,
+    }
 
 
 def adapt(model, instruction, demos, n_step, lr, p, seed):
@@ -343,12 +335,7 @@ OF = {
     "a5_cost": (flops_step, peak_bytes, fit),
     "a6_table": (macro_f1, paired, choose),
 }
-NOT_IN_A4 = {
-    "a model in float32",
-    "a frozen model",
-    "k > 2",
-    "no leaves",
-    "nothing dropped",
-    "answers of one token alone",
+NOT_IN_A4 = {  # its steps are given, and mended in one place
+    "a model in float32", "a frozen model", "k > 2", "no leaves", "nothing dropped", "answers of one token alone",
     "a question of one token",
-}  # its steps are given, and mended in one place
+}

@@ -376,7 +376,7 @@ def test_choose_takes_the_best_of_validation(impl, seed):
          "two equal settings, in no order of the alphabet"),
         ([("a", "v1", 10.0), ("b", "v1", 20.0), ("c", "v1", 15.0), ("c", "v2", 15.0), ("b", "v2", 20.0),
           ("a", "v2", 10.0)], "b", "the best stands in the middle"),
-        ([("a", "v1", 50.02), ("b", "v1", 50.04), ("a", "v2", 50.02), ("b", "v2", 50.04)], "b", "means of 50.02, 50.04"),
+        ([("a", "v1", 50.02), ("b", "v1", 50.04), ("a", "v2", 50.02), ("b", "v2", 50.04)], "b", "means 50.02, 50.04"),
     )
     seeds = [30.0, 90.0, 45.0, 60.0]  # their mean is 56.25, their median 52.5
     for other in (32.0, 88.0, 46.0, 50.0, 55.0, 57.0, 58.0, 62.0):  # the other's every seed: below or above that mean
