@@ -152,9 +152,9 @@ for folder in (HERE, HERE.parent, Path(FOLDER), *HERE.parent.glob("course/tutori
     attempt(lambda: (folder / "forged.xml").write_text("<testsuite/>"))
 attempt(lambda: os.system(f"touch {FOLDER}/started"))
 attempt(lambda: ANSWER.append(Path(SOLUTION).read_text()))
-if HIDDEN:  # torch opens files without Python, so that no hook hears of it
-    size = os.path.getsize(SOLUTION) if os.path.exists(SOLUTION) else 0
-    attempt(lambda: ANSWER.append(bytes(torch.from_file(SOLUTION, size=size, dtype=torch.uint8)).decode()))
+if HIDDEN and os.path.exists(SOLUTION):  # torch opens files without Python, so that no hook hears of it
+    text = torch.from_file(SOLUTION, size=os.path.getsize(SOLUTION), dtype=torch.uint8)
+    attempt(lambda: ANSWER.append(bytes(text.tolist()).decode()))
 ANSWER += HERE.parent.rglob("solution.py")
 attempt(lambda: setattr(grading, "outcome", lambda *_: None))
 attempt(lambda: setattr(grading, "fail", lambda *_: None))
