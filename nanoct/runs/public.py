@@ -15,7 +15,7 @@ from nanoct.benchmarks.presets import SETTINGS, SWEEPS
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import fetch, pick_device, read_config, resolve_dtype
 from nanoct.methods import KNOWN, METHODS, expand
-from nanoct.runs import ablations, sweep
+from nanoct.runs import ablations, cuts, sweep
 from nanoct.runs.job import PUBLIC, done, identify, neighbour, none_lacking, plan, read_task
 from nanoct.runs.parallel import join
 from nanoct.runs.report import report_public
@@ -33,10 +33,13 @@ def settle(job):
     if job.data is None:
         raise ValueError(f"--data is missing: give the folder of {name}'s files, which `python -m "
                          "nanoct.benchmarks.fetch` gets.")
-    if job.ablations and (job.sweep or job.set or job.dry_run or job.methods not in (None, list(METHODS))):
-        raise ValueError("--ablations has methods and settings of its own: no --sweep, --methods, --set and --dry-run.")
+    if job.ablations and job.cuts:
+        raise ValueError("--ablations and --cuts are two jobs: choose one.")
+    if job.study and (job.sweep or job.set or job.dry_run or job.methods not in (None, list(METHODS))):
+        study = "--ablations" if job.ablations else "--cuts"
+        raise ValueError(f"{study} has methods and settings of its own: no --sweep, --methods, --set and --dry-run.")
     job.pool, tasks = pick(benchmark, name, job.data, job.tasks, job.pool, job.sweep)
-    seeds = job.seeds or benchmark.SEEDS[: 1 if job.sweep or job.ablations else None]
+    seeds = job.seeds or benchmark.SEEDS[: 1 if job.sweep or job.study else None]
     job.tasks, job.seeds, job.neighbours = {name: tasks}, {name: list(dict.fromkeys(seeds))}, {name: tasks}
     job.k, job.benchmarks, job.make = job.k or benchmark.K, [name], {"form": False} if job.no_form else {}
     job.methods, job.out = expand(job.methods or METHODS), Path(job.out or f"results/{name}")
@@ -46,6 +49,8 @@ def settle(job):
 
 def variants(job, benchmark, overridden):
     """What to run on every task: presets, or with --sweep all of SWEEPS. overridden: {method: {field: [texts]}}."""
+    if job.cuts:
+        return cuts.variants(job.k, SETTINGS[benchmark]["ct_kv"])
     if job.ablations:
         rows = ablations.rows(SETTINGS[benchmark]["ct_kv"])
         return [("icl", {}, job.k, None), *((ablations.NAME, config, job.k, None) for config in rows.values())]
@@ -102,7 +107,7 @@ def with_data(job, runs, ids, results, is_first=True):
     known, n_unknown = [], 0
     for run in runs:
         data = ids[run["task"], run["seed"]]
-        if run["config"].get("start") == "others":
+        if run["config"].get("start") == "others" or run["config"].get("beside"):
             data += "+" + ids[neighbour(job, run), run["seed"]]
         is_old = results.key(run) in results.keys and results.key(run | dict(data=data)) not in results.keys
         known.append(run if is_old and is_packaged else run | dict(data=data))
@@ -146,9 +151,9 @@ def run(job, dry_run):
         return  # the first process reports
     if not lines:
         raise ValueError("no method could do any task, for the reasons above: take other --methods or a lower --k.")
-    if job.ablations:
+    if job.study:
         none_lacking(lines, runs)
-        ablations.report(lines, job.out, job.model)
+        job.study.report(lines, job.out, job.model)
     elif job.sweep:
         sweep.report_public(lines, job.model, len(data_ids), job.out)
     else:

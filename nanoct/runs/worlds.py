@@ -15,7 +15,7 @@ from nanoct import cli
 from nanoct.benchmarks.nano import FOLDER, WORLDS, pick, read_settings
 from nanoct.io.weights import load_model, pick_device
 from nanoct.methods import KNOWN, METHODS, expand
-from nanoct.runs import ablations, scaling, sweep
+from nanoct.runs import ablations, cuts, scaling, sweep
 from nanoct.runs.job import BENCHMARKS, done, folder_of, identify, load, none_lacking, plan, task_of
 from nanoct.runs.report import CEILINGS, against_committed
 from nanoct.runs.results import Results, distinct, n_core, read
@@ -30,12 +30,12 @@ LONG = 10  # seconds of a run
 def settle(job):
     """Fill in what follows from the options of a job: pool, tasks, seeds, settings. Raises ValueError on a mistake."""
     rows = [*METHODS, *CEILINGS]
-    if job.sweep + job.ablations + job.scaling > 1:
-        raise ValueError("--sweep, --ablations and --scaling are three jobs: choose one.")
+    if job.sweep + job.ablations + job.cuts + job.scaling > 1:
+        raise ValueError("--sweep, --ablations, --cuts and --scaling are four jobs: choose one.")
     changed = job.full, job.kind != "results", job.tasks, job.seeds, job.k, job.set, job.methods
     job.brief = not any(changed) and job.pool in (None, "held_out")
-    if (job.ablations or job.scaling) and (job.set or job.methods not in (None, rows)):
-        raise ValueError("--ablations and --scaling have methods and settings of their own: no --methods and no --set.")
+    if (job.study or job.scaling) and (job.set or job.methods not in (None, rows)):
+        raise ValueError(f"--{job.kind} has methods and settings of its own: no --methods and no --set.")
     job.pool = "validation" if job.sweep else job.pool or "held_out"
     job.device, job.out = pick_device(job.device or "cpu"), Path(job.out or "results")
     if job.workers is None:
@@ -76,7 +76,9 @@ def variants(job):
     presets, of_worlds = read_settings(), {}
     for world in job.benchmarks:
         chosen, k = presets.get(world, {}), job.k or BENCHMARKS[world].K
-        if job.ablations:
+        if job.cuts:
+            of_worlds[world] = cuts.variants(k, chosen.get("ct_kv", {}), 0.0)
+        elif job.ablations:
             of_worlds[world] = ablations.variants(k, partial(preset, chosen))
         elif job.scaling:
             of_worlds[world] = scaling.variants(k, partial(preset, chosen))
@@ -148,9 +150,9 @@ def run(job):
         pass  # the end says so
     elif job.sweep:
         sweep.report(lines, tried, job.out)
-    elif job.ablations:
+    elif job.study:
         none_lacking(lines, runs, ": see whether the weights are all finite")
-        ablations.report(lines, job.out)
+        job.study.report(lines, job.out)
     elif job.scaling:
         embedded = load_model(folder_of(job.model, "strings"), job.device)
         scaling.report(lines, scaling.passes(embedded, job.out), job.out)

@@ -77,6 +77,8 @@ def test_main_job_resumes_after_a_half_written_line_and_redraws(model_folder, tm
     (["--model", "no/where/at/all"], "no/where/at/all"),
     (["--out", "/dev/null/results"], "/dev/null"),
     (["--sweep", "--ablations"], "choose one"),
+    (["--cuts", "--scaling"], "choose one"),
+    (["--cuts", "--set", "ct_kv.lr=1"], "--cuts has methods and settings of its own"),
     (["--report", "nothing.jsonl"], "nothing.jsonl"),
     (["--report", ""], "--report is empty"),
     (["--tasks", "1", "zzz"], "'1' is not in the held_out pool"),
@@ -204,6 +206,7 @@ def test_the_main_job_leaves_out_what_took_long_and_says_so(capsys):
     ([], True), (["--quick"], True), (["--world", "facts"], True), (["--full"], False), (["--tasks", "2"], False),
     (["--seeds", "0"], False), (["--k", "4"], False), (["--methods", "ct_prompt"], False), (["--sweep"], False),
     (["--set", "ttt.n_step=4"], False), (["--ablations"], False), (["--scaling"], False),
+    (["--cuts"], False),
     (["--pool", "train"], False)])
 def test_whoever_asks_for_runs_gets_all_of_them(arguments, is_brief, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
