@@ -44,6 +44,8 @@ def parse():
     p.add_argument("--dtype", help="of the model; default: bfloat16 on cuda, float32 elsewhere")
     p.add_argument("--checkpoint", action="store_true",
                    help="recompute activations in the backward pass: less memory, a third slower")
+    p.add_argument("--graph", action="store_true", help="keep the step of CT-KV and prefix tuning as a CUDA graph for "
+                   "all tasks (optimise.py); off by default, as it has never run on a GPU")
     p.add_argument("--tokenizer", help='folder of another tokenizer than the model\'s, or "bytes"')
     p.add_argument("--dry-run", action="store_true", help="estimate memory and time and load no model")
     job = p.parse_args(namespace=Job(check_room=forecast.check_room))

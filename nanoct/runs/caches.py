@@ -50,7 +50,7 @@ class Config(ct_kv.Config):
     beside: str = ""  # where the context of task.others, another task's demos, stands: "before", "behind", "alone"
 
 
-VARIANTS[NAME], footprint = Config, ct_kv.footprint  # nearly the same work and memory
+VARIANTS[NAME], footprint, GRAPH = Config, ct_kv.footprint, ct_kv.GRAPH  # nearly the same work and memory
 
 
 def adapt(model, task, config=Config(), seed=0, progress=None):

@@ -3,11 +3,12 @@
     python -m nanoct.reproduce --cuts --world strings --tasks 24
     python -m nanoct.paper --model weights/smollm2 --benchmark words --cuts
 
-Rows: the first entry frozen in training; another task's context before and behind one's own, and alone; and the caches
-of CT-KV and of ICL, each cut to shares of its entries: those with the most attention, with and without new values, and
-random ones with new values, as a control.
+Rows: the first entry frozen in training; another task's tuned context alone; and the caches of CT-KV and of ICL, each
+with another task's before and behind it, and cut to shares of its entries: those with the most attention, with and
+without new values, and random ones with new values, as a control.
 """
 
+import itertools
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from nanoct.runs.table import one_benchmark, seeds_of_demos, table, tasks_a_worl
 
 KEEP = (0.5, 0.25, 0.1)  # shares of the entries
 HOW = {"by attention": {}, "by attention, values as they were": dict(refit=False), "at random": dict(choose="random")}
-JOINED = {"another task's context before it": "before", "another task's context behind it": "behind",
-          "another task's context alone": "alone"}
+PLACES = "before", "behind"  # where another task's context stands
+ALONE = "another task's context alone"
 
 
 def rows(chosen):
@@ -29,13 +30,15 @@ def rows(chosen):
     full = asdict(Config(**chosen))
     frozen = asdict(ablations.Config(**chosen, freeze_first=True))
     found = {"CT-KV": (NAME, full, None), "first entry frozen": (ablations.NAME, frozen, "CT-KV")}
-    for row, beside in JOINED.items():
-        found[row] = NAME, full | dict(beside=beside), "CT-KV"
+    found[ALONE] = NAME, full | dict(beside="alone"), "CT-KV"
     found["ICL"] = NAME, full | dict(n_step=0), "CT-KV"
     for whole in "CT-KV", "ICL":
+        config = found[whole][1]
         for keep in KEEP:
             for how, change in HOW.items():
-                found[f"{whole}, {keep:.0%} {how}"] = NAME, found[whole][1] | dict(keep=keep) | change, whole
+                found[f"{whole}, {keep:.0%} {how}"] = NAME, config | dict(keep=keep) | change, whole
+        for place in PLACES:
+            found[f"{whole}, another task's {place} it"] = NAME, config | dict(beside=place), whole
     return found
 
 
@@ -67,10 +70,13 @@ def text(lines, model=None):
         for settings, against in by_world.values():
             minus = f" ({difference(settings[row], against[row])})" if against[row] else ""
             cells[-1].append(settings[row].cell + minus)
-    for row in JOINED:
-        shares = [{(line["task"], line["seed"]): 100 * line["as_other"] for line in settings[row].lines
-                   if "as_other" in line} for settings, _ in by_world.values()]
-        cells.append([f"{row}: answered as that alone", *(plus_minus(*average(of)) if of else "" for of in shares)])
+    for whole, place in itertools.product(("CT-KV", "ICL"), PLACES):
+        row = f"{whole}, another task's {place} it"
+        cells.append([f"{row}: answered as that alone"])
+        for settings, _ in by_world.values():
+            shares = {(line["task"], line["seed"]): 100 * line["as_other"] for line in settings[row].lines
+                      if "as_other" in line}
+            cells[-1].append(plus_minus(*average(shares)) if shares else "")
     head = f"{one_benchmark(lines, model)}, {seeds_of_demos(lines)}" if model else tasks_a_world(lines)
     said = "score % ± s.e. over tasks, in brackets minus CT-KV, or what is cut minus the whole, paired, 95%"
     return f"{head}; {said}\n\n{table(cells, ['', *by_world])}\n"

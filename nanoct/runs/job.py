@@ -64,6 +64,7 @@ class Job:
     skip_queries: int | None = None
     dtype: str | torch.dtype | None = None
     checkpoint: bool = False
+    graph: bool = False
     tokenizer: str | None = None  # folder of another tokenizer than the model's
     # what follows
     benchmarks: list | None = None
@@ -162,7 +163,7 @@ def load(benchmark):
     """Model and tokenizer of a benchmark."""
     folder = folder_of(JOB.model, benchmark)
     model = load_model(folder, JOB.device, JOB.dtype)
-    model.checkpoint = JOB.checkpoint
+    model.checkpoint, model.graphs = JOB.checkpoint, {} if JOB.graph else None
     tokenizer = load_tokenizer(JOB.tokenizer or fetch(folder, weights=False))
     tokenizer.check_belongs(model.config.vocab_size)  # which also tells it what pads the model's vocabulary
     return model, tokenizer

@@ -16,7 +16,7 @@ from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import fetch, pick_device, read_config, resolve_dtype
 from nanoct.methods import KNOWN, METHODS, expand
 from nanoct.runs import ablations, cuts, sweep
-from nanoct.runs.job import PUBLIC, done, identify, neighbour, none_lacking, plan, read_task
+from nanoct.runs.job import MODULES, PUBLIC, done, identify, neighbour, none_lacking, plan, read_task
 from nanoct.runs.parallel import join
 from nanoct.runs.report import report_public
 from nanoct.runs.results import data_id, distinct, n_core, read
@@ -70,6 +70,12 @@ def listed(benchmark, method, overridden, to_choose=True):
             print(f"{method} is not in SWEEPS and has no SWEEP, the values worth trying: it runs at its defaults.")
         values |= tried
     return distinct(cli.configs(method, KNOWN[method].Config, values, overridden))
+
+
+def without_graph(variants):
+    """The methods among variants {benchmark: [(method, …)]} that have steps, and none to keep as a CUDA graph."""
+    names = dict.fromkeys(method for among in variants.values() for method, *_ in among)
+    return [name for name in names if hasattr(MODULES[name].Config, "n_step") and not hasattr(MODULES[name], "GRAPH")]
 
 
 def read_all(job, tokenizer, is_first=True):
@@ -133,6 +139,10 @@ def run(job, dry_run):
     job.length = min(job.length or PUBLIC[job.benchmark].LENGTH, config.n_position)
     if job.dry_run:
         return dry_run(job, config, tokenizer)
+    if job.graph:
+        cli.need_gpu("--graph", job.device)
+        if rank == 0 and (names := without_graph(job.variants)):
+            print(f"--graph: {', '.join(names)} have no step that is kept as a CUDA graph, and run as without it.")
     alike, data_ids = read_all(job, tokenizer, rank == 0)
     # torchrun sets OMP_NUM_THREADS to 1
     if job.device.type == "cpu" and (n_process > 1 or "OMP_NUM_THREADS" not in os.environ):
@@ -141,6 +151,8 @@ def run(job, dry_run):
                     limit_queries=job.limit_queries, tokenizer=job.tokenizer)
     if job.skip_queries:
         job.more["skip_queries"] = job.skip_queries
+    if job.graph:
+        job.more["graph"] = True  # for whoever compares seconds; the run is the same
     if job.benchmark == "bbh":
         job.more["form"] = not job.no_form
     runs = plan(job, identify(job), job.variants)

@@ -193,12 +193,14 @@ def test_gpt2_is_refused():
 def test_rows_differ_from_ct_kv_in_what_they_name():
     chosen = dict(n_step=7, lr=0.5)
     named, runs = cuts.rows(chosen), cuts.variants(4, chosen, 0.0)
-    assert len(named) == len({str(run) for run in runs}) == 2 + 3 + 1 + 18
+    assert len(named) == len({str(run) for run in runs}) == 4 + 2 * (9 + 2)
     full = named["CT-KV"][1]
     assert full == asdict(caches.Config(**chosen))
     change = lambda row: {name: value for name, value in named[row][1].items() if value != full.get(name)}
     assert named["first entry frozen"][:2] == (ablations.NAME, asdict(ablations.Config(**chosen, freeze_first=True)))
-    assert change("another task's context behind it") == dict(beside="behind")
+    assert change(cuts.ALONE) == dict(beside="alone")
+    assert change("CT-KV, another task's behind it") == dict(beside="behind")
+    assert change("ICL, another task's before it") == dict(n_step=0, beside="before")
     assert change("ICL") == dict(n_step=0) and named["ICL"][2] == "CT-KV"
     assert change("ICL, 10% at random") == dict(n_step=0, keep=0.1, choose="random")
     assert change("CT-KV, 25% by attention, values as they were") == dict(keep=0.25, refit=False)
@@ -215,6 +217,6 @@ def test_every_line_finds_its_row_of_the_table():
     table = dict(map(str.strip, row.split("|")[1:3]) for row in cuts.text(lines).splitlines() if "|" in row)
     for number, row in enumerate(cuts.rows({})):
         assert table[row].startswith(f"{number + 1}.0 ± 1.0")
-    assert table["CT-KV"] == "1.0 ± 1.0" and table["ICL"] == "6.0 ± 1.0 (+5.0 ± 0.0 (all equal))"
-    assert table["ICL, 50% at random"].endswith("(+12.0 ± 0.0 (all equal))")  # minus ICL, not minus CT-KV
-    assert table["another task's context alone: answered as that alone"] == "31.0 ± 1.0"
+    assert table["CT-KV"] == "1.0 ± 1.0" and table["ICL"] == "4.0 ± 1.0 (+3.0 ± 0.0 (all equal))"
+    assert table["ICL, 50% at random"].endswith("(+14.0 ± 0.0 (all equal))")  # minus ICL, not minus CT-KV
+    assert table["ICL, another task's behind it: answered as that alone"] == "31.0 ± 1.0"
