@@ -14,9 +14,9 @@ This is the solution of least squares that changes V least; singular values of A
 zero. With all entries Y' = Y, and V' = V. Cost: one forward over the row, and a pseudo-inverse for each KV head.
 
 **Beside.** One context stands behind the other, as if it had been read and tuned there: its keys, which are stored
-after RoPE, are turned on by as many positions as the first one has. So within a context all distances stay, nothing
-stands at the same position twice, and the question is as far from the last context as it was. The first is farther away
-than in training. The line says how many answers are those that the other context alone gives, and wrong.
+after RoPE, are turned on by the positions of the first. So distances within a context stay, no position is taken twice,
+and the question is as far from the last context as it was; the first is farther away than in training. The line says
+how many answers are those that the other context alone gives, and wrong.
 
 The module looks like a method. On one Task a cache is tuned once, so the seconds of a line are those of the rest.
 Sources: attention as the measure, SnapKV (arXiv 2404.14469); values by least squares, Attention Matching (2602.16284),
@@ -62,8 +62,7 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
         raise ValueError(f"keep = {config.keep} must be above 0 and at most 1, and choose = {config.choose!r} one of "
                          "attention, random.")
     if config.beside not in BESIDE or config.beside and not getattr(task, "others", ()):
-        raise ValueError(f"beside = {config.beside!r} must be empty or, if the task has others, before, "
-                         "behind or alone.")
+        raise ValueError(f"beside = {config.beside!r} must be empty or, with task.others, before, behind or alone.")
     if not isinstance(model, Llama):
         raise ValueError("Only a Llama's cache can be cut or moved: GPT-2 adds positions to its embeddings.")
     own = tuned(model, task, config, seed, progress)

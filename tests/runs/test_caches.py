@@ -173,7 +173,7 @@ def test_as_other_counts_wrong_answers_that_the_other_context_gives(model):
 
 @pytest.mark.parametrize("changes, said", [
     (dict(keep=0.0), "keep = 0.0 must be above 0"), (dict(keep=1.5), "keep = 1.5"), (dict(choose="best"), "'best'"),
-    (dict(beside="under"), "beside = 'under' must be empty"), (dict(beside="before"), "if the task has others"),
+    (dict(beside="under"), "beside = 'under' must be empty"), (dict(beside="before"), "with task.others, before"),
 ])
 def test_impossible_settings_are_said(model, changes, said):
     with pytest.raises(ValueError) as error:
