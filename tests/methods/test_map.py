@@ -10,8 +10,8 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
 from helpers import V, config_of, message, pairs_of, random_task, relative_error, same_bits, tensors_of, tiny_llama
+from helpers.llama import TINY, read, write
 
 from nanoct import model as model_file
 from nanoct.adapters import leaves
@@ -428,17 +428,9 @@ def test_a_span_sees_the_frozen_cache_up_to_itself_and_nothing_that_it_computes(
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
     """A random Llama as transformers wrote it: a function that reads it again, and our reading of it."""
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=V, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=160, tie_word_embeddings=False, rms_norm_eps=1e-5))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.uniform_(0.5, 1.5) if p.dim() == 1 else p.normal_(std=0.3)
     folder = tmp_path_factory.mktemp("map")
-    model.save_pretrained(folder)
-    read = lambda: transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    return read, load_model(folder, device="cpu")
+    write(folder, **TINY)
+    return (lambda: read(folder)), load_model(folder, device="cpu")
 
 
 def test_ia3_equals_peft_in_loss_and_gradient(theirs):
