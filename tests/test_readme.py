@@ -2,7 +2,8 @@
 
 A command is a line of a block of code, or a piece of code in the text, that begins with one of PROGRAMS: a new one is
 found here without being listed. The lines of a block run in their order in one clone, whose .venv leads to the tests'
-own interpreter, so that make finds everything installed. Blocks are slow tests unless QUICK names them.
+own interpreter, so that make finds everything installed. A command that begins with python or nanoct runs after
+ACTIVATE, which the README says first. Blocks are slow tests unless QUICK names them.
 """
 
 import os
@@ -28,6 +29,7 @@ if not README.exists() or not (ROOT / ".git").exists():
     pytest.skip("the README's commands run in a clone, and this is none", allow_module_level=True)
 
 PROGRAMS = "git", "make", "python", "python3", "pip", "nanoct", "torchrun", "echo", "diff"
+ACTIVATE = "source .venv/bin/activate"
 QUICK = "diff ", "make student"
 HOURS = "--full", "--benchmark words"  # these are begun, and stopped when the first result is on the disk
 REAL = {name: smollm2.here() / name for name in smollm2.FILES} if smollm2.here() else {}
@@ -106,11 +108,12 @@ def clone(tmp_path):
     for name in filter(None, git("ls-files", "--modified", "-z").stdout.split("\0")):
         if (ROOT / name).exists():
             shutil.copyfile(ROOT / name, folder / name)
-    programs = folder / ".venv" / "bin"
-    programs.mkdir(parents=True)
-    for name, module in ("python", ""), ("python3", ""), ("nanoct", "-m nanoct "):
-        (programs / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module}"$@"\n')
-        (programs / name).chmod(0o755)
+    own = folder / ".venv" / "bin"
+    for file, module in (own / "python", ""), (own / "nanoct", "-m nanoct "), (tmp_path / "bin" / "python3", ""):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module}"$@"\n')
+        file.chmod(0o755)
+    (own / "activate").write_text(f"PATH={shlex.quote(str(own))}:$PATH\n")
     for extra in "", "-test", "-gguf", "-tutorials":
         (folder / ".venv" / f"installed{extra}").touch()
     for name, file in REAL.items():
@@ -137,11 +140,11 @@ def prepared(line, folder):
         text = (methods / "__init__.py").read_text()
         text = text.replace("\n    lora,", "\n    lora,\n    mine,").replace('"icl": icl,', '"icl": icl, "mine": mine,')
         (methods / "__init__.py").write_text(text)
-    return line
+    return f"{ACTIVATE} && {line}" if line.startswith(("python ", "nanoct ")) else line
 
 
 def environment(folder):
-    path = os.pathsep.join([str(folder / ".venv" / "bin"), os.environ["PATH"]])
+    path = os.pathsep.join([str(folder.parent / "bin"), os.environ["PATH"]])
     return os.environ | dict(PATH=path, PYTHONPATH=str(folder), HF_HUB_OFFLINE="1")
 
 
@@ -174,7 +177,9 @@ def test_the_commands_are_found():
     lines = [line.split("  #")[0].rstrip() for lines in BLOCKS for line in lines]
     assert {"make reproduce", "make smollm2", ".venv/bin/python -m nanoct.demo", "make reproduce ARGS=--full",
             "python -m nanoct.tune --data tutorials/opposites.jsonl --out ctx.safetensors"} <= set(lines)
-    named = set(re.findall(r"-m (nanoct[\w.]*)", README.read_text(encoding="utf-8")))
+    text = README.read_text(encoding="utf-8")
+    assert all(text.index(ACTIVATE) < text.index(line) for line in lines if re.match("python -m|nanoct ", line))
+    named = set(re.findall(r"-m (nanoct[\w.]*)", text))
     assert named == {module for line in lines for module in re.findall(r"-m (nanoct[\w.]*)", line)}
     assert blocks("Type `nanoct paper --help`, not `nanoct paper`.\n```\nmake a\nfoo b\n```\n```\na tree\n```\n") == [
         ["make a", "foo b"], ["nanoct paper --help"]]
