@@ -73,8 +73,9 @@ def lacking(line):
         return "is what runs this test"
 
 
+N_RUN = re.search(r"It repeats (\d+) runs", README.read_text(encoding="utf-8"))[1]
 PROMISED = [  # what stands in a command, what its output then shows
-    ("make reproduce", r"(\d+) of 130 live runs have the score of their committed line"),
+    ("make reproduce", rf"\d+ of {N_RUN} live runs have the score of their committed line"),
     ("nanoct.reproduce", r"live runs have the score of their committed line"),
     ("nanoct.demo", r"question +right +ICL +CT-KV\n(.*\n)+ +ICL \d+ of 50 right.*; CT-KV \d+ of 50 right"),
     ("demo --model", r"boy -> +girl +boyfriend ✗ +girl\n"),
