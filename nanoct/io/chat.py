@@ -4,7 +4,7 @@
 
 A template of nanoct (template.py) has one {input} and one {output}; a conversation has a system message and turns.
 `frame` makes one of the other: the head holds the system message and goes before all demos, and each demo is two turns.
-The program comes from whoever made the model, so it runs in Jinja's sandbox, as transformers runs it.
+The program was written by the model's authors, so it runs in Jinja's sandbox, as in transformers.
 """
 
 import json
@@ -40,7 +40,7 @@ class Chat:
 
     @cached_property
     def program(self):
-        """The compiled template. Raises ValueError if it is none, ModuleNotFoundError without Jinja."""
+        """The compiled template. Raises ValueError if it is broken, ModuleNotFoundError without Jinja."""
         from jinja2.sandbox import ImmutableSandboxedEnvironment  # comes with torch
 
         world = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,

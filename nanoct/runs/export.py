@@ -16,7 +16,7 @@ then generates (peft 0.21's own generate leaves the prefix out under transformer
     model.generate(tokens, past_key_values=cache, attention_mask=seen)
 
 peft and transformers count positions from the number of entries, so theta can leave only if next_position is that
-number. What they cannot express is refused. Neither of the two need be installed.
+number. What they cannot express is refused. Neither of the two has to be installed.
 Nothing is rounded on the way. What nanoct alone knows, such as the owners of entries, is in the header of the
 safetensors files, and a folder that was written here comes back as the same bytes. One that peft wrote has no such
 header: its entries belong to no demo.
@@ -54,7 +54,7 @@ BEYOND = """alora_invocation_tokens alpha_pattern arrow_config kasa_config layer
 
 
 def export(adapted, folder, about=None, base=None, kind="PREFIX_TUNING"):
-    """Write (phi, theta) as the peft folders `adapter` and `prefix`, of which there is what it has; return their paths.
+    """Write (phi, theta) as the peft folders `adapter` and `prefix`, or one of them; return their paths.
 
     about: of load_adapted, which comes back with it. base: the model's folder or name, for peft. kind: of THETA.
     Raises ValueError, before anything is written, on what peft does not have, and OSError if it cannot be written.
@@ -77,7 +77,7 @@ def export(adapted, folder, about=None, base=None, kind="PREFIX_TUNING"):
 
 
 def check_theta(theta):
-    """Raise ValueError if theta is none that a cache of transformers holds."""
+    """Raise ValueError if a cache of transformers cannot hold theta."""
     if isinstance(theta, Mixture):
         raise ValueError(f"the answers are mixed from {len(theta.parts)} contexts, and peft has one: export what a "
                          "method with one context tuned.")
@@ -222,7 +222,7 @@ def _to_adapter(config, tensors, model):
 def dynamic_cache(theta, dtype=torch.float32):
     """theta as a DynamicCache of transformers, for one call: a model writes its new entries into it.
 
-    dtype: the model's. Raises ValueError if theta is none that such a cache holds.
+    dtype: the model's. Raises ValueError if such a cache cannot hold theta.
     """
     from transformers import DynamicCache  # nanoct does without transformers
 
