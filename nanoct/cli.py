@@ -107,6 +107,12 @@ def at_least_one(args, *names):
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1.")
 
 
+def need_gpu(option, device):
+    """Raise ValueError if an option that is for CUDA is given on another device."""
+    if device.type != "cuda":
+        raise ValueError(f"{option} needs a GPU, and the device is {device}: leave it out, or use --device cuda.")
+
+
 def not_among(text, options):
     """The words "'x' is not among the options ['y']"; escaped if one differs only in its Unicode normal form."""
     normal = lambda part: unicodedata.normalize("NFKC", part)

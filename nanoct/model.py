@@ -213,7 +213,7 @@ class Decoder(nn.Module):
     checkpoint = True keeps only the input of every block for the backward pass and computes the rest again: it saves
     memory, the activations of all blocks but one, and costs one more forward pass.
     graphs = {} lets CT-KV and prefix tuning keep their step there as a CUDA graph, used again for the next task: see
-    optimise.py. Off by default, as it has never run on a GPU.
+    optimise.py. All other methods run as without. Off by default, as it has never run on a GPU.
     """
 
     checkpoint = False

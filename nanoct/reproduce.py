@@ -6,6 +6,7 @@
     python -m nanoct.reproduce --world lexicon facts    # two of the worlds
     python -m nanoct.reproduce --sweep                  # choose the settings, on validation tasks (runs/sweep.py)
     python -m nanoct.reproduce --ablations              # CT-KV without its parts, and with wrong labels
+    python -m nanoct.reproduce --cuts                   # CT-KV with fewer entries, or two contexts (runs/cuts.py)
     python -m nanoct.reproduce --scaling                # accuracy and seconds against k (runs/scaling.py)
     python -m nanoct.reproduce --pool validation --set ct_kv.lr=3e-3,1e-2 ct_kv.n_step=32          # compare your own
     python -m nanoct.reproduce --report weights/nano/results/full.jsonl                               # run nothing

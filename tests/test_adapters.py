@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from helpers import UNEVEN, V, config_of, random_task, relative_error, same_bits
+from helpers.llama import TINY, write
 
 from nanoct.adapters import TARGETS, DoRA, LoRA, attach, leaves, trained
 from nanoct.fewshot import Demo
@@ -21,15 +22,8 @@ from nanoct.score import evaluate, score_pairs
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
     """(folder, ours): a random checkpoint that transformers wrote, and our reading of it."""
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=V, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=160, tie_word_embeddings=False, rms_norm_eps=1e-5))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.uniform_(0.5, 1.5) if p.dim() == 1 else p.normal_(std=0.3)
     folder = tmp_path_factory.mktemp("peft")
-    model.save_pretrained(folder)
+    write(folder, **TINY)
     return folder, load_model(folder, device="cpu")
 
 

@@ -351,8 +351,8 @@ def main():
     if args.vocab and (not is_random or min(args.vocab) < 2):
         raise ValueError(f"--vocab {min(args.vocab)} with --model {args.model}: it sizes a random Llama, and is 2 or "
                          "more.")
-    if args.graph and device.type != "cuda":
-        raise ValueError(f"--graph needs a GPU, and the device is {device}: leave it out, or use --device cuda.")
+    if args.graph:
+        cli.need_gpu("--graph", device)
     append_lines(out, [])  # is there a place for the lines?
     has_its_own = not is_random or "vocab_size" in SIZES[args.model]
     vocabularies = args.vocab or ([None] if has_its_own else [32000, 128000])

@@ -27,6 +27,7 @@ from nanoct.packing import answer_logits, can_leave_one_out, pack_demos, visible
 
 LABEL, COLOUR = "CT-KV", "#d1495b"  # in tables and figures
 SWEEP = dict(n_step=(2, 8, 32), lr=(1e-2, 3e-2, 1e-1), token_dropout=(0.05,))  # values worth trying
+GRAPH = True  # its step can be kept as a CUDA graph: optimise.py
 
 
 @dataclass

@@ -15,8 +15,7 @@ It is one safetensors file, so nothing in it is ever executed. Its tensors have 
 Its metadata are one JSON object, `about`: version, model (the fingerprint of the base model), method, config, k (number
 of demos), n_trained, next_position (null: no prefix; a list: of a Mixture's parts), weights (of a Mixture's parts),
 adapter (its class, such as "LoRA", or null), scale ({NAME: number}), tokenizer (its fingerprint; null or absent: not
-known), and whatever else the writer gave. The same
-context gives the same bytes.
+known), and whatever else the writer gave. The same context gives the same bytes.
 
 Dimensions: L layers, K KV heads, P prefix entries, D head_dim.
 """

@@ -5,6 +5,7 @@ A method's label and colour are LABEL and COLOUR of its module; without them, it
 
 from itertools import chain
 from math import nan
+from statistics import mean
 
 import matplotlib
 
@@ -128,6 +129,35 @@ def _curves(groups, path, point, x_label, y_label):
         axes.set_visible(False)
     figure.supxlabel(x_label, fontsize=9)
     figure.supylabel(y_label.format(pool=lines[0]["pool"].replace("_", "-")), fontsize=9)
+    save(figure, path)
+
+
+def trained(groups, methods, path):
+    """Score against how many numbers a method trains, a panel a world, ICL as a dashed line; 800 px wide.
+
+    groups: {world: {method: Setting}}; methods: those that are drawn, each where the world has it.
+    """
+    n_row = (len(groups) + 1) // 2
+    figure, panels = new_figure(n_row, min(len(groups), 2), 0.6 + 2.8 * n_row, labelsize=8)
+    for axes, (world, of_world) in zip(panels.flat, groups.items()):
+        if "icl" in of_world:
+            name, colour = style("icl")
+            axes.axhline(of_world["icl"].score, color=colour, linewidth=1, linestyle="--")
+            _name(axes, name, colour, 1, of_world["icl"].score, ("axes fraction", "data"))
+        for method, marker in zip(methods, "v^os"):
+            if method not in of_world:
+                continue
+            (name, colour), setting = style(method), of_world[method]
+            n = setting.over_lines("n_trained", mean)
+            axes.errorbar(n, setting.score, yerr=setting.error, color=colour, marker=marker, markersize=6)
+            _name(axes, name, colour, n, setting.score)
+        axes.set_xscale("log")
+        axes.set_title(world, fontsize=10)
+        axes.margins(x=0.1, y=0.15)
+    for axes in panels.flat[len(groups) :]:
+        axes.set_visible(False)
+    figure.supxlabel("numbers trained, from the same start and by the same loss", fontsize=9)
+    figure.supylabel("score, % ± s.e. over tasks", fontsize=9)
     save(figure, path)
 
 

@@ -5,6 +5,8 @@ from copy import deepcopy
 import torch
 import transformers
 
+from helpers import V
+
 BASE = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=512, rms_norm_eps=1e-5, tie_word_embeddings=True)
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
@@ -25,6 +27,8 @@ LAYOUTS = {
                                   rope_scaling=LLAMA3 | dict(original_max_position_embeddings=512),
                                   tie_word_embeddings=False),
 }
+
+TINY = dict(vocab_size=V, hidden_size=16, intermediate_size=24, max_position_embeddings=160, tie_word_embeddings=False)
 
 
 def write(folder, dtype=torch.float32, max_shard_size="1GB", family="Llama", **layout):
