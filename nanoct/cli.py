@@ -176,6 +176,8 @@ def streams():
     A warning is one line, without the place in the code that gives it.
     """
     warnings.formatwarning = lambda message, *place: f"warning: {' '.join(str(message).split())}\n"
+    if sys.stdin is None:  # closed: nothing can be read from it
+        sys.stdin = open(os.devnull)
     for number, name in (1, "stdout"), (2, "stderr"):
         if getattr(sys, name) is None:  # closed: a file that is opened later would get its number, and the warnings
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)

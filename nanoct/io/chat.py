@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-from nanoct.io.files import as_text, read_bytes, read_json, reading
+from nanoct.io.files import as_text, read_bytes, read_json, reading, reason
 
 FILE, CONFIG = "chat_template.jinja", "tokenizer_config.json"  # the first that has one counts
 SPECIAL = "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"
@@ -58,14 +58,13 @@ class Chat:
 
         Raises ValueError with a sentence on what the template refuses.
         """
-        from jinja2 import TemplateError
-
         try:
             return self.program.render(messages=messages, add_generation_prompt=add_generation_prompt, **self.tokens)
-        except (TemplateError, ValueError, TypeError, LookupError, ArithmeticError) as error:
-            said = " ".join(str(error).split()).rstrip(".")
-            raise ValueError(f"the chat template in {self.file} cannot write this conversation ({said:.200}): leave "
-                             "--instruction or --chat out.") from None
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # a stranger's program can end in any error
+            raise ValueError(f"the chat template in {self.file} cannot write this conversation ({reason(error, 200)}): "
+                             "leave --instruction or --chat out.") from None
 
     def frame(self, system=""):
         """(head, template): the text before all demos, and that of a demo, with {input} and {output}.

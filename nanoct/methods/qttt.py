@@ -49,7 +49,7 @@ class Queries(adapters.Part):
     @staticmethod
     def shapes(weight, seen):
         (n_out, n_in), (n, *_) = weight, seen.get("weight") or (0,)
-        return dict(weight=(min(n, n_out), n_in))
+        return dict(weight=(max(1, min(n, n_out)), n_in))
 
 
 def adapt(model, task, config=Config(), seed=0, progress=None):
