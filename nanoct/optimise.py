@@ -1,7 +1,8 @@
 """The optimiser that all tuned methods share: AdamW, a cosine to 0, gradients clipped at norm 1.
 
 optimise_masked is the same for methods that tune a cache behind masks. There the step can be recorded as a CUDA graph,
-which is used again for every task of about the same size (Step, below). That is off by default, and has never run.
+which is used again for every task of about the same size (Step, below). That is off by default, and has never run on a
+GPU.
 """
 
 import math
@@ -12,9 +13,10 @@ import torch.nn.functional as F
 
 from nanoct.fewshot import check_dropout
 
-EVERY = {"cuda": 16}  # steps for one look at what a device found, which waits until it is done; elsewhere 1
+EVERY = {"cuda": 16}  # on a GPU losses are read once in so many steps, because reading waits for it; elsewhere at each
 BLOCK = 64  # entries, tokens and targets of a recorded step are padded to multiples of this
 KEPT = 4  # recorded steps that a model keeps; each has the memory of an adaptation of its own
+ROOMY = 1.25  # a kept step serves a task that needs less, if it is at most so many times as long
 N_WARM = 3  # steps before a recording: the libraries choose their kernels in them, and AdamW makes its moments
 
 
@@ -116,7 +118,7 @@ class Finite:
         self.keep(self.all_so_far)
 
     def keep(self, number):
-        """Copy the leaves, if this number is finite. The device decides, so nobody waits for its answer."""
+        """Copy the leaves, if this number is finite. The device decides, so that the processor need not wait for it."""
         self.all_so_far &= number.isfinite()
         for leaf, value in zip(self.leaves, self.values):
             torch.where(self.all_so_far, leaf.detach(), value, out=value)
@@ -138,13 +140,13 @@ def check(config):
 
 
 def replay(model, loss, row, leaves, masks, config, progress):
-    """The steps of optimise_masked, by a Step in model.graphs. Sizes are padded to multiples of BLOCK: few will do."""
-    P, T, N = (-(-n // BLOCK) * BLOCK for n in (leaves[0].shape[-2], len(row.pair), len(row.where)))
+    """The steps of optimise_masked, by a Step in model.graphs. Sizes are padded: few Steps will do."""
+    alike = loss.__code__, repr(config), model.checkpoint, len(masks[0])
+    sizes = P, T, N = padded_sizes(model.graphs, alike, (leaves[0].shape[-2], len(row.pair), len(row.where)))
     hidden = P - leaves[0].shape[-2]  # entries that no pair sees
     row, grown = row.padded(T, N), [F.pad(leaf.detach(), (0, 0, 0, hidden)) for leaf in leaves]
-    key = loss.__code__, repr(config), model.checkpoint, P, T, N, len(masks[0])
-    step = model.graphs.pop(key, None) or Step(loss, row, grown, F.pad(masks[0], (0, hidden)))
-    model.graphs[key] = step  # the one that was used last goes last
+    step = model.graphs.pop((alike, sizes), None) or Step(loss, row, grown, F.pad(masks[0], (0, hidden)))
+    model.graphs[alike, sizes] = step  # the one that was used last goes last
     if len(model.graphs) > KEPT:
         del model.graphs[next(iter(model.graphs))]
     rate = lambda at: config.lr * (1 + math.cos(math.pi * at / config.n_step)) / 2
@@ -157,6 +159,13 @@ def replay(model, loss, row, leaves, masks, config, progress):
         torch.cuda.current_stream(step.stream.device).wait_stream(step.stream)
     for leaf, tuned in zip(leaves, step.leaves):
         leaf.requires_grad_(False).copy_(tuned.detach()[..., : leaf.shape[-2], :])
+
+
+def padded_sizes(graphs, alike, sizes):
+    """Sizes for a Step that needs these: a kept one's that are long enough and not too long, or the next BLOCKs."""
+    needed = tuple(-(-n // BLOCK) * BLOCK for n in sizes)
+    fits = lambda kept: all(n <= size <= ROOMY * n for n, size in zip(needed, kept))
+    return min((kept for what, kept in graphs if what == alike and fits(kept)), key=sum, default=needed)
 
 
 class Step:

@@ -6,15 +6,16 @@
     python -m nanoct.reproduce --world lexicon facts    # two of the worlds
     python -m nanoct.reproduce --sweep                  # choose the settings, on validation tasks (runs/sweep.py)
     python -m nanoct.reproduce --ablations              # CT-KV without its parts, and with wrong labels
+    python -m nanoct.reproduce --cuts                   # CT-KV with fewer entries, or two contexts (runs/cuts.py)
     python -m nanoct.reproduce --scaling                # accuracy and seconds against k (runs/scaling.py)
     python -m nanoct.reproduce --pool validation --set ct_kv.lr=3e-3,1e-2 ct_kv.n_step=32          # compare your own
     python -m nanoct.reproduce --report weights/nano/results/full.jsonl                               # run nothing
 
 Every run's score is compared with the committed score of the same run. Table and figures show all committed runs, with
 the live ones in their place. With other settings, methods, pools or models they show the live runs alone. Settings
-whose committed runs took over ten seconds are left to --full, or to whoever asks for methods, tasks or seeds. The Bayes
+whose committed runs took over ten seconds are left to --full, or run when methods, tasks or seeds are named. The Bayes
 ceilings (benchmarks/nano/bayes.py) stand beside the methods. Runs are spread over processes of one thread, in which
-small matrices run faster. A second start goes on from the results file.
+small matrices run faster. If a job is stopped, the same command continues it.
 """
 
 from pathlib import Path

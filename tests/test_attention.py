@@ -4,8 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
+from helpers import random_task, tiny_llama
 
+from nanoct.methods import KNOWN
 from nanoct.model import alike, attend
+from nanoct.score import evaluate, generate
 
 
 def merged(q, k, v, mask, past, attached=True):
@@ -29,14 +33,14 @@ def plain(q, k, v, mask, past):
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
-def attention_errors(kernel, device, dtype):
+def attention_errors(kernel, device, dtype, T=12, P=20, D=16):
     """The largest errors of output and gradients of q, k, v and a float32 prefix, against plain() in float64."""
     g = torch.Generator().manual_seed(0)
-    shapes = [(1, 4, 12, 16), *[(1, 2, 12, 16)] * 2, *[(1, 2, 20, 16)] * 2]
+    shapes = [(1, 4, T, D), *[(1, 2, T, D)] * 2, *[(1, 2, P, D)] * 2]
     exact = [torch.randn(shape, generator=g).to(dtype).double() for shape in shapes]
-    hidden = torch.rand(1, 1, 12, 32, generator=g) < 0.4
-    hidden[..., 20:] |= ~torch.ones(12, 12, dtype=torch.bool).tril()
-    hidden[..., 20:].diagonal(dim1=-2, dim2=-1).fill_(False)
+    hidden = torch.rand(1, 1, T, P + T, generator=g) < 0.4
+    hidden[..., P:] |= ~torch.ones(T, T, dtype=torch.bool).tril()
+    hidden[..., P:].diagonal(dim1=-2, dim2=-1).fill_(False)
     mask, found = torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf), []
     dtypes = [dtype] * 3 + [torch.float32] * 2
     for attention, where, types in [(plain, "cpu", [torch.float64] * 5), (kernel, device, dtypes)]:
@@ -52,10 +56,29 @@ GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_gradients_of_the_default_kernel_are_those_of_the_plain_one(device, dtype, tolerance):
+@pytest.mark.parametrize("T, P, D", [(12, 20, 16), (67, 130, 64), (128, 256, 128)])  # kernels differ in what they take
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
+def test_gradients_of_the_default_kernel_are_those_of_the_plain_one(device, dtype, tolerance, T, P, D):
     """One cuDNN kernel read a mask of another dtype than the queries wrongly, and raised nothing."""
-    assert max(attention_errors(attend, device, dtype)) < tolerance
+    assert max(attention_errors(attend, device, dtype, T, P, D)) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_mask_has_the_dtype_of_its_queries(monkeypatch, name, dtype):
+    """In tuning behind a float32 cache, in scoring, and in decoding prompts of several lengths."""
+    model, task, seen, kernel = tiny_llama(dtype), random_task(n_query=3), [], F.scaled_dot_product_attention
+
+    def spy(q, k, v, attn_mask=None, **options):
+        seen.append((q.dtype, k.dtype, v.dtype, q.dtype if attn_mask is None else attn_mask.dtype))
+        return kernel(q, k, v, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    short = {field: 1 for field in ("n_step", "ttt_n_step", "rank", "batch") if hasattr(KNOWN[name].Config, field)}
+    adapted = KNOWN[name].adapt(model, task, KNOWN[name].Config(**short))
+    evaluate(adapted, task)
+    generate(adapted, [[1], [2, 3, 4]], 2)
+    assert len(seen) > 4 and {part for call in seen for part in call} == {dtype}
 
 
 def test_a_merge_without_the_gradient_of_the_log_sum_exp_shows():

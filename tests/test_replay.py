@@ -11,8 +11,8 @@ from helpers import V, float64_llama, leaves, pairs_of, random_task, relative_er
 
 from nanoct.fewshot import Prefix, encode_context
 from nanoct.gpt2 import GPT2, GPT2Config
-from nanoct.methods import METHODS, ct_kv, prefix_tuning, ttt_ct_kv
-from nanoct.optimise import BLOCK, KEPT, N_WARM, Step, Stopped, optimise_masked, take_step
+from nanoct.methods import KNOWN, METHODS, ct_kv, prefix_tuning, ttt_ct_kv
+from nanoct.optimise import BLOCK, KEPT, N_WARM, Step, Stopped, optimise_masked, padded_sizes, take_step
 from nanoct.packing import answer_logits, pack, pack_demos, visible
 
 LENGTHS = ((3, 2), (5, 1), (2, 4), (6, 3)), ((2, 1), (3, 1), (4, 2), (1, 1)), ((7, 3), (5, 4), (2, 4), (6, 3))
@@ -184,6 +184,28 @@ def test_a_model_keeps_the_steps_that_were_used_last(model):
     assert len(model.graphs) == KEPT and first in model.graphs and second not in model.graphs
 
 
+def test_a_kept_step_serves_a_somewhat_smaller_task_with_the_usual_losses_and_no_much_smaller_one():
+    """Rows and contexts of 5 blocks, then of 4, which 5 serve, as they are at most 1.25 times as many; then of 3."""
+    model = tiny_llama(n_position=1000)
+    tasks = [random_task(((n, 1), (2, 1)), seed=n) for n in (300, 240, 180)]
+    found, graphs = both(model, ct_kv, tasks, n_step=5, lr=0.02)
+    agree(found)
+    assert [(step.leaves[0].shape[-2], len(step.row.pair), step.n_taken) for step in graphs.values()] == [
+        (5 * BLOCK, 5 * BLOCK, 10), (3 * BLOCK, 3 * BLOCK, 5)]
+
+
+@pytest.mark.parametrize("kept, sizes, taken", [
+    ([], (65, 1, 64), (128, 64, 64)), ([(320, 320, 64)], (250, 250, 1), (320, 320, 64)),
+    ([(320, 320, 128)], (250, 250, 1), (256, 256, 64)),  # twice the targets
+    ([(256, 320, 64)], (300, 250, 1), (320, 256, 64)),  # too short
+    ([(320, 320, 64), (320, 256, 64), (256, 320, 128)], (250, 250, 9), (320, 256, 64)),  # the smallest that will do
+    ([(1024, 1152, 64), (960, 1024, 64)], (950, 950, 9), (960, 1024, 64)),
+])
+def test_sizes_are_those_of_a_kept_step_if_they_are_long_enough_and_not_too_long(kept, sizes, taken):
+    graphs = {("a", size): None for size in kept} | {("another", (256, 256, 64)): None}
+    assert padded_sizes(graphs, "a", sizes) == taken
+
+
 def test_a_step_is_one_methods_with_one_setting_and_one_way_to_keep_activations():
     model, task = tiny_llama(), random_task()
     model.graphs = {}
@@ -197,7 +219,18 @@ def test_a_step_is_one_methods_with_one_setting_and_one_way_to_keep_activations(
     theta = [part.float().requires_grad_() for part in context.stack()]
     draw = lambda: visible(context.owner, len(task.demos))
     optimise_masked(model, zero, pack_demos(task, model, context.next_position), theta, draw, config)
-    assert len(model.graphs) == KEPT and next(reversed(model.graphs))[0] is zero.__code__
+    assert len(model.graphs) == KEPT and next(reversed(model.graphs))[0][0] is zero.__code__
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_method_says_whether_its_step_is_kept(name):
+    module, fields = KNOWN[name], vars(KNOWN[name].Config())
+    if name == "ttt_ct_kv":
+        return  # below
+    model, short = tiny_llama(), {field: 1 for field in ("n_step", "n_round", "rank", "batch") if field in fields}
+    model.graphs = {}
+    module.adapt(model, random_task(), module.Config(**short))
+    assert bool(model.graphs) == getattr(module, "GRAPH", False)
 
 
 def test_under_an_adapter_it_goes_on_without_graphs_and_says_so():

@@ -27,6 +27,7 @@ from nanoct.packing import answer_logits, can_leave_one_out, pack_demos, visible
 
 LABEL, COLOUR = "CT-KV", "#d1495b"  # in tables and figures
 SWEEP = dict(n_step=(2, 8, 32), lr=(1e-2, 3e-2, 1e-1), token_dropout=(0.05,))  # values worth trying
+GRAPH = True  # its step can be kept as a CUDA graph: optimise.py
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Config:
 def adapt(model, task, config=Config(), seed=0, progress=None, adapter=None):
     """Tune the KV cache of task.demos; returns (model, adapter, theta). progress(step, loss) is called every step.
 
-    Raises ValueError without demos, on settings that cannot be, or if theta and the pairs do not fit the model.
+    Raises ValueError without demos, on impossible settings, or if theta and the pairs do not fit the model.
     With a single demo leave-one-out is off, and a warning says so. adapter: part of phi, not trained.
     """
     task.need_demos(LABEL)

@@ -3,7 +3,7 @@
     python -m nanoct.reproduce --ablations
 
 Theta is the KV cache that CT-KV trains. The module looks like a method: adapt is CT-KV's loop, from another start, with
-fixed keys, or in the authors' bfloat16.
+fixed keys, a fixed first entry, or in the authors' bfloat16.
 """
 
 from dataclasses import asdict, dataclass
@@ -40,6 +40,7 @@ class Config(ct_kv.Config):
     start: str = "demos"  # theta_0; "noise": random entries; "others": the KV of task.others, another task's demos
     values_only: bool = False  # CT-V: the keys stay as they are
     bf16: bool = False  # train bfloat16 numbers, as the authors' code does: steps below half an ulp are lost
+    freeze_first: bool = False  # the first entry stays as it is, as in Cartridges (2506.06266) and peft
 
 
 VARIANTS[NAME], footprint = Config, ct_kv.footprint  # the same work and memory
@@ -63,16 +64,18 @@ def adapt(model, task, config=Config(), seed=0, progress=None):
     leave_one_out = config.leave_one_out and config.start == "demos" and can_leave_one_out(task)
 
     dtype = torch.bfloat16 if config.bf16 else torch.float32
-    keys, values = (part.to(dtype) for part in context.stack())  # (L, 1, K, P, D)
-    leaves = [part.requires_grad_() for part in ([values] if config.values_only else [keys, values])]
+    whole, n_frozen = [part.to(dtype) for part in context.stack()], int(config.freeze_first)  # (L, 1, K, P, D)
+    first = [part[..., :n_frozen, :] for part in whole]
+    keys, values = rest = [part[..., n_frozen:, :].contiguous() for part in whole]
+    leaves = [part.requires_grad_() for part in ([values] if config.values_only else rest)]
+    theta = lambda: context.of(*(torch.cat(parts, dim=3) for parts in zip(first, rest)))
 
     def loss():
         seen = visible(context.owner, len(task.demos), leave_one_out, config.token_dropout, generator)  # (k, P)
-        logits = answer_logits(model, row, context.of(keys, values), mask=row.mask(seen))
-        return F.cross_entropy(logits, row.target)
+        return F.cross_entropy(answer_logits(model, row, theta(), mask=row.mask(seen)), row.target)
 
     optimise(loss, leaves, config, progress)
-    return Adapted(model, prefix=context.of(keys, values), n_trained=sum(leaf.numel() for leaf in leaves))
+    return Adapted(model, prefix=theta(), n_trained=sum(leaf.numel() for leaf in leaves))
 
 
 def rows(chosen):

@@ -26,7 +26,7 @@ from nanoct.benchmarks.nano.benchmark import Benchmark
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import fetch, fingerprint, load_model
 from nanoct.methods import KNOWN
-from nanoct.runs import ablations
+from nanoct.runs import ablations, caches, cuts
 from nanoct.runs.measure import check_finite, finite, measure
 from nanoct.runs.parallel import NoRoom, execute
 from nanoct.runs.report import CEILINGS
@@ -35,7 +35,7 @@ from nanoct.score import evaluate
 
 PUBLIC = {"nlp_lr": nlp_lr, "mmlu": mmlu, "bbh": bbh, "arc": arc, "words": words}
 BENCHMARKS = PUBLIC | {world: Benchmark(world) for world in nano.WORLDS}
-MODULES = ChainMap(KNOWN, {ablations.NAME: ablations})
+MODULES = ChainMap(KNOWN, {ablations.NAME: ablations, caches.NAME: caches})
 JOB = None  # the one that this process works on
 HELPS = "use --checkpoint, --dtype bfloat16, or a lower --k or --length."  # where memory is short
 
@@ -53,6 +53,7 @@ class Job:
     set: list | dict = field(default_factory=list)  # METHOD.FIELD=V1,V2, then {method: {field: [texts]}}
     sweep: bool = False
     ablations: bool = False
+    cuts: bool = False
     scaling: bool = False  # worlds
     device: str | torch.device | None = None
     workers: int | None = 0  # processes beside this one
@@ -63,6 +64,7 @@ class Job:
     skip_queries: int | None = None
     dtype: str | torch.dtype | None = None
     checkpoint: bool = False
+    graph: bool = False
     tokenizer: str | None = None  # folder of another tokenizer than the model's
     # what follows
     benchmarks: list | None = None
@@ -74,7 +76,12 @@ class Job:
     @property
     def kind(self):
         """What the file of results is called after."""
-        return next((kind for kind in ("sweep", "ablations", "scaling") if getattr(self, kind)), "results")
+        return next((kind for kind in ("sweep", "ablations", "cuts", "scaling") if getattr(self, kind)), "results")
+
+    @property
+    def study(self):
+        """The module that says what --ablations or --cuts run, and reports it; None for other jobs."""
+        return ablations if self.ablations else cuts if self.cuts else None
 
 
 def add_options(p, rows, pools, **helps):
@@ -89,6 +96,8 @@ def add_options(p, rows, pools, **helps):
     p.add_argument("--sweep", action="store_true", help=helps["sweep"])
     p.add_argument("--ablations", action="store_true", help="CT-KV without its parts and from other starts, as in "
                    "runs/ablations.py; writes ablations.jsonl, ablations.md")
+    p.add_argument("--cuts", action="store_true", help="CT-KV's cache with its first entry frozen, cut to fewer "
+                   "entries, and beside another task's, as in runs/cuts.py; writes cuts.jsonl, cuts.md")
     p.add_argument("--device", help=f"cuda, mps or cpu; default: {helps['device']}")
     p.add_argument("--out", help=f"folder of results.jsonl, table and figures; default: {helps['out']}")
 
@@ -154,7 +163,7 @@ def load(benchmark):
     """Model and tokenizer of a benchmark."""
     folder = folder_of(JOB.model, benchmark)
     model = load_model(folder, JOB.device, JOB.dtype)
-    model.checkpoint = JOB.checkpoint
+    model.checkpoint, model.graphs = JOB.checkpoint, {} if JOB.graph else None
     tokenizer = load_tokenizer(JOB.tokenizer or fetch(folder, weights=False))
     tokenizer.check_belongs(model.config.vocab_size)  # which also tells it what pads the model's vocabulary
     return model, tokenizer
@@ -181,7 +190,7 @@ def task_of(benchmark, name, seed, k, wrong):
     run = dict(world=benchmark, task=name, seed=seed, k=k, wrong=wrong)
     _, tokenizer = load(benchmark)
     task, counts = read_task(JOB, run, tokenizer)
-    if JOB.ablations:
+    if JOB.study:
         task.others = read_task(JOB, run | dict(wrong=None), tokenizer, neighbour(JOB, run))[0].demos
     if not task.queries:
         tqdm.write(f"{name}, seed {seed}: given up, no query fits {JOB.length} tokens behind the demos.")
@@ -218,6 +227,8 @@ def work(run, progress=None):
             raise
         tqdm.write(f"{method} on {run['task']}, seed {run['seed']}, is left out: {error}")
         return None
+    if also := getattr(MODULES[method], "also", None):  # what a study measures besides
+        measured |= also(model, task, MODULES[method].Config(**run["config"]), run["seed"], adapted)
     if not is_world:
         return run | asdict(counts) | measured
     with finite(method, run["task"]):
@@ -232,7 +243,7 @@ def done(job, runs, results):
 
 
 def none_lacking(lines, runs, advice=""):
-    """Raises ValueError if ablations lack a run, without which there is nothing to compare with."""
+    """Raises ValueError if a study lacks a run, without which there is nothing to compare with."""
     if len(lines) < len(runs):
         raise ValueError(f"{len(runs) - len(lines)} of {len(runs)} runs came to no result, for the reasons above, and "
                          f"without them there is nothing to compare with{advice}.")

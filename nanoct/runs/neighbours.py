@@ -1,6 +1,6 @@
 """The map of in-context optimisation: ICL, CT-KV and its nine neighbours, from the lines of several jobs.
 
-    nanoct runs.neighbours weights/nano/results/full.jsonl weights/map/results.jsonl --out weights/map
+    nanoct neighbours weights/nano/results/full.jsonl weights/map/results.jsonl --out weights/map
 
 Each method stands at its chosen setting. Differences are paired by task and seed, so where two methods have other
 seeds, they are over the runs that both have. The figure has the methods that share CT-KV's start and loss: they differ
@@ -65,7 +65,7 @@ def text(main):
 
 
 def main():
-    p = cli.Parser(prog="nanoct runs.neighbours", description=__doc__)
+    p = cli.Parser(prog="nanoct neighbours", description=__doc__)
     p.add_argument("files", nargs="+", help="lines of results, as reproduce and paper write them")
     p.add_argument("--out", default="results/map", type=Path, help="folder of table.md and map.png")
     args = p.parse_args()

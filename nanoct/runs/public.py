@@ -15,8 +15,8 @@ from nanoct.benchmarks.presets import SETTINGS, SWEEPS
 from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import fetch, pick_device, read_config, resolve_dtype
 from nanoct.methods import KNOWN, METHODS, expand
-from nanoct.runs import ablations, sweep
-from nanoct.runs.job import PUBLIC, done, identify, neighbour, none_lacking, plan, read_task
+from nanoct.runs import ablations, cuts, sweep
+from nanoct.runs.job import MODULES, PUBLIC, done, identify, neighbour, none_lacking, plan, read_task
 from nanoct.runs.parallel import join
 from nanoct.runs.report import report_public
 from nanoct.runs.results import data_id, distinct, n_core, read
@@ -33,10 +33,13 @@ def settle(job):
     if job.data is None:
         raise ValueError(f"--data is missing: give the folder of {name}'s files, which `python -m "
                          "nanoct.benchmarks.fetch` gets.")
-    if job.ablations and (job.sweep or job.set or job.dry_run or job.methods not in (None, list(METHODS))):
-        raise ValueError("--ablations has methods and settings of its own: no --sweep, --methods, --set and --dry-run.")
+    if job.ablations and job.cuts:
+        raise ValueError("--ablations and --cuts are two jobs: choose one.")
+    if job.study and (job.sweep or job.set or job.dry_run or job.methods not in (None, list(METHODS))):
+        study = "--ablations" if job.ablations else "--cuts"
+        raise ValueError(f"{study} has methods and settings of its own: no --sweep, --methods, --set and --dry-run.")
     job.pool, tasks = pick(benchmark, name, job.data, job.tasks, job.pool, job.sweep)
-    seeds = job.seeds or benchmark.SEEDS[: 1 if job.sweep or job.ablations else None]
+    seeds = job.seeds or benchmark.SEEDS[: 1 if job.sweep or job.study else None]
     job.tasks, job.seeds, job.neighbours = {name: tasks}, {name: list(dict.fromkeys(seeds))}, {name: tasks}
     job.k, job.benchmarks, job.make = job.k or benchmark.K, [name], {"form": False} if job.no_form else {}
     job.methods, job.out = expand(job.methods or METHODS), Path(job.out or f"results/{name}")
@@ -46,6 +49,8 @@ def settle(job):
 
 def variants(job, benchmark, overridden):
     """What to run on every task: presets, or with --sweep all of SWEEPS. overridden: {method: {field: [texts]}}."""
+    if job.cuts:
+        return cuts.variants(job.k, SETTINGS[benchmark]["ct_kv"])
     if job.ablations:
         rows = ablations.rows(SETTINGS[benchmark]["ct_kv"])
         return [("icl", {}, job.k, None), *((ablations.NAME, config, job.k, None) for config in rows.values())]
@@ -65,6 +70,12 @@ def listed(benchmark, method, overridden, to_choose=True):
             print(f"{method} is not in SWEEPS and has no SWEEP, the values worth trying: it runs at its defaults.")
         values |= tried
     return distinct(cli.configs(method, KNOWN[method].Config, values, overridden))
+
+
+def without_graph(variants):
+    """The methods among variants {benchmark: [(method, …)]} that have steps, and none to keep as a CUDA graph."""
+    names = dict.fromkeys(method for among in variants.values() for method, *_ in among)
+    return [name for name in names if hasattr(MODULES[name].Config, "n_step") and not hasattr(MODULES[name], "GRAPH")]
 
 
 def read_all(job, tokenizer, is_first=True):
@@ -102,7 +113,7 @@ def with_data(job, runs, ids, results, is_first=True):
     known, n_unknown = [], 0
     for run in runs:
         data = ids[run["task"], run["seed"]]
-        if run["config"].get("start") == "others":
+        if run["config"].get("start") == "others" or run["config"].get("beside"):
             data += "+" + ids[neighbour(job, run), run["seed"]]
         is_old = results.key(run) in results.keys and results.key(run | dict(data=data)) not in results.keys
         known.append(run if is_old and is_packaged else run | dict(data=data))
@@ -128,6 +139,10 @@ def run(job, dry_run):
     job.length = min(job.length or PUBLIC[job.benchmark].LENGTH, config.n_position)
     if job.dry_run:
         return dry_run(job, config, tokenizer)
+    if job.graph:
+        cli.need_gpu("--graph", job.device)
+        if rank == 0 and (names := without_graph(job.variants)):
+            print(f"--graph: {', '.join(names)} have no step that is kept as a CUDA graph, and run as without it.")
     alike, data_ids = read_all(job, tokenizer, rank == 0)
     # torchrun sets OMP_NUM_THREADS to 1
     if job.device.type == "cpu" and (n_process > 1 or "OMP_NUM_THREADS" not in os.environ):
@@ -136,6 +151,8 @@ def run(job, dry_run):
                     limit_queries=job.limit_queries, tokenizer=job.tokenizer)
     if job.skip_queries:
         job.more["skip_queries"] = job.skip_queries
+    if job.graph:
+        job.more["graph"] = True  # for whoever compares seconds; the run is the same
     if job.benchmark == "bbh":
         job.more["form"] = not job.no_form
     runs = plan(job, identify(job), job.variants)
@@ -146,9 +163,9 @@ def run(job, dry_run):
         return  # the first process reports
     if not lines:
         raise ValueError("no method could do any task, for the reasons above: take other --methods or a lower --k.")
-    if job.ablations:
+    if job.study:
         none_lacking(lines, runs)
-        ablations.report(lines, job.out, job.model)
+        job.study.report(lines, job.out, job.model)
     elif job.sweep:
         sweep.report_public(lines, job.model, len(data_ids), job.out)
     else:

@@ -26,7 +26,7 @@ from nanoct.io.tokenizer import load_tokenizer
 from nanoct.io.weights import load_model, save_model
 from nanoct.methods import METHODS, icl
 from nanoct.model import Llama, LlamaConfig
-from nanoct.runs import ablations, public, report, sweep
+from nanoct.runs import ablations, caches, cuts, public, report, sweep
 from nanoct.runs import job as driver
 from nanoct.runs.results import key, read
 from nanoct.score import evaluate
@@ -426,6 +426,46 @@ def test_ablations_stand_beside_ct_kv(model, data, tmp_path, monkeypatch, capsys
     for more in ("--sweep",), ("--set", "ct_kv.lr=1"), ("--methods", "icl"), ("--dry-run",):
         with pytest.raises(ValueError, match="--ablations has methods and settings of its own"):
             run(monkeypatch, *job(model, data, tmp_path, "--ablations", *more))
+
+
+def test_graph_gives_the_usual_scores_and_says_who_runs_without(model, data, tmp_path, monkeypatch, capsys):
+    arguments = job(model, data, tmp_path, "--seeds", "42", "--methods", "icl", "lora", "ct_kv", "ct_prompt",
+                    "--set", "lora.n_step=1", "ct_kv.n_step=2", "ct_prompt.n_step=1", "--limit-queries", "2")
+    with pytest.raises(ValueError, match="--graph needs a GPU, and the device is cpu"):
+        run(monkeypatch, *arguments, "--graph")
+    run(monkeypatch, *arguments)
+    assert driver.load("bbh")[0].graphs is None and "CUDA graph" not in capsys.readouterr().out
+    usual = read(tmp_path / "results.jsonl")
+    (tmp_path / "results.jsonl").unlink()
+    monkeypatch.setattr(cli, "need_gpu", lambda option, device: None)
+    run(monkeypatch, *arguments, "--graph")
+    assert capsys.readouterr().out.count("--graph: lora, ct_prompt have no step that is kept as a CUDA graph") == 1
+    kept, lines = driver.load("bbh")[0].graphs, read(tmp_path / "results.jsonl")
+    assert len(kept) == 1 and {line["graph"] for line in lines} == {True}
+    assert [line["score"] for line in lines] == [line["score"] for line in usual]
+    assert list(map(key, lines)) == list(map(key, usual))
+
+
+def test_cuts_stand_beside_ct_kv_and_are_of_both_tasks(model, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SETTINGS["bbh"], "ct_kv", dict(n_step=2, lr=1e-1))
+    monkeypatch.setattr(cuts, "KEEP", (0.5,))
+    arguments = job(model, data, tmp_path, "--cuts", "--limit-queries", "2")
+    run(monkeypatch, *arguments)
+    lines = read(tmp_path / "cuts.jsonl")
+    rows = cells_of((tmp_path / "cuts.md").read_text())
+    assert len(lines) == 2 * len(cuts.rows({})) == 2 * 14 and {line["seed"] for line in lines} == {42}
+    assert list(rows)[1:15] == list(cuts.rows({})) and "as_other" not in lines[2]  # decoded answers are not compared
+    assert {line["method"] for line in lines} == {caches.NAME, ablations.NAME}
+    assert all(("+" in line["data"]) == bool(line["config"].get("beside")) for line in lines)
+    of = {task: next(line["loss"] for line in lines if line["task"] == task) for task in ("sums", "words")}
+    others = {line["task"]: line["loss"] for line in lines if line["config"].get("beside") == "alone"}
+    assert others == dict(sums=of["words"], words=of["sums"])
+    run(monkeypatch, *arguments)
+    assert read(tmp_path / "cuts.jsonl") == lines  # nothing is done again
+    with pytest.raises(ValueError, match="--cuts has methods and settings of its own"):
+        run(monkeypatch, *arguments, "--set", "ct_kv.lr=1")
+    with pytest.raises(ValueError, match="--ablations and --cuts are two jobs"):
+        run(monkeypatch, *arguments, "--ablations")
 
 
 def test_settings_that_are_compared_do_not_overwrite_the_table(model, data, tmp_path, monkeypatch):

@@ -6,10 +6,12 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from helpers import UNEVEN, leaves, message, padded_loss, pairs_of, random_task, relative_error, same_bits, tensors_of
+from helpers import line as line_of
 
 from nanoct.fewshot import encode_context
 from nanoct.methods import ct_kv, icl
 from nanoct.runs import ablations
+from nanoct.runs.results import key
 from nanoct.score import evaluate
 
 OTHERS = random_task(((4, 1), (2, 2), (3, 3)), seed=8).demos
@@ -103,3 +105,22 @@ def test_bf16_starts_at_the_rounded_cache_and_hides_what_ct_kv_hides(model, step
         assert torch.equal(part, start.bfloat16())
     hidden = [(step["raw"][1] == 0).all(-1) for step in steps]
     assert torch.equal(*hidden) and losses[True] == pytest.approx(losses[False], rel=0.05)
+
+
+def test_a_frozen_first_entry_stays_bit_by_bit_and_all_others_move(model, steps):
+    task = random_task()
+    ours, both = (ablations.adapt(model, task, ablations.Config(n_step=4, freeze_first=x), 3) for x in (True, False))
+    start = icl.adapt(model, task).prefix.stack()
+    for part, before in zip(ours.prefix.stack(), start, strict=True):
+        assert torch.equal(part[..., :1, :], before[..., :1, :])
+        assert (part[..., 1:, :] != before[..., 1:, :]).any(-1).all()
+    P = len(ours.prefix.owner)
+    assert ours.n_trained * P == both.n_trained * (P - 1) and both.prefix.owner.tolist() == ours.prefix.owner.tolist()
+    for frozen, free in zip(steps[0]["raw"], steps[4]["raw"], strict=True):  # the same loss at the first step
+        assert torch.equal(frozen, free[..., 1:, :])
+
+
+def test_lines_from_before_there_was_a_frozen_entry_are_those_without():
+    config = asdict(ablations.Config())
+    old = line_of(ablations.NAME, config={name: value for name, value in config.items() if name != "freeze_first"})
+    assert key(old) == key(old | dict(config=config)) != key(old | dict(config=config | dict(freeze_first=True)))

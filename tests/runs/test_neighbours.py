@@ -1,4 +1,4 @@
-"""nanoct runs.neighbours: the table and the figure of the map, from lines of several jobs."""
+"""nanoct neighbours: the table and the figure of the map, from lines of several jobs."""
 
 import json
 import sys

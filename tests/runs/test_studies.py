@@ -13,7 +13,7 @@ from nanoct.benchmarks.nano import WORLDS, mislabel
 from nanoct.methods import METHODS
 from nanoct.model import LlamaConfig
 from nanoct.reproduce import main
-from nanoct.runs import ablations, leak, results, scaling
+from nanoct.runs import ablations, cuts, leak, results, scaling
 
 base = lambda method: asdict(METHODS[method].Config())
 
@@ -91,7 +91,7 @@ def test_scaling_runs_every_k_with_the_settings_of_the_world():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", ["--ablations", "--scaling"])
+@pytest.mark.parametrize("job", ["--ablations", "--cuts", "--scaling"])
 def test_the_jobs_from_end_to_end(job, model_folder, tmp_path, monkeypatch):  # noqa: F811
     tiny = LlamaConfig(vocab_size=50, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_ffn=16, n_position=512)
     monkeypatch.setattr(scaling, "RANDOM", tiny)
@@ -112,11 +112,18 @@ def test_the_jobs_from_end_to_end(job, model_folder, tmp_path, monkeypatch):  # 
         others = losses["start: another task's demos"]
         assert losses[0.0] == losses["CT-KV"] and losses["CT-KV"] not in (losses[1.0], losses["start: noise"], others)
         assert others != losses["no leave-one-out"]  # which the same task's demos would give
+    elif job == "--cuts":
+        assert len(lines) == 2 * len(cuts.rows({}))
+        shares = {line["config"]["beside"]: line for line in lines if line["world"] == "grids" and "as_other" in line}
+        assert set(shares) == {"before", "behind", "alone"}  # facts has options
+        assert shares["alone"]["as_other"] == 1 - shares["alone"]["score"]
+        assert "ICL, another task's before it: answered as that alone" in (tmp_path / "cuts.md").read_text()
     else:
         assert {(l["world"], l["k"]) for l in lines} >= {("facts", k) for k in scaling.K if k < 32}  # 32 people
         assert ("grids", 32) not in {(l["world"], l["k"]) for l in lines}  # does not fit 512 tokens
         assert len((tmp_path / "passes.jsonl").read_text().splitlines()) == 2 * len(scaling.K) * 3
-    assert all((tmp_path / f).stat().st_size > 200 for f in (f"{name}.md", f"{name}.png"))
+    drawn = [f"{name}.png"] if job != "--cuts" else []
+    assert all((tmp_path / f).stat().st_size > 200 for f in (f"{name}.md", *drawn))
     assert WORLDS["facts"].k == 16
 
 
