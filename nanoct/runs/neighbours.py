@@ -47,9 +47,9 @@ def text(main):
             setting, of_world[other])
 
     def score(setting, of_world):
-        longest = max(len(each.lines) for each in of_world.values())
-        note = f" ({many(setting.lines, 'task')}, {many(setting.lines, 'seed')})"
-        return setting.cell + note * (len(setting.lines) < longest)
+        longest = max((each.lines for each in of_world.values()), key=len)
+        fewer = [many(setting.lines, of) for of in ("task", "seed") if many(setting.lines, of) != many(longest, of)]
+        return setting.cell + (f" ({', '.join(fewer)})" if fewer else "")
 
     def trained(setting, of_world):
         return f"{setting.over_lines('n_trained', mean) or 0:,.0f}"
