@@ -465,7 +465,7 @@ def test_the_norm_is_of_the_prefix_alone(impl, seed):
 def test_dropout_is_drawn_for_every_step_pair_and_entry(impl, seed):
     ask, p, tiny = "How many numbers are drawn in a step, and when?", 0.4, dict(L=1, K=2, D=3)
     # An entry has no gradient, and stays where it is, exactly if it is dropped for every pair that would see it.
-    case = Case(seed, k=1, instruction=26, lengths=[(2, 1)], **tiny)
+    case = Case(seed, k=1, instruction=60, lengths=[(2, 1)], **tiny)  # so many that never all are dropped in a step
     once = still(impl, case, 1, p)
     if not once[:, case.owner < 0].any():
         fail("The instruction is exempt from token dropout.", f"p = {p}, one step; {case.name}",
@@ -476,7 +476,7 @@ def test_dropout_is_drawn_for_every_step_pair_and_entry(impl, seed):
     if len({tuple(line) for line in once.tolist()}) < len(once) - 1:
         fail("Different seeds give the same draw of token dropout.", f"{len(once)} seeds, p = {p}, one step; "
              f"{case.name}", "few draws that differ", "one for each seed", "Where does the seed go?", "3")
-    for n_step, q in ((2, p), (7, 0.85)):
+    for n_step, q in ((2, p), (7, 0.8)):
         drawn(still(impl, case, n_step, q), q**n_step, "Token dropout is not drawn anew at every step.",
               f"p = {q}, the share of entries that are dropped in all of {n_step} steps; {case.name}", ask)
     case = Case(seed, k=2, instruction=0, lengths=[(9, 1), (1, 9)], **tiny)
