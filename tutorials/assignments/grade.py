@@ -83,8 +83,9 @@ def packed(value):
         return "".join(value) if type(value).__module__ == "numpy" else f"<{type(value).__name__}>"
     if isinstance(value, torch.Generator):
         return "generator", value.get_state()
-    if hasattr(value, "step_loss"):  # a step of A4 goes as its text
-        return "step", inspect.getclosurevars(value.step_loss).nonlocals["module"].source
+    if hasattr(value, "step_loss"):  # a step of A4 goes as its text, and does not come back: nothing of it can change
+        module = inspect.getclosurevars(value.step_loss).nonlocals.get("module")
+        return module and ("step", module.source)
     if isinstance(value, list):
         return list(map(packed, value))
     if isinstance(value, set):

@@ -187,7 +187,7 @@ def test_a_pair_that_is_left_out_leaves_the_others_their_number(impl, seed):
                  wanted(pairs), "What of the row depends on a pair that is not there?", "1.5")
         seen = torch.zeros(k, k, dtype=torch.bool)
         seen.fill_diagonal_(True)  # entry j is seen by pair j alone
-        mask = masked(impl, row, seen)
+        mask = masked(impl, row, seen, pairs)
         for i in range(k):
             for t in at(row, i):
                 got = lines(mask, row)[t][:k].nonzero().flatten().tolist()
@@ -345,8 +345,14 @@ def test_draws_come_from_the_generator(impl, seed):
 
 # 3 row_mask --------------------------------------------------------------------------------------------------------
 
-def masked(impl, row, seen):
-    """The student's row_mask, with its arguments watched: a bool tensor (R, T, P+T)."""
+def masked(impl, row, seen, pairs):
+    """The student's row_mask, with its arguments watched: a bool tensor (R, T, P+T). It is asked of a row that has the
+    pairs that are there: in another one a line of seen would be missing, or there would be no token to look at.
+    """
+    got, want = set(row.pair.flatten().tolist()) - {-1}, {i for i, pair in enumerate(pairs) if pair is not None}
+    if got != want:
+        fail("The row that pack made has not the pairs that are there, so there is no mask to ask for.",
+             f"pairs {pairs}", f"pairs {sorted(got)}", sorted(want), "How are pairs numbered?", "1.1")
     tensors = {name: getattr(row, name) for name in FIELDS}
     with untouched("row_mask", "3", **tensors, seen=seen):
         mask = impl.row_mask(row, seen)
@@ -368,7 +374,7 @@ def test_a_token_sees_of_the_prefix_what_its_pair_sees(impl, seed):
         for P in (11, 1, 0):
             seen = torch.rand(len(pairs), P, generator=g) < 0.5
             row, _ = packed(impl, pairs, start)
-            mask = masked(impl, row, seen)
+            mask = masked(impl, row, seen, pairs)
             for i in range(len(pairs)):
                 for t in at(row, i):
                     same(lines(mask, row)[t, :P], seen[i], "A token does not see of the prefix what its pair sees.",
@@ -381,7 +387,7 @@ def test_a_token_sees_its_own_pair_up_to_itself(impl, seed):
     for pairs, start in cases(seed, "own"):
         seen = torch.rand(len(pairs), 3, generator=rng(seed, "own")) < 0.5
         row, _ = packed(impl, pairs, start)
-        mask, T = lines(masked(impl, row, seen), row)[:, 3:], row.tokens.shape[1]
+        mask, T = lines(masked(impl, row, seen, pairs), row)[:, 3:], row.tokens.shape[1]
         pair = row.pair.flatten().tolist()
         for t in range(len(pair)):
             i, mine = pair[t], at(row, pair[t])
@@ -413,7 +419,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_pairs_one_by_one(impl, seed)
     model, prefix = dict(embed=normal(101, D), theta=10.0), [normal(len(owner), D).requires_grad_() for _ in range(2)]
     row, _ = packed(impl, pairs, len(owner))
     seen, _ = table(impl, owner, 3, True, 0.0, None)
-    loss = row_loss(model, prefix, row, masked(impl, row, seen))
+    loss = row_loss(model, prefix, row, masked(impl, row, seen, pairs))
     want_seen = owner != torch.arange(3)[:, None]
     slow = reference.pairs_loss(model, [list(part) for part in prefix], want_seen.tolist(), pairs, len(owner))
     case = f"3 pairs of {[(len(x), len(y)) for x, y in pairs]} tokens, owner {owner.tolist()}, leave-one-out"
