@@ -29,10 +29,7 @@ print(max(scores, key=lambda rate: sum(scores[rate])))
 PYTHON
 }
 
-words --methods icl ct_kv
-words --methods prefix_tuning
-words --methods ttt
-bbh --methods zero_shot icl ct_kv
+bbh --methods icl ct_kv
 rates --methods ct_kv --set ct_kv.lr=1e-3,3e-3,1e-2
 rates --methods prefix_tuning --set prefix_tuning.lr=1e-3,3e-3,1e-2
 bbh --methods ct_kv --set ct_kv.lr=$(chosen ct_kv)
@@ -42,3 +39,7 @@ bbh --methods ttt --checkpoint
 rates --methods ttt --set ttt.lr=1e-4,3e-4,1e-3
 rates --methods ttt --set ttt.lr=1e-4,3e-4,1e-3 --checkpoint
 bbh --methods ttt --checkpoint --set ttt.lr=$(chosen ttt)
+bbh --methods zero_shot  # slow, as it talks until it is cut
+words --methods icl ct_kv  # these are nearly all right already, so they come last
+words --methods prefix_tuning
+words --methods ttt
