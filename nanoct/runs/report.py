@@ -48,14 +48,13 @@ def differences(main):
     return [[f"{a} - {b}", *beside(main, a, b)] for a, b in PAIRS if {a, b} <= methods]
 
 
-def names_that_vary(groups):
-    """The names of all values in which settings of a method differ."""
-    names = set()
+def makes_curves(groups):
+    """Whether the settings of every method have different numbers of steps, so that a line through them is a curve."""
     for methods in groups.values():
         for among in methods.values():
-            for setting in among:
-                names |= varied(setting, among).keys()
-    return names
+            if len({setting.config.get("n_step") for setting in among}) < len(among):
+                return False
+    return True
 
 
 # --- the built-in worlds: a column for each, beside committed lines of the same runs ---
@@ -181,12 +180,12 @@ def race(main, ours, theirs):
 
 
 def report(lines, presets, folder, pairs=()):
-    """Print the text, write it to table.md, and draw the figures if settings differ in n_step alone."""
+    """Print the text, write it to table.md, and draw the figures if its settings make curves."""
     folder, (groups, left_out) = Path(folder), comparable(lines)
     publish(text(groups, left_out, presets, pairs), folder / "table.md")
-    if names_that_vary(groups) - {"n_step"}:
+    if not makes_curves(groups):
         print(f"wrote table.md in {folder}")
-        return  # settings that differ in more than steps make no curve
+        return
     from nanoct.runs import plots  # matplotlib is slow to import
 
     plots.accuracy_vs_seconds(groups, folder / "accuracy_vs_seconds.png")
@@ -253,10 +252,9 @@ def report_public(lines, model, n_asked, folder, constants, timed=()):
     publish("\n\n".join(parts) + "\n", folder / f"{'table' if is_single else 'settings'}.md")
     from nanoct.runs import plots  # matplotlib is slow to import
 
-    names = names_that_vary({benchmark: methods})
-    if names == {"n_step"}:
+    if not is_single and makes_curves({benchmark: methods}):
         plots.accuracy_vs_seconds({benchmark: methods}, folder / "accuracy_vs_seconds.png")
-    if not names and {"icl", "ct_kv"} <= main.keys():
+    if is_single and {"icl", "ct_kv"} <= main.keys():
         plots.tasks(main, folder / "tasks.png")
 
 

@@ -24,6 +24,7 @@ from nanoct.runs.table import many, named_values, one_benchmark, seeds_of_demos,
 
 N_TASK = 16  # of the validation pool of each world; a pool with fewer has several seeds of each task
 EXTEND = dict(lr=3, n_step=1)  # more steps cost more
+CURVES = "ct_kv", "ttt"  # the methods that reproduce runs at several numbers of steps
 AFTER = {"ttt_ct_kv": "ttt"}  # {method: the method whose chosen settings it takes}
 
 
@@ -50,6 +51,21 @@ def choose(lines):
     best = {}
     for world, methods in settings(lines).items():
         best[world] = {method: highest(among).config for method, among in methods.items() if among[0].config}
+    return best
+
+
+def curves(lines):
+    """{world: {method: configs}} of CURVES: at each number of steps of the grid the config of the highest mean score.
+
+    So that CT-KV and TTT are compared at equal seconds, each number of steps has a rate of its own: the rate that is
+    best for many steps is too low for few.
+    """
+    best = {}
+    for world, methods in settings(lines).items():
+        for method in CURVES:
+            for n_step in KNOWN[method].SWEEP["n_step"]:
+                if among := [setting for setting in methods.get(method, ()) if setting.config["n_step"] == n_step]:
+                    best.setdefault(world, {}).setdefault(method, []).append(highest(among).config)
     return best
 
 
@@ -188,8 +204,9 @@ def report_public(lines, model, n_asked, folder):
 
 
 def report(lines, start, folder):
-    """Write what was chosen to settings.json; print the text and write it to sweep.md."""
+    """Write what was chosen to settings.json and curves.json; print the text and write it to sweep.md."""
     written = text(lines, start)
     publish(written, Path(folder) / "sweep.md")
-    replace_file(Path(folder) / "settings.json", (json.dumps(choose(lines), indent=1) + "\n").encode())
-    print(f"wrote sweep.md and settings.json in {folder}")
+    for name, found in (("settings", choose(lines)), ("curves", curves(lines))):
+        replace_file(Path(folder) / f"{name}.json", (json.dumps(found, indent=1) + "\n").encode())
+    print(f"wrote sweep.md, settings.json and curves.json in {folder}")

@@ -1,7 +1,8 @@
 """What a job on the built-in worlds has of its own: its tasks, seeds and settings, and committed lines to compare with.
 
-CT-KV and TTT run at several numbers of steps, each with its own cosine schedule, so that curves are compared and not
-points. Settings whose committed runs took over LONG seconds are left to --full.
+CT-KV and TTT run at several numbers of steps, each with its own cosine schedule and the rate that validation tasks
+chose for it (runs/sweep.py), so that curves are compared and not points. Settings whose committed runs took over LONG
+seconds are left to --full.
 """
 
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 from nanoct import cli
-from nanoct.benchmarks.nano import FOLDER, WORLDS, pick, read_settings
+from nanoct.benchmarks.nano import FOLDER, WORLDS, pick, read_curves, read_settings
 from nanoct.io.weights import load_model, pick_device
 from nanoct.methods import KNOWN, METHODS, expand
 from nanoct.runs import ablations, cuts, scaling, sweep
@@ -23,7 +24,6 @@ from nanoct.runs.stats import settings
 
 N_TASK = 2  # tasks of the held-out pool of each world
 COMMITTED = FOLDER / "results" / "full.jsonl"  # the lines behind the README's table
-N_STEP = {"ct_kv": (4, 16, 64), "ttt": (2, 8, 32)}  # the curves; TTT takes about twice the seconds
 LONG = 10  # seconds of a run
 
 
@@ -58,22 +58,23 @@ def settle(job):
     job.set = cli.overrides(job.set, [method for method in job.methods if method in KNOWN])
 
 
-def configs(method, chosen, overrides):
-    """Configs of a method on a world: the chosen settings at every number of steps of its curve.
+def configs(method, chosen, curve, overrides):
+    """Configs of a method on a world: the chosen settings, and those of its curve over numbers of steps, fewest first.
 
     overrides: {method: {field: [texts]}}; they replace values.
     """
     if method in CEILINGS:
         return [{}]
-    values = {name: [value] for name, value in chosen.items()}
-    if method in N_STEP:
-        values["n_step"] = sorted({*N_STEP[method], *values.get("n_step", ())})
-    return distinct(cli.configs(method, KNOWN[method].Config, values, overrides.get(method, {})))
+    found = []
+    for base in sorted([*curve, chosen], key=lambda config: config.get("n_step", 0)):
+        values = {name: [value] for name, value in base.items()}
+        found += cli.configs(method, KNOWN[method].Config, values, overrides.get(method, {}))
+    return distinct(found)
 
 
 def variants(job):
     """What to run on every task of each world."""
-    presets, of_worlds = read_settings(), {}
+    presets, curves, of_worlds = read_settings(), read_curves(), {}
     for world in job.benchmarks:
         chosen, k = presets.get(world, {}), job.k or BENCHMARKS[world].K
         if job.cuts:
@@ -84,7 +85,8 @@ def variants(job):
             of_worlds[world] = scaling.variants(k, partial(preset, chosen))
         else:
             of_worlds[world] = [(method, config, k, 0.0) for method in job.methods
-                                for config in configs(method, chosen.get(method, {}), job.set)]
+                                for config in configs(method, chosen.get(method, {}),
+                                                      curves.get(world, {}).get(method, ()), job.set)]
     return of_worlds
 
 

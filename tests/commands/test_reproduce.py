@@ -165,17 +165,19 @@ def test_interval_is_students(n, t):
 
 def test_settings_are_a_product_and_typed():
     asked = {"lr": ["1e-3", "1e-2"], "n_step": ["4", "8", "16"], "leave_one_out": ["False"]}
-    made = configs("ct_kv", {"lr": 0.5}, {"ct_kv": asked})
+    made = configs("ct_kv", {"lr": 0.5}, [{"n_step": 2, "lr": 0.1}], {"ct_kv": asked})
     assert len(made) == 6
     assert {(c["lr"], c["n_step"]) for c in made} == {(lr, n) for lr in (1e-3, 1e-2) for n in (4, 8, 16)}
     assert all(c["leave_one_out"] is False and type(c["n_step"]) is int for c in made)
-    assert configs("icl", {}, {}) == configs("bayes_all", {}, {}) == [{}]
+    assert configs("icl", {}, (), {}) == configs("bayes_all", {}, (), {}) == [{}]
 
 
-def test_the_setting_that_was_chosen_lies_on_the_curve():
-    steps = lambda chosen: [config["n_step"] for config in configs("ct_kv", chosen, {})]
-    assert steps({}) == steps(dict(n_step=16)) == [4, 16, 64] and steps(dict(n_step=256)) == [4, 16, 64, 256]
-    assert [c["n_step"] for c in configs("lora", dict(n_step=7), {})] == [7]
+def test_the_setting_that_was_chosen_lies_on_the_curve_whose_steps_have_rates_of_their_own():
+    curve = [dict(n_step=2, lr=0.1), dict(n_step=32, lr=0.03)]
+    steps = lambda chosen: [(config["n_step"], config["lr"]) for config in configs("ct_kv", chosen, curve, {})]
+    assert steps(dict(n_step=32, lr=0.03)) == [(2, 0.1), (32, 0.03)]
+    assert steps(dict(n_step=16, lr=0.5)) == [(2, 0.1), (16, 0.5), (32, 0.03)]
+    assert [c["n_step"] for c in configs("lora", dict(n_step=7), (), {})] == [7]
 
 
 def test_plan_interleaves_the_worlds(model_folder):
@@ -215,7 +217,7 @@ def test_whoever_asks_for_runs_gets_all_of_them(arguments, is_brief, monkeypatch
 
 @pytest.mark.parametrize("arguments, left_out", [([], {"dora"}), (["--tasks", "1"], set())])
 def test_the_job_itself_leaves_them_out(arguments, left_out, model_folder, tmp_path, monkeypatch):
-    slow = configs("dora", nano.read_settings()["facts"]["dora"], {})[0]
+    slow = configs("dora", nano.read_settings()["facts"]["dora"], (), {})[0]
     lines = [line("dora", "a", config=slow, world="facts", seconds=11) | dict(model=fingerprint(
         load_model(model_folder, "cpu", "float32")))]
     (tmp_path / "full.jsonl").write_text(json.dumps(lines[0]) + "\n")
@@ -289,8 +291,8 @@ def test_what_is_not_finite_is_no_line_and_a_model_without_any_is_an_error(model
 
 
 def test_equal_values_of_a_setting_are_one():
-    assert [c["lr"] for c in configs("ct_kv", {}, {"ct_kv": {"lr": ["1e-3", "0.001", "2"], "n_step": ["4", "4"]}})] == [
-        1e-3, 2]
+    asked = {"ct_kv": {"lr": ["1e-3", "0.001", "2"], "n_step": ["4", "4"]}}
+    assert [config["lr"] for config in configs("ct_kv", {}, (), asked)] == [1e-3, 2]
 
 
 def test_reports_are_utf8_in_any_locale(tmp_path):

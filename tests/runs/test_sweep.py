@@ -9,11 +9,11 @@ import pytest
 from helpers import interval, line
 
 from nanoct.benchmarks import nano
-from nanoct.benchmarks.nano import read_settings
+from nanoct.benchmarks.nano import read_curves, read_settings
 from nanoct.methods import METHODS
 from nanoct.reproduce import main
 from nanoct.runs import results, sweep
-from nanoct.runs.sweep import beyond, choose, grid, neighbours, search
+from nanoct.runs.sweep import beyond, choose, curves, grid, neighbours, search
 
 TASKS = "abcdef"
 
@@ -167,6 +167,14 @@ def test_the_shipped_settings_are_what_the_shipped_sweep_chose():
     lines = results.read(nano.FOLDER / "results" / "sweep.jsonl")
     assert {line["pool"] for line in lines} == {"validation"}
     assert choose(lines) == read_settings() and read_settings().keys() == nano.WORLDS.keys()
+    assert curves(lines) == read_curves() and read_curves().keys() == nano.WORLDS.keys()
+
+
+def test_a_curve_has_the_best_rate_of_each_number_of_steps():
+    lines = [line("ttt", t, score=x, config=dict(n_step=n, lr=lr)) for n, lr, x in (
+        (2, .1, .5), (2, .2, .6), (8, .1, .7), (8, .2, .7), (32, .1, .9), (16, .1, 1.0)) for t in "ab"]
+    lines += [line("ttt", "a", score=1.0, config=dict(n_step=2, lr=.3)), line("lora", config=dict(n_step=2))]
+    assert curves(lines) == {"strings": {"ttt": [dict(n_step=2, lr=.2), dict(n_step=8, lr=.1), dict(n_step=32, lr=.1)]}}
 
 
 def test_choose_takes_the_best_mean_over_tasks_of_each_world():

@@ -35,6 +35,12 @@ def read_settings():
     return read_json(file, kind=dict) if file.exists() else {}
 
 
+def read_curves():
+    """Return {world: {method: configs}}, the best config at each of several numbers of steps; {} likewise."""
+    file = FOLDER / "curves.json"
+    return read_json(file, kind=dict) if file.exists() else {}
+
+
 def encode(tokenizer, x, y, delimiter=EQUALS):
     """Return the token ids of the text x with its delimiter, and of the text y with its terminator."""
     return tokenizer.encode(x + delimiter), tokenizer.encode(y + END)
