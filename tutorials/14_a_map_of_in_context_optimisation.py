@@ -389,7 +389,7 @@ plt.show()
 # %% [markdown]
 # Small points are tasks, large ones their means with the interval. The methods stand in the order of how many numbers
 # they train, at equal distances, although the counts go from a hundred to a hundred thousand. On the left only label
-# anchors leave much of the loss; the 2,304 factors of (IA)³ already fit the demonstrations about as well as the matrices
+# anchors leave much of the loss; the 2,304 factors of (IA)³ already fit the demonstrations as well as the matrices
 # of qTTT. On the right the differences between tasks are larger than those between methods. This is a look at eight
 # tasks and one seed, not a result: where an interval holds zero, as all four do here, these tasks do not decide whether
 # the method gains. On all 24 tasks and three seeds CT-KV, with dropout, is 14.7 ± 7.7 points ahead of ICL ([the
