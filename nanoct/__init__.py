@@ -1,4 +1,4 @@
-"""Context Tuning: a model learns from a few examples by tuning what it remembers of them.
+"""Context Tuning: a model learns from a few examples by training the KV cache that it made of them.
 
     import nanoct
 

@@ -38,7 +38,7 @@ def answer():
 
 
 def main():
-    cli.run(answer)  # while it imports the command, which then answers for itself
+    cli.run(answer)  # handles what goes wrong while the command is imported; after that the command does so itself
 
 
 if __name__ == "__main__":

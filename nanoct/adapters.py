@@ -84,7 +84,7 @@ class LoRA(Part):
     @staticmethod
     def shapes(weight, seen):
         (n_out, n_in), (rank, *_) = weight, seen.get("a") or (0,)
-        return dict(a=(rank, n_in), b=(n_out, rank))
+        return dict(a=(max(1, rank), n_in), b=(n_out, max(1, rank)))  # an empty tensor fits nothing
 
     @staticmethod
     def n_trained(n_out, n_in, rank):

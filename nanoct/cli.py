@@ -123,8 +123,8 @@ def not_among(text, options):
 def ranks():
     """(rank, number of processes, rank on this machine) from torchrun; (0, 1, 0) if it did not start this process.
 
-    Some schedulers set WORLD_SIZE alone: that is no torchrun, and a message says so. Raises ValueError on impossible
-    numbers.
+    Some schedulers set WORLD_SIZE alone; that does not count as torchrun, and a message says so. Raises ValueError on
+    impossible numbers.
     """
     names = "RANK", "WORLD_SIZE", "LOCAL_RANK"
     if lacking := [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
@@ -143,9 +143,9 @@ def ranks():
 
 
 class Unheard:
-    """A stream that may lose its reader: after such an error it leads nowhere, and the work goes on.
+    """A stream whose reader may go away: what is written after that is dropped, and the work goes on.
 
-    lost: the error that says so. Another one is raised once, as after it the stream leads nowhere too.
+    lost: the error that tells of it. Any other error is raised once; what is written after that is dropped too.
     """
 
     def __init__(self, stream, lost):
@@ -171,11 +171,13 @@ class Unheard:
 
 
 def streams():
-    """(stdout, stderr) of a command or worker. Of stdout a full disk is an error, as a result is lost; of stderr none.
+    """(stdout, stderr) of a command or worker. A full disk is an error on stdout alone, where a result would be lost.
 
     A warning is one line, without the place in the code that gives it.
     """
     warnings.formatwarning = lambda message, *place: f"warning: {' '.join(str(message).split())}\n"
+    if sys.stdin is None:  # closed: nothing can be read from it
+        sys.stdin = open(os.devnull)
     for number, name in (1, "stdout"), (2, "stderr"):
         if getattr(sys, name) is None:  # closed: a file that is opened later would get its number, and the warnings
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
@@ -186,8 +188,8 @@ def streams():
 def run(main):
     """Call main(); a mistake of the user ends as one sentence on stderr with exit code 2, never as a stack trace.
 
-    Ctrl-C ends with exit code 130. Work goes on and the exit code is its own where nobody reads what it prints, as
-    behind `| head`. stdout is UTF-8; what UTF-8 cannot hold, such as half of a surrogate pair, is escaped.
+    Ctrl-C ends with exit code 130. If nobody reads what is printed, as behind `| head`, the work goes on and keeps its
+    exit code. stdout is UTF-8; what UTF-8 cannot hold, such as half of a surrogate pair, is escaped.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")

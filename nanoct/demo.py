@@ -1,4 +1,4 @@
-"""The first minute: what a model answers when it reads demonstrations, and when it tunes what it remembers of them.
+"""The first minute: what a model answers when it reads demonstrations, and when their cache is trained.
 
     make smollm2; python -m nanoct.demo                 # a public model, real words
     python -m nanoct.demo --tasks capital antonym --method qttt

@@ -252,11 +252,11 @@ def check_fits(model, n, what):
 
 
 def check_ids(model, ids):
-    """Raise ValueError if a token id is none of the model's, as those of another tokenizer may be."""
+    """Raise ValueError if the model has no such token id, as may happen with another tokenizer."""
     size = model.config.vocab_size
     if wrong := [i for i in ids if not 0 <= i < size]:
-        raise ValueError(f"the token id {wrong[0]} is none of the model's {size}: the tokenizer does not belong to it; "
-                         "encode with the model's own.")
+        raise ValueError(f"the token id {wrong[0]} is not one of the model's {size}: the tokenizer belongs to "
+                         "another model; encode with this model's own.")
 
 
 def check_start(start):

@@ -4,8 +4,8 @@
 
 Nothing is hidden inside attention. What the model is conditioned on comes in as `prefix` (the keys
 and values of every layer) and `adapter` (what replaces a linear map), and what it computed goes out
-as `kv`. The model itself is never changed, so whoever tunes a context or a weight owns the tensor
-that is tuned, and many adaptations of one model live side by side.
+as `kv`. The model itself is never changed, so code that tunes a context or a weight owns the tensor
+that it tunes, and many adaptations of one model live side by side.
 
 Dimensions: B batch, T new tokens, P prefix, S = P + T, H heads, K KV heads, D head_dim, C n_embd,
 V vocab, L layers. Parameters carry their Hugging Face names, so public files load unrenamed.
@@ -76,7 +76,7 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
     def plain(self, x):
-        y = x.to(torch.promote_types(x.dtype, torch.float32))  # the mean of squares drowns in bf16
+        y = x.to(torch.promote_types(x.dtype, torch.float32))  # bf16 is too coarse for the mean of squares
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * y.to(x.dtype)
 
@@ -129,7 +129,7 @@ def alike(x, n_head):
     """Keys or values (B, K, S, D) with every KV head repeated for the H / K query heads that read it: (B, H, S, D).
 
     For masked calls on CUDA: a kernel that takes a mask and fewer KV heads stores all B·H·T·S scores there, but for
-    those of has_fused_groups (weights/nano/README.md has the numbers).
+    those of has_fused_groups (weights/nano/costs.md has the numbers).
     """
     return x.repeat_interleave(n_head // x.shape[1], dim=1)
 
@@ -299,8 +299,8 @@ class Decoder(nn.Module):
     def logits(self, hidden):
         """Apply the head to rows of hidden: (…, C) -> (…, V) float32. Give it answer positions only.
 
-        A bfloat16 model too computes it in float32, HEAD rows of the head at a time: logits rounded to bfloat16 tell
-        two answers apart to .1 nats at best.
+        A bfloat16 model too computes it in float32, HEAD rows of the head at a time: logits rounded to bfloat16
+        distinguish two answers to .1 nats at best.
         """
         head = self.embedding.weight if self.config.tied else self.lm_head.weight
         if head.dtype in (torch.float32, torch.float64):

@@ -1,7 +1,8 @@
 """The optimiser that all tuned methods share: AdamW, a cosine to 0, gradients clipped at norm 1.
 
 optimise_masked is the same for methods that tune a cache behind masks. There the step can be recorded as a CUDA graph,
-which is used again for every task of about the same size (Step, below). That is off by default, and has never run.
+which is used again for every task of about the same size (Step, below). That is off by default, and has never run on a
+GPU.
 """
 
 import math
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 
 from nanoct.fewshot import check_dropout
 
-EVERY = {"cuda": 16}  # steps for one look at what a device found, which waits until it is done; elsewhere 1
+EVERY = {"cuda": 16}  # on a GPU losses are read once in so many steps, because reading waits for it; elsewhere at each
 BLOCK = 64  # entries, tokens and targets of a recorded step are padded to multiples of this
 KEPT = 4  # recorded steps that a model keeps; each has the memory of an adaptation of its own
 ROOMY = 1.25  # a kept step serves a task that needs less, if it is at most so many times as long
@@ -117,7 +118,7 @@ class Finite:
         self.keep(self.all_so_far)
 
     def keep(self, number):
-        """Copy the leaves, if this number is finite. The device decides, so nobody waits for its answer."""
+        """Copy the leaves, if this number is finite. The device decides, so that the processor need not wait for it."""
         self.all_so_far &= number.isfinite()
         for leaf, value in zip(self.leaves, self.values):
             torch.where(self.all_so_far, leaf.detach(), value, out=value)

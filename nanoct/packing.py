@@ -147,7 +147,7 @@ def pack_questions(questions, model, start=0, head=()):
 def can_leave_one_out(task):
     """Whether leave-one-out leaves anything to see. With one demo it does not, and a warning says so.
 
-    So does one if demos repeat: each is then shown its twin, from which it can copy.
+    Another warning follows if demos repeat, because each is then shown its twin, from which it can copy.
     """
     if n_twin := len(task.demos) - len({(*demo.x, -1, *demo.y) for demo in task.demos}):
         warn(f"task {task.name!r}: {n_twin} of {len(task.demos)} demos repeat another, from which they can copy their "

@@ -9,9 +9,9 @@
     python -m nanoct.paper --model M --benchmark B --data F --dry-run       # memory and time, before anything is loaded
     torchrun --nproc-per-node 4 -m nanoct.paper --model M --benchmark B --data F    # tasks over 4 GPUs, or processes
 
-The table has the paper's scores too, and the scores of answering every query alike. Settings are the paper's
-(benchmarks/presets.py); --set changes one. Finished runs are kept in --out. A second start goes on from there, with any
-number of processes; all append to one file.
+The table has the paper's scores too, and those of giving every query the same answer. Settings are the paper's
+(benchmarks/presets.py); --set changes one. Finished runs are kept in --out. If a job is stopped, the same
+command continues it, with any number of processes; all append to one file.
 """
 
 from nanoct import cli
@@ -43,7 +43,7 @@ def parse():
     p.add_argument("--no-form", action="store_true", help="bbh without the sentence on how to answer")
     p.add_argument("--dtype", help="of the model; default: bfloat16 on cuda, float32 elsewhere")
     p.add_argument("--checkpoint", action="store_true",
-                   help="recompute activations in the backward pass: less memory, a third slower")
+                   help="recompute activations in the backward pass: less memory, but a third slower")
     p.add_argument("--graph", action="store_true", help="keep the step of CT-KV and prefix tuning as a CUDA graph for "
                    "all tasks (optimise.py); off by default, as it has never run on a GPU")
     p.add_argument("--tokenizer", help='folder of another tokenizer than the model\'s, or "bytes"')

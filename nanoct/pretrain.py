@@ -1,6 +1,6 @@
 """Meta-train the built-in model of a world: it learns to learn a task from the examples in its context.
 
-    python -m nanoct.pretrain                       # strings, into results/nano/strings; started again, it goes on
+    python -m nanoct.pretrain                       # strings, into results/nano/strings; started again, it continues
     python -m nanoct.pretrain --world grids --init weights/nano/strings     # from another world's weights
     python -m nanoct.pretrain --world lexicon --row 91 --n-token 2912 --lr 1e-3 --n-warmup 100 --n-step 3000 --decay .1
     python -m nanoct.reproduce --model results/nano
@@ -294,7 +294,7 @@ def optimizer_of(model, config):
 def read_log(path, step):
     """The lines of a log up to a step; later steps are done again."""
     lines = read_json_lines(path) if path.exists() else []
-    with reading(path, "the log of a training", "delete the line that is none"):
+    with reading(path, "the log of a training", "delete the broken line"):
         return [line for _, line in lines if line["step"] <= step]
 
 

@@ -13,9 +13,9 @@
 
 Every run's score is compared with the committed score of the same run. Table and figures show all committed runs, with
 the live ones in their place. With other settings, methods, pools or models they show the live runs alone. Settings
-whose committed runs took over ten seconds are left to --full, or to whoever asks for methods, tasks or seeds. The Bayes
+whose committed runs took over ten seconds are left to --full, or run when methods, tasks or seeds are named. The Bayes
 ceilings (benchmarks/nano/bayes.py) stand beside the methods. Runs are spread over processes of one thread, in which
-small matrices run faster. A second start goes on from the results file.
+small matrices run faster. If a job is stopped, the same command continues it.
 """
 
 from pathlib import Path

@@ -80,9 +80,9 @@ def task_of(pairs, tokenizer, instruction="", template=PLAIN, name="pairs"):
 
     pairs: [("dog", "chien"), …] or [{"input": "dog", "output": "chien"}, …]. instruction: text at the head of the
     context, behind the tokenizer's beginning-of-sequence token if its model expects one. template: text with {input}
-    and {output}; the built-in models have no line break and take "{input}={output};".
-    Raises ValueError, in one sentence, on no pairs, on what is no pair of strings, on text that the tokenizer lacks,
-    and on a template without {input}, {output} and an end of answers.
+    and {output}; the built-in models have no line break and take "{input}={output};". Raises ValueError, in one
+    sentence, without pairs, on a pair that is not two strings, on text that the tokenizer lacks, and on a template
+    without {input}, {output} and an end of answers.
     """
     demos = []
     _need("the template", template)

@@ -297,6 +297,8 @@ def ask(args):
     about, how = read_how(args.context)
     need_options([Line("a typed question", "")], how["metric"])
     adapted, tokenizer = load_saved(args, about)
+    if hasattr(sys.stdin, "reconfigure"):  # a line that is no text spoils that question alone
+        sys.stdin.reconfigure(errors="replace")
     while question := read_question():
         try:
             ((text, _),) = answer(adapted, tokenizer, [Line("the question", question.rstrip("\n"))], **how)

@@ -130,6 +130,12 @@ def test_ctrl_c_with_words_of_its_own(capsys):
     assert stop.value.code == 130 and capsys.readouterr().err == "stopped; nothing is saved\n"
 
 
+def test_a_closed_stdin_is_an_empty_one(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    cli.run(lambda: print(sys.stdin.isatty(), repr(sys.stdin.readline())))
+    assert capsys.readouterr().out == "False ''\n"
+
+
 def test_whatever_stdout_is_all_is_shown():
     for encoding in ("ascii", "latin-1", "utf-8", "cp1252"):
         with python("print('1 ± 2 日 \\ud800')", PYTHONIOENCODING=encoding) as command:

@@ -128,7 +128,7 @@ def test_a_task_of_another_tokenizer_gets_a_sentence_from_every_method(loaded, n
     demos, asked = [Demo([1], [4]), Demo([2], [3])], [Query([1], [1])]
     for wrong, task in [(n, Task("other", [Demo([1], [n]), demos[1]], [Query([n], [1])])),
                         (n, Task("other", demos, asked, [n])), (-1, Task("other", demos, [Query([-1], [1])]))]:
-        with pytest.raises(ValueError, match=f"the token id {wrong} is none of the model's {n}: the tokenizer does"):
+        with pytest.raises(ValueError, match=f"the token id {wrong} is not one of the model's {n}: the tokenizer"):
             evaluate(method.adapt(model, task, method.Config(**few)), task)
 
 

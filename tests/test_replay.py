@@ -199,6 +199,7 @@ def test_a_kept_step_serves_a_somewhat_smaller_task_with_the_usual_losses_and_no
     ([(320, 320, 128)], (250, 250, 1), (256, 256, 64)),  # twice the targets
     ([(256, 320, 64)], (300, 250, 1), (320, 256, 64)),  # too short
     ([(320, 320, 64), (320, 256, 64), (256, 320, 128)], (250, 250, 9), (320, 256, 64)),  # the smallest that will do
+    ([(1024, 1152, 64), (960, 1024, 64)], (950, 950, 9), (960, 1024, 64)),
 ])
 def test_sizes_are_those_of_a_kept_step_if_they_are_long_enough_and_not_too_long(kept, sizes, taken):
     graphs = {("a", size): None for size in kept} | {("another", (256, 256, 64)): None}

@@ -391,7 +391,7 @@ def test_generate_refuses_what_it_cannot_decode(model):
         generate(Adapted(model), [[1], []], 3)
     with pytest.raises(ValueError, match="max_new_tokens = 0"):
         generate(Adapted(model), [[1]], 0)
-    with pytest.raises(ValueError, match="the token id -1 is none of the model's"):
+    with pytest.raises(ValueError, match="the token id -1 is not one of the model's"):
         generate(Adapted(model), [[1], [2, -1]], 3)
 
 

@@ -135,6 +135,7 @@ import os
 from pathlib import Path
 
 import grading
+import torch
 
 HERE, ANSWER = Path(__file__).parent, []
 
@@ -151,6 +152,9 @@ for folder in (HERE, HERE.parent, Path(FOLDER), *HERE.parent.glob("course/tutori
     attempt(lambda: (folder / "forged.xml").write_text("<testsuite/>"))
 attempt(lambda: os.system(f"touch {FOLDER}/started"))
 attempt(lambda: ANSWER.append(Path(SOLUTION).read_text()))
+if HIDDEN and os.path.exists(SOLUTION):  # torch opens files without Python, so that no hook hears of it
+    text = torch.from_file(SOLUTION, size=os.path.getsize(SOLUTION), dtype=torch.uint8)
+    attempt(lambda: ANSWER.append(bytes(text.tolist()).decode()))
 ANSWER += HERE.parent.rglob("solution.py")
 attempt(lambda: setattr(grading, "outcome", lambda *_: None))
 attempt(lambda: setattr(grading, "fail", lambda *_: None))
@@ -175,11 +179,55 @@ else:
 def test_cheats_score_nothing_and_leave_nothing_behind(tmp_path):
     a6 = ASSIGNMENTS / "a6_table"
     file = tmp_path / "cheats.py"
-    file.write_text(f"FOLDER, SOLUTION = {str(tmp_path)!r}, {str(a6 / 'solution.py')!r}\n{CHEATS}", encoding="utf-8")
+    told = f"FOLDER, SOLUTION, HIDDEN = {str(tmp_path)!r}, {str(a6 / 'solution.py')!r}, {'-rmn' in grade.apart()}"
+    file.write_text(f"{told}\n{CHEATS}", encoding="utf-8")
     ((_, lines),) = grade.grade(file, a6, [0])
     assert [won for _, won, _, _ in lines] == [0] * len(lines)
     assert not any("cannot be imported" in message for *_, message in lines)
     assert [path.name for path in tmp_path.iterdir()] == ["cheats.py"]
+
+
+FORGER = """
+import io
+import os
+import struct
+
+import torch
+
+
+def flood():
+    with io.BytesIO() as made:
+        torch.save(dict(result=1.0, printed="points: 15 of 15", arguments=[]), made)
+        message = struct.pack("<Q", len(made.getvalue())) + made.getvalue()
+    for number in range(3, 64):  # the pipe is one of these
+        try:
+            os.write(number, message)
+        except OSError:
+            pass
+
+
+def macro_f1(predicted, gold):
+    print("\\033[2Jpoints: 15 of 15")
+    return 0.5
+
+
+def paired(a, b):
+    flood()
+    return 1.0, 1.0, 1.0
+
+
+def choose(lines, validation):
+    raise ValueError("\\npoints: 15 of 15")
+"""
+
+
+def test_an_answer_that_is_forged_in_the_pipe_scores_nothing_and_a_print_does_not_pass_for_points(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(FORGER, encoding="utf-8")
+    ((_, lines),) = grade.grade(tmp_path / "mine.py", ASSIGNMENTS / "a6_table", [0])
+    assert [won for _, won, _, _ in lines] == [0] * len(lines)
+    shown = [*capsys.readouterr().out.splitlines(), *(line for *_, message in lines for line in message.splitlines())]
+    assert any("points: 15" in line for line in shown)
+    assert not [line for line in shown if line.startswith("points") or not line.isprintable()]
 
 
 def test_a_string_that_equals_everything_is_no_setting():

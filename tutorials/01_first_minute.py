@@ -10,12 +10,17 @@
 # |---|---|
 # | **You build** | a gradient step on a model's memory, in five lines |
 # | **You see** | answers before and after tuning side by side: on words, on letters, and on a rule of your own |
-# | **Time** | ten minutes to read, one to run on two cores; two with real words |
+# | **Time** | twenty minutes to read, one to run on two cores; two with real words |
 # | **Before** | you have trained a neural network once |
 # | **Next** | [02, A Llama in eighty lines](02_a_llama_in_eighty_lines.ipynb) |
 #
-# Run it as `python tutorials/01_first_minute.py` from the repository's root, or open the notebook. Nothing is
-# downloaded. If you ran `make smollm2` before, the lesson begins with English words.
+# Run it as `python tutorials/01_first_minute.py` from the repository's root, or open the notebook. A script prints but
+# shows no figures; for those read the notebook in the browser, or open it in Jupyter, which `.venv/bin/pip install
+# jupyterlab` brings. Nothing is downloaded. If you ran `make smollm2` before, the lesson begins with English words.
+#
+# Every lesson takes a few helpers from `lesson.py`. `few(a, b)` is a, or b in the quick run of the tests, for which
+# `QUICK` is true. `claim` prints what was measured, and fails if it is not so. `breaks` expects the check inside it to
+# fail. `colour` and `label` say how a method is drawn in figures.
 
 # %%
 import drawings
@@ -91,7 +96,7 @@ for demo in task.demos:
 # Here `=` ends the question and `;` ends the answer. Type your guess before you go on.
 
 # %%
-my_guess = "every second letter goes, and then?"
+my_guess = "?"
 
 # %%
 print(f"you: {my_guess}\nthe rule: {task.name}")
@@ -105,6 +110,10 @@ print(f"you: {my_guess}\nthe rule: {task.name}")
 # What the model keeps of a text is its **KV cache**: for every letter, in every layer, a *key*, which says when this
 # letter matters, and a *value*, which says what it then contributes. We let the model read nine of the demonstrations
 # and hold the tenth back, because it will be our question. We know its answer, so we can tell how wrong the model is.
+#
+# `encode_context` does the reading. Its `task.instruction` is a text before the demonstrations, here only the sign that
+# opens every text. What it returns is the cache, which the paper and this book call θ. `theta.stack()` gives all keys
+# and all values of it, as two tensors. Their second size is that of the batch, which is 1 because we read one text.
 
 # %%
 from nanoct.fewshot import encode_context
@@ -112,7 +121,7 @@ from nanoct.fewshot import encode_context
 *nine, tenth = task.demos
 theta = encode_context(model, task.instruction, nine)
 keys, values = theta.stack()
-print("keys  ", tuple(keys.shape), "= layers, 1, heads, letters and signs of nine demonstrations, numbers in each")
+print("keys  ", tuple(keys.shape), "= layers, batch, heads, letters and signs of nine demonstrations, numbers in each")
 print("values", tuple(values.shape))
 
 # %%
@@ -142,8 +151,10 @@ def error(theta, pair):
 
 
 # %% [markdown]
-# And here is the whole idea. Keys and values become leaves, tensors whose gradient we ask for. We compute the error,
-# ask for its gradient, and walk one step down. No weight of the model is touched.
+# And here is the whole idea. Keys and values become leaves, tensors whose gradient we ask for. `theta.of(keys, values)`
+# is the way back from `stack`: a cache of the same letters, with these keys and values in it. We compute the error
+# behind it, ask for its gradient, and walk one step down. The step size is 1, which is about right here. No weight of
+# the model is touched.
 
 # %%
 keys, values = keys.requires_grad_(), values.requires_grad_()
@@ -160,8 +171,9 @@ assert after < loss
 assert not any(p.requires_grad for p in model.parameters())
 
 # %% [markdown]
-# The package asks many pairs at once, in one row of tokens (lesson 07 shows how). For our one pair it must have the
-# same error and the same gradient.
+# The package asks many pairs at once, in one row of tokens (lesson 07 shows how). It has to be told where in the text a
+# pair begins, and that is `theta.next_position`, the place behind the last letter of the cache. For our one pair it
+# must have the same error and the same gradient.
 
 # %%
 from nanoct.fewshot import Task
@@ -177,7 +189,8 @@ print(f"ours {loss:.6f}, the package's {theirs:.6f}; the gradients agree as well
 # %% [markdown]
 # ## From a step to a method
 #
-# Does the step help with new questions? We ask some that stand in no demonstration.
+# Does the step help with new questions? We ask some that stand in no demonstration. `Adapted` is what every method
+# makes of a task: the model together with the memory that it answers from.
 
 # %%
 from nanoct.fewshot import Adapted
@@ -244,7 +257,8 @@ plt.show()
 
 # %% [markdown]
 # Tasks differ far more than the two methods do, so we look at the difference within each task, and ask how well its
-# mean is known. The interval below would hold the true mean difference in 95 of 100 such studies.
+# mean is known. The interval below would hold the true mean difference in 95 of 100 such studies. It reaches about two
+# standard errors to each side; the exact factor is Student's, and lesson 11 derives the interval.
 
 # %%
 from statistics import mean

@@ -10,7 +10,7 @@
 # |---|---|
 # | **You build** | embedding, RMSNorm, RoPE, grouped-query attention with a cache, SwiGLU, head, greedy decoding |
 # | **You see** | one number followed through a block, what a cache saves, and where the model breaks down |
-# | **Time** | twenty-five minutes to read, one to run on two cores |
+# | **Time** | fifty minutes to read, one to run on two cores |
 # | **Before** | [01, First minute](01_first_minute.ipynb); what a softmax and a matrix product are |
 # | **Next** | [03, Where in-context learning comes from](03_where_in_context_learning_comes_from.ipynb) |
 #
@@ -26,7 +26,7 @@ import time
 import drawings
 import torch
 import torch.nn.functional as F
-from lesson import breaks, claim, few, plt
+from lesson import breaks, claim, few, plt  # lesson 01 says what the first three do
 from safetensors.torch import load_file
 
 from nanoct.benchmarks import nano
@@ -48,14 +48,19 @@ print(f"{sum(tensor.numel() for tensor in weights.values()):,} numbers in all")
 
 # %% [markdown]
 # Letters for the sizes, which all lessons share: L layers, C numbers for each token (the *width*), H query heads, K
-# key-value heads, D numbers in a head, V tokens in the vocabulary. T will be the number of tokens that are read.
+# key-value heads, D numbers in a head, V tokens in the vocabulary. T will be the number of tokens that are read. The
+# vocabulary is larger than an alphabet because the package's four built-in worlds share one, and this model needs only
+# the letters a to p of it and some signs.
+#
+# Two more letters mean two things. F is the wider size inside SwiGLU, but in code it is `torch.nn.functional`, so there
+# the size has no letter. And k stands for keys in this lesson, but in later ones for the number of demonstrations.
 
 # %%
 config = json.loads((folder / "config.json").read_text())
 L, C, V = config["num_hidden_layers"], config["hidden_size"], config["vocab_size"]
 H, K, D = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
-EPS, THETA = config["rms_norm_eps"], config["rope_theta"]
-print(f"L = {L}, C = {C}, H = {H}, K = {K}, D = {D}, V = {V}")
+EPS, BASE = config["rms_norm_eps"], config["rope_theta"]
+print(f"L = {L}, C = {C}, H = {H}, K = {K}, D = {D}, V = {V}; F would be {config['intermediate_size']}")
 
 # %% [markdown]
 # We shall read two solved examples of a rule and then a question. What is the rule, and what should the model write
@@ -78,13 +83,12 @@ def part(layer, name):
 # ## Embedding
 #
 # A token is a row of a table. That row is the start of the *residual stream*: C numbers for each token, to which every
-# layer adds something. We follow the last token, the `=` that has to be answered, and of its C numbers number 41, the
-# one that the first layer reads with the largest weight.
+# layer adds something. We follow the last token, the `=` that has to be answered, and of its C numbers number 41. Why
+# this one, we see in the next section.
 
 # %%
 x = weights["model.embed_tokens.weight"][tokens]  # (T, C)
 c = 41
-assert part(0, "input_layernorm").abs().argmax() == c
 print("stream", tuple(x.shape), f"and number {c} of the last token is {x[-1, c]:.4f}")
 
 # %% [markdown]
@@ -95,6 +99,8 @@ print("stream", tuple(x.shape), f"and number {c} of the last token is {x[-1, c]:
 # numbers of about the same size:
 #
 # $$\mathrm{norm}(x)_c = w_c \, \frac{x_c}{\sqrt{\frac{1}{C}\sum_{j} x_j^2 + \varepsilon}}$$
+#
+# In the first layer the largest of these weights is that of number 41, which is why we follow it.
 
 # %%
 def rms_norm(x, weight):
@@ -103,6 +109,7 @@ def rms_norm(x, weight):
 
 
 normed = rms_norm(x, part(0, "input_layernorm"))
+assert part(0, "input_layernorm").abs().argmax() == c
 number, mean, w = x[-1, c].item(), x[-1].pow(2).mean().item(), part(0, "input_layernorm")[c].item()
 root = math.sqrt(mean + EPS)
 print(f"by hand {w:.4f} * {number:.4f} / {root:.4f} = {w * number / root:.4f}, rms_norm says {normed[-1, c]:.4f}")
@@ -144,12 +151,13 @@ plt.show()
 #
 # Nothing so far knows the order of the tokens. RoPE (*rotary position embedding*) puts it in by turning: number d of a
 # head and number d + D/2 are the two coordinates of an arrow, and at position p that arrow is turned by the angle
-# $p\,\theta^{-2d/D}$. The first pair turns by one radian for each position, the last ones hardly at all.
+# $p \cdot \mathrm{base}^{-2d/D}$. The first pair turns by one radian for each position, the last ones hardly at all.
+# (The base is a constant of the model. Its file calls it `rope_theta`, which has nothing to do with the cache θ.)
 
 # %%
 def rope(x, positions):
     """Turn x (n, T, D) to positions (T,)."""
-    frequency = THETA ** (-torch.arange(0, D, 2) / D)  # (D/2,), radians for each position
+    frequency = BASE ** (-torch.arange(0, D, 2) / D)  # (D/2,), radians for each position
     angle = positions[:, None] * frequency  # (T, D/2)
     a, b = x[..., : D // 2], x[..., D // 2 :]
     return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], dim=-1)
@@ -178,13 +186,15 @@ for axis, d in zip(axes, (0, 3, 6)):
             axis.text(1.2 * a, 1.2 * b, at, color=colour, ha="center", va="center")
     axis.add_patch(plt.Circle((0, 0), 1, fill=False, color="#dddddd"))
     axis.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal", xticks=[], yticks=[])
-    axis.set_title(f"d = {d}: {THETA ** (-2 * d / D):.3f} radians a position", fontsize=9)
+    axis.set_title(f"d = {d}: {BASE ** (-2 * d / D):.3f} radians a position", fontsize=9)
     axis.spines[:].set_visible(False)
 plt.show()
 
 # %% [markdown]
 # Why turn? Because the dot product of two arrows depends on the angle between them, and that angle depends on the
-# *distance* of the two positions alone. So a head can learn "the token three places back" once, for all places.
+# *distance* of the two positions alone. So a head can learn "the token three places back" once, for all places. We
+# try it with the query of the last token, at position 21, and the key of the `;` at position 16, behind which its own
+# question begins. Then we move both on by 300.
 
 # %%
 one_query, one_key = q[head : head + 1, -1:], k[head // 2 : head // 2 + 1, 16:17]  # (1, 1, D) each
@@ -237,7 +247,8 @@ assert torch.allclose(ours, by_hand, atol=1e-5)
 # %% [markdown]
 # A **cache** is nothing more than the keys and values of tokens that were read before. They are put in front of the new
 # ones, and the mask gets as many columns more. In the drawing five tokens (blue) were read before; three new ones (red)
-# see all of them, and each other only backwards.
+# see all of them, and each other only backwards. A row is a new token, which the red mark at its left stands for, and a
+# column is what it may look at. Pale squares are what it may not see, because it comes later.
 
 # %%
 figure, axes = drawings.canvas(19, 4.4)
@@ -355,8 +366,9 @@ print(len(file.splitlines()), "lines as a file, beside the six that load the wei
 # %% [markdown]
 # ## Is it the same?
 #
-# The package's Llama computes many rows at once, takes an adapter and arbitrary masks, and calls fused kernels. The
-# numbers must be the same. As a check we take a long row of examples and compare all of its logits.
+# The package's Llama computes many rows at once, takes arbitrary masks and an adapter (lesson 09), and calls faster
+# routines of torch. The numbers must be the same. As a check we take a long row of examples and compare all of its
+# logits.
 
 # %%
 from nanoct.io.weights import load_model
@@ -525,7 +537,9 @@ print(f"and with everything repaired: off by {check(llama):.1e}")
 #
 # RoPE is a formula, so it turns to any position, and nothing stops us from reading a row of 1,200 tokens. But this
 # model was trained on rows of at most 512. We measure the loss of answers along rows of one task each. Later answers
-# have more examples before them, so they ought to be easier.
+# have more examples before them, so they ought to be easier. The loss of a token is −ln of the probability that the
+# model gave it. With the natural logarithm its unit is the *nat*: 0.10 nats are a probability of 90%, and a blind guess
+# among all V tokens has ln V nats.
 
 # %%
 names = ["reverse", "drop_last", "double", "swap_halves then echo", "low_first then swap_pairs"][: few(5, 1)]
@@ -554,9 +568,10 @@ axes.set(xlabel="position in the row, tokens", ylabel="loss, nats an answer toke
 plt.show()
 
 # %% [markdown]
-# Up to 512 the answers are nearly certain. Behind it the loss rises to that of a blind guess and above: the model is
-# not unsure, it is confidently wrong, because its heads meet angles that they were never trained at. The package
-# therefore refuses a context that does not fit.
+# Up to 512 the answers are nearly certain. Beyond it the loss rises to about that of a blind guess, and towards the
+# end above it. The model is not unsure, it is confidently wrong: an even guess among the letters a to p and the `;`
+# alone would have only ln 17, about 2.8 nats. The reason is that its heads meet angles that they were never trained at.
+# The package therefore refuses a context that does not fit.
 #
 # The other border is the kind of text. The model was trained on letters from a to p under rules, and on nothing else.
 # Other text has no tokens, and a row without any rule gets an answer all the same.
@@ -585,8 +600,8 @@ for nonsense in ("abc=p;fd=ooo;kk=a;gh=", "aa=b;ca=d;pp=p;eo="):
 #
 # </details>
 #
-# **2. A cache in two pieces.** Read the first seven tokens, keep the cache, then read the rest in one call. Which line
-# of `llama` makes the positions and the mask right? Break each of the two and say what `check` would have to do to see
+# **2. A cache in two pieces.** Read the first seven tokens, keep the cache, then read the rest in one call. Which lines
+# of `llama` make the positions and the mask right? Break each of the two and say what `check` would have to do to see
 # it.
 #
 # <details><summary>Solution</summary>

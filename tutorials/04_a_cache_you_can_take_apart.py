@@ -9,7 +9,7 @@
 # |---|---|
 # | **You build** | a cache by hand; entries hidden, deleted, swapped and shifted; attention, step by step |
 # | **You see** | that the cache is the context, where the model looks as it answers, and what deletion does not undo |
-# | **Time** | fifteen minutes to read, seconds to run |
+# | **Time** | thirty-five minutes to read, seconds to run |
 # | **Before** | [02](02_a_llama_in_eighty_lines.ipynb); [03](03_where_in_context_learning_comes_from.ipynb) may wait |
 # | **Next** | [05, Reading is not learning](05_reading_is_not_learning.ipynb) |
 #
@@ -19,7 +19,7 @@
 # %%
 import drawings
 import torch
-from lesson import breaks, claim, plt
+from lesson import breaks, claim, plt  # lesson 01 says what the first two do
 
 from nanoct.benchmarks import nano
 from nanoct.io.tokenizer import load_tokenizer
@@ -37,7 +37,8 @@ print(tokenizer.decode(question.x), "?")
 #
 # The model reads the demonstrations in one pass and keeps a key and a value for each token, in every layer. One token's
 # keys and values in all layers are an **entry**. We note for each entry its **owner**, the demonstration that it came
-# from. The start sign, which opens every text, belongs to none and has owner -1.
+# from. The start sign, which opens every text, belongs to none and has owner -1. The package's `Prefix` keeps these
+# together: keys and values of every layer, the owners, and the position at which the next token will stand.
 
 # %%
 from nanoct.fewshot import Adapted, Prefix, encode_context
@@ -162,8 +163,8 @@ def take(prefix, entries):
     return Prefix(list(zip(keys, values)), prefix.owner[entries], prefix.next_position)
 
 
-start, *of = [torch.where(theta.owner == i)[0] for i in range(-1, 4)]  # of[i]: the entries of demonstration i
-kept = torch.cat([start, of[0], of[2], of[3]])
+start, *owned = [torch.where(theta.owner == i)[0] for i in range(-1, 4)]  # owned[i]: entries of demonstration i
+kept = torch.cat([start, owned[0], owned[2], owned[3]])
 draw("demonstration 1 is deleted", theta.owner[kept].tolist(), [letters[i] for i in kept])
 
 # %%
@@ -181,7 +182,7 @@ print("to be deleted and to be hidden is the same, up to rounding")
 # Next the entries of the first two demonstrations change places in the cache.
 
 # %%
-order = torch.cat([start, of[1], of[0], of[2], of[3]])
+order = torch.cat([start, owned[1], owned[0], owned[2], owned[3]])
 draw("demonstrations 0 and 1 have changed places", theta.owner[order].tolist(), [letters[i] for i in order])
 
 # %%
@@ -270,8 +271,9 @@ report("the question starts again at 0", Prefix(theta.kv, theta.owner, 0))
 # ## Where does it look?
 #
 # To see which entries an answer comes from, we need the weights of attention, which the model does not return. We have
-# all parts but one: the queries. The package lets us put a function in the place of a linear map, so we let one
-# listen: it notes what goes in and what comes out, and computes what the map would have computed.
+# all parts but one: the queries. The model's argument `adapter` is a table of functions, each of which takes the place
+# of the linear map that it is named after. (It is made for LoRA, lesson 09.) We use it to listen: our function notes
+# what goes in and what comes out, and computes what the map would have computed.
 
 # %%
 heard = {}
@@ -343,7 +345,7 @@ print("every head of every layer: by hand and in the package, equal")
 # %%
 writing = slice(len(question.x) - 1, None)  # the tokens that predict the answer
 names = ["start", *(f"demo {i}" for i in range(4)), "question"]
-groups = [start, *of, torch.arange(P, P + T)]
+groups = [start, *owned, torch.arange(P, P + T)]
 share = torch.stack([torch.stack([weights(layer)[:, writing][..., group].sum(-1).mean() for group in groups])
                      for layer in range(len(theta.kv))])  # (L, 6)
 assert (share.sum(1) - 1).abs().max() < 1e-10
@@ -366,7 +368,9 @@ plt.show()
 
 # %% [markdown]
 # The layers divide the work. Some hardly look at the demonstrations and some take most of what they use from there.
-# Of single heads, we draw the one that looks most at the demonstrations, the first layer aside. A row is a step of the
+# Layer 0 looks at them most of all, but its entries have read nothing yet: each knows its own letter and its place and
+# no more, so the layer can collect letters, but not what a demonstration says about the rule. We leave it aside, and of
+# the single heads of the other layers we draw the one that looks most at the demonstrations. A row is a step of the
 # answer, a column an entry, in the colour of its owner. More ink is more weight. (The ink grows with the square root,
 # because otherwise only the largest weights could be seen.)
 
@@ -385,7 +389,8 @@ for tick, each in zip(axes.get_xticklabels(), by_column):
     tick.set_color(each)
 steps = zip(asked[writing], question.y)
 axes.set_yticks(range(len(question.y)), [f"{tokenizer.decode([a])} then {tokenizer.decode([b])}" for a, b in steps])
-axes.set(title=f"layer {layer}, head {head}: {to_demos[layer, head]:.0%} of it on demonstrations")
+axes.set(title=f"layer {layer}, head {head}: {to_demos[layer, head]:.0%} of it on demonstrations",
+         ylabel="token read, then written")
 axes.tick_params(length=0)
 plt.show()
 
@@ -410,7 +415,7 @@ print("demonstration 1:", tokenizer.decode([*demos[1].x, *demos[1].y]), "now", t
 before, after = (prefix.stack()[1][:, 0].transpose(1, 2).flatten(2) for prefix in (theta, lied_to))  # (L, P, K·D)
 change = (after - before).norm(dim=-1) / before.norm(dim=-1)  # (L, P)
 for layer in range(len(change)):
-    print(f"layer {layer}: " + "  ".join(f"demo {i} {change[layer, of[i]].mean():4.0%}" for i in range(4)))
+    print(f"layer {layer}: " + "  ".join(f"demo {i} {change[layer, owned[i]].mean():4.0%}" for i in range(4)))
 
 # %%
 figure, axes = drawings.canvas(46, 10)
@@ -428,16 +433,17 @@ plt.show()
 
 # %%
 lied = torch.tensor([a != b for a, b in zip([*demos[1].x, *demos[1].y], [*other.x, *other.y])])
-first_lie = int(of[1][lied][0])
+first_lie = int(owned[1][lied][0])
 assert (change[:, :first_lie] == 0).all()  # nothing before it changes, in any layer
-assert (change[0, of[2]] == 0).all() and (change[0, of[3]] == 0).all()  # layer 0 has read no other token yet
-later = change[-1, torch.cat([of[2], of[3]])].mean().item()
+assert (change[0, owned[2]] == 0).all() and (change[0, owned[3]] == 0).all()  # layer 0 has read no other token yet
+later = change[-1, torch.cat([owned[2], owned[3]])].mean().item()
 claim(later > 0.3, f"in the last layer later demonstrations move by {later:.0%} of their size; their text is the same")
 
 # %% [markdown]
 # What stands before the changed answer cannot change, because no token looks ahead. In layer 0 an entry depends on its
-# own token alone. But from layer 1 on, later entries hold something of what was read before them, and in the last layer
-# most of all. So deletion takes a demonstration's own entries away and leaves its traces in the others:
+# own token alone. From layer 1 on, later entries may hold something of what was read before them. Here one can see it
+# from layer 2 on, and in the last layer most of all. So deletion takes a demonstration's own entries away and leaves
+# its traces in the others:
 
 # %%
 report("demonstration 1 deleted", deleted)
@@ -472,9 +478,9 @@ assert apart(behind(deleted), behind(never)) > 0.01
 # keys, values, at = [theta.stack()[0][:, :, :, start]], [theta.stack()[1][:, :, :, start]], len(start)
 # for i, demo in enumerate(demos):
 #     k, v = encode_context(model, (), [demo]).stack()
-#     keys.append(turn(k, torch.full((len(of[i]),), at)))
+#     keys.append(turn(k, torch.full((len(owned[i]),), at)))
 #     values.append(v)
-#     at += len(of[i])
+#     at += len(owned[i])
 # joined = Prefix(list(zip(torch.cat(keys, 3), torch.cat(values, 3))), theta.owner, P)
 # report("read apart, joined", joined)
 # ```

@@ -10,7 +10,7 @@
 # |---|---|
 # | **You build** | leave-one-out, token dropout, CT-Prompt, and a leak detector |
 # | **You see** | exact zeros in a table of gradients, a way around the fence, and what the score shows of each bug |
-# | **Time** | twenty minutes to read, two to run on two cores |
+# | **Time** | forty-five minutes to read, two to run on two cores |
 # | **Before** | [07, k pairs, one row](07_k_pairs_one_row.ipynb), for the row and its mask |
 # | **Next** | [09, Weights or context](09_weights_or_context.ipynb) |
 #
@@ -23,7 +23,7 @@ from dataclasses import replace
 import drawings
 import torch
 import torch.nn.functional as F
-from lesson import breaks, claim, few, plt
+from lesson import breaks, claim, few, plt  # lesson 01 says what the first three do
 
 from nanoct.benchmarks import nano
 from nanoct.fewshot import Adapted, Prefix, concatenate, encode_context
@@ -68,7 +68,8 @@ first = int((owner < 4).sum())  # the entries of the first four demonstrations, 
 figure, axes = drawings.canvas(first + 4, 6.2)
 letters = [[f"{i}" for i in range(4)], [tokenizer.decode([token]).strip("< ")[0] for token in [
     *task.instruction, *(token for demo in task.demos[:4] for token in (*demo.x, *demo.y))]]]
-drawings.mask(axes, 2, 2, seen[:4, :first].tolist(), range(4), owner[:first].tolist(), first, letters)
+drawings.mask(axes, 2, 2, seen[:4, :first].tolist(), range(4), owner[:first].tolist(), first, letters,
+             dot=0.5)
 drawings.text(axes, 0.5, 4, "pair", 9, rotation=90)
 plt.show()
 
@@ -266,7 +267,13 @@ for honest, lie in list(zip(true.demos, false.demos))[:4]:
 
 # %% [markdown]
 # `leak.retrieved` trains the embeddings of demonstration i by pair i alone, and counts the false answers that come
-# back, before training and after it.
+# back, before training and after it:
+#
+# ```
+# for each pair i: read the prompt with demonstration i's embeddings as leaves; hide its entries from pair i
+# take gradient steps on these leaves, so that pair i says the false answer of demonstration i
+# count the pairs that say their false answer: each of its tokens is the likeliest one in its place
+# ```
 
 # %%
 from nanoct.runs import leak
@@ -278,8 +285,8 @@ for way in ("one pass", "k passes"):
 assert share["k passes"][0] == share["k passes"][1]  # with no gradient nothing moves
 
 # %% [markdown]
-# That was one task. These are the committed lines of four tasks in each world, with what training added and its 95%
-# interval over tasks.
+# That was one task. Here are the results of a longer run, which are kept in the repository: four tasks in each world,
+# with what training added and its 95% interval over tasks.
 
 # %%
 import json
@@ -304,9 +311,13 @@ for world in ("lexicon", "facts"):
     claim(centre - half > 0, f"in {world} one pass hands {centre:.1f} ± {half:.1f} points more false answers back")
 
 # %% [markdown]
-# So the leak is used where answers are single words, in lexicon and facts. (In lexicon an answer is one of a few
-# labels, so many of the false ones are hit even before training.) In strings and grids an answer is a whole text, and
-# training did not find its way back through the later tokens.
+# So the leak is used where answers are single words, in lexicon and facts. In strings and grids an answer is a whole
+# text, and training did not find its way back through the later tokens.
+#
+# Why does lexicon hand back so many false answers before any training? Its tasks have two labels each, so the answer of
+# another demonstration is simply the other label. Half of those are hit by chance. And since *all* demonstrations are
+# turned around, the context itself teaches the opposite rule, from which some false answers can be had without reading
+# the hidden one. So in lexicon look at what training adds, and not at where it starts.
 #
 # ## Three bugs, and which one the score shows
 #
@@ -385,8 +396,10 @@ claim(centre + half < -10, f"the score shows that pairs meet: {centre:.1f} ± {h
 #
 # ## The honest table
 #
-# How much are the two rules worth, then? The committed ablations answer it for the four worlds, with 24 tasks each, and
-# for real words with SmolLM2, with 12. Each row is CT-KV without one rule or without both, minus CT-KV.
+# How much are the two rules worth, then? *Ablations*, which are runs with one part removed, answer it for the four
+# worlds, with 24 tasks each, and for real words with SmolLM2, with 12. Their results are kept in the repository. Each
+# row is CT-KV without one rule or without both, minus CT-KV. For scale, the last line is what CT-KV gains over reading
+# alone (ICL) on the same real words.
 
 # %%
 ROWS = {"no leave-one-out": dict(leave_one_out=False), "no token dropout": dict(token_dropout=0.0),
@@ -402,6 +415,8 @@ for world, methods in stats.settings([line for line in lines if not line.get("wr
         (without_it,) = [each for each in plain if each.config == whole.config | change]
         effect[world, row] = without_it.minus(whole)
         print("{:8} {:17} {:+5.1f} ± {:3.1f}".format(world, row, *effect[world, row]))
+    if world == "words":
+        print("{:8} {:17} {:+5.1f} ± {:3.1f}".format(world, "CT-KV minus ICL", *whole.minus(methods["icl"][0])))
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), width_ratios=(1, 1.5))
@@ -413,9 +428,9 @@ worlds = list(dict.fromkeys(world for world, _ in effect))
 for (row, shift), style, ink in zip(zip(ROWS, (0.25, 0, -0.25)), ("o", "s", "D"), ("#2a6fbb", "#d9a021", "#d1495b")):
     centres, halves = zip(*(effect[world, row] for world in worlds))
     panels[1].errorbar(centres, [shift - y for y in range(len(worlds))], xerr=halves, fmt=style, color=ink, label=row)
-panels[1].set(yticks=[-y for y in range(len(worlds))], yticklabels=worlds, xlim=(-16, 26),
+panels[1].set(yticks=[-y for y in range(len(worlds))], yticklabels=worlds, xlim=(-16, 8),
               title="CT-KV without its rules", xlabel="points minus CT-KV, 95%")
-panels[1].legend(frameon=False, fontsize=9, loc="center right")
+panels[1].legend(frameon=False, fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.45, -0.18))
 for axes in panels:
     axes.axvline(0, color="#8d8d8d", linestyle="--", linewidth=1)
 plt.show()
@@ -427,8 +442,9 @@ for (world, row), (centre, half) in effect.items():
     assert abs(centre) < half or (world, row) == ("words", "neither"), f"{row} has an effect in {world}"
 
 # %% [markdown]
-# On real words dropping both rules costs the whole gain over reading. Either rule alone prevents most of it, because
-# dropout, too, hides parts of a pair's own answer. In the built-in worlds neither rule shows an effect, alone or
+# On real words dropping both rules costs, in the mean, as much as CT-KV gains there over reading: compare the last two
+# lines of the table. Either rule alone seems to prevent most of it, perhaps because dropout, too, hides parts of a
+# pair's own answer. In the built-in worlds neither rule shows an effect, alone or
 # together. So both rules are free, and on words they pay together; but these lines do not say that CT-KV cannot work
 # without them.
 #
@@ -486,9 +502,10 @@ print("targets shifted by one: all of the diagonal is 0, and the detector sees n
 #
 # <details><summary>Solution</summary>
 #
-# A smaller one. Later entries do hold traces of demonstration i, and pair i sees them. But they are a fixed start:
-# pair i cannot change what demonstration i says to the others, because its gradient there is 0. To have no traces one
-# must read the demonstrations k times, as CT-Prompt does. CT-KV, here and in the paper, does not.
+# A smaller one. Later entries do hold traces of demonstration i, and pair i sees them. It has a gradient in those
+# entries, so it can even strengthen the traces that they hold. But they were computed once and are never computed
+# again, so pair i cannot make demonstration i say more to them. To have no traces one must read the demonstrations k
+# times, as CT-Prompt does. CT-KV, here and in the paper, does not.
 #
 # </details>
 #

@@ -77,12 +77,13 @@ def cache(axes, x, y, owner, n_layer=3, hidden=(), shade=0.0, letters=None):
                                  edgecolor=owner_colour(each), linewidth=1.6))
 
 
-def mask(axes, x, y, seen, row_owner, column_owner, n_prefix=0, letters=None):
+def mask(axes, x, y, seen, row_owner, column_owner, n_prefix=0, letters=None, dot=0.34):
     """A mask as squares: a row for each token that looks, a column for each thing it may look at.
 
     seen: (T, S) bool, coloured by the owner of the column where True, pale where False. An owner None is padding.
     n_prefix: the first columns are a cache and stand apart. What a row does not see of its own owner there is a hole,
-    and what else is hidden there has a dot: token dropout. letters: of the rows and of the columns, two lists.
+    and what else is hidden there has a dot: token dropout. letters: of the rows and of the columns, two lists. dot: how
+    wide that dot is.
     """
     place = [x + s + (0 < n_prefix <= s) for s in range(len(column_owner))]
     for t, line in enumerate(seen):
@@ -96,7 +97,7 @@ def mask(axes, x, y, seen, row_owner, column_owner, n_prefix=0, letters=None):
             elif not (in_cache and is_own):
                 square(axes, place[s], y + t, HIDDEN)
                 if in_cache:
-                    square(axes, place[s], y + t, colour, 0.34, 0.34)
+                    square(axes, place[s], y + t, colour, dot, dot)
         if letters and row_owner[t] is not None:
             text(axes, x - 0.7, y + t + 0.5, letters[0][t], 8, owner_colour(row_owner[t]), family="monospace")
         elif not letters:

@@ -2,7 +2,7 @@
 
     nanoct benchmarks.fetch bbh mmlu arc nlp_lr --out data
 
-An interrupted download goes on where it stopped. SHA256SUMS holds the sums of half of the files, those that nanoct's
+An interrupted download continues where it stopped. SHA256SUMS holds the sums of half of the files, those that nanoct's
 own counts were made on; a file with another sum is refused. For the other files, archives must be complete, and every
 reader checks its rows. A broken download is renamed, and the same command fetches it again.
 """

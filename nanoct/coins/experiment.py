@@ -106,7 +106,7 @@ def flops(run):
     """FLOPs of a run with N weights and a prefix of L rows, without attention.
 
     The forward pass takes 2·N a flip. The backward pass takes 2·N if a gradient goes through the body, and 2·N more for
-    the gradient of all weights. An LSTM's kernel always computes the latter, and LoRA's sum needs it too. HardPT only
+    the gradient of all weights. An LSTM's kernel always computes the latter, and LoRA needs it too. HardPT only
     has forward passes: 2^L, over n_search sequences.
     """
     if run["kind"] == "exact":

@@ -2,11 +2,11 @@
 
     nanoct coins.study --quick        # one repetition of short runs, minutes on two cores
     nanoct coins.study --cpu          # the reduced preset, an hour on two cores
-    nanoct coins.study --full         # the paper's preset, for a GPU or the patient; it says its cost first
+    nanoct coins.study --full         # the paper's preset, for a GPU or for patience; it prints its cost first
     nanoct coins.study --cpu --report # tables and figures anew, from the lines in --out
 
-A run (experiment.py) is a JSON line in --out, appended when the run ends. A second start goes on from there. report.py
-makes the tables, figures.py the figures.
+A run (experiment.py) is a JSON line in --out, appended when the run ends. The same command continues from there.
+report.py makes the tables, figures.py the figures.
 """
 
 import time

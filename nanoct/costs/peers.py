@@ -8,7 +8,7 @@
     CT-KV                  transformers, k copies of the demos' trained cache, each with its mask, before its pair
 
 There are k rows, one for each demo (solved example). As in the released code, every token gets logits, and tokens that
-are no answer have the label -100. A peer is a method in one of these libraries.
+are not part of an answer have the label -100. A baseline, or peer, is a method in one of these libraries.
 """
 
 from inspect import signature
@@ -48,9 +48,9 @@ def twin(model):
 
 
 class Step:
-    """One step of a peer: loss() draws masks and runs forward; a call trains the leaves once and returns the loss.
+    """One step of a baseline: loss() draws masks and runs forward; a call trains the leaves once and returns the loss.
 
-    Leaves are the trained tensors; without them a call only runs forward and returns None. undo() gives
+    Leaves are the trained tensors; without them a call only runs forward and returns None. undo() puts
     transformers' model back as it was. size: (tokens, keys, logits) that FLOPs depend on.
     """
 

@@ -1,4 +1,4 @@
-"""Time a step of CT-KV and the same in transformers, then every method and its peer in another library (peers.py).
+"""Time a step of CT-KV and the same in transformers, then every method and its baseline in another library (peers.py).
 
     nanoct speed                        # a random Llama, 24M + vocabularies of 32,000 and 128,000
     nanoct speed --model llama-3.2-1b --device cuda         # true size, random weights, bfloat16
@@ -19,10 +19,10 @@ step; TTT needs k orders for that. In its turn a method of nanoct adapts in two 
 timed. FLOPs with N weights in the body: 4·N·T + 12·L·H·D·T·S + 4·V·C·n for T tokens against S keys, n of them with
 logits. This is forward and the gradient of the inputs. Masked scores count, LoRA's own matrices do not.
 
-The second table is about every method and its peer, with the paper's settings for BBH (presets.py): seconds a step and
-a task, the peak of memory beside the weights, and memory.py's estimate. The matrix rate is the speed of one large
-product in the same dtype and run. Where both start from the same numbers, their first losses must agree, or no time is
-reported.
+The second table is about every method and its baseline, with the paper's settings for BBH (presets.py): seconds a step
+and a task, the peak of memory beside the weights, and memory.py's estimate. Peak matmul throughput is the speed of one
+large matrix product in the same dtype and run. Where both start from the same numbers, their first losses must agree,
+or no time is reported.
 """
 
 from collections.abc import Callable
@@ -200,7 +200,7 @@ def report_one_step(lines):
           "long.\n")
 
 
-# --- the second table: every method and its peer ---
+# --- the second table: every method and its baseline ---
 
 
 def matrix_rate(device, dtype):
@@ -221,7 +221,7 @@ def of_nanoct(model, method, config, task, repeat):
 
 
 def of_peer(step, trains, repeat, device):
-    """The same of a peer's Step."""
+    """The same for the Step of a baseline."""
     losses = []
     peak_bytes = memory.allocated(lambda: losses.extend(step() for _ in range(2 if trains else 1)), device)
     time = median([seconds(step, device)[1] for _ in range(repeat + 1)][1:])
@@ -229,7 +229,7 @@ def of_peer(step, trains, repeat, device):
 
 
 def whole(model, theirs, method, task, repeat, rate):
-    """Measure a method and its peer: a line each. Raises ValueError if their first losses differ."""
+    """Measure a method and its baseline: a line each. Raises ValueError if their first losses differ."""
     config = KNOWN[method].Config(**SETTINGS[PRESET].get(method, {}))
     n_step = getattr(config, "n_step", 0)
     try:
@@ -266,13 +266,13 @@ def whole(model, theirs, method, task, repeat, rate):
 
 
 def number(value, form):
-    """A measured value as text; what ran out of memory has None."""
+    """A measured value as text; None means that the run ran out of memory."""
     return "out of memory" if value is None else form.format(value)
 
 
 def report_whole(lines, rate):
     """Print the second table."""
-    seconds_of = {}  # nanoct's seconds of a method, which a ratio is to
+    seconds_of = {}  # nanoct's seconds of a method, to which ratios refer
     rows = []
     for line in lines:
         trains, is_ours = line["n_step"] > 0, line["who"] == "nanoct"
@@ -290,9 +290,9 @@ def report_whole(lines, rate):
             f"{line['flops_step'] / 1e9:,.0f}" if trains and line["flops_step"] else "",
             f"{line['share']:.0%}" if line["share"] else "",
         ])
-    header = "method", "who", "s a step", "s a task", "ratio", "peak MB", "estimated", "GFLOP a step", "of matrix rate"
+    header = "method", "who", "s a step", "s a task", "ratio", "peak MB", "estimated", "GFLOP a step", "of peak"
     print(table(rows, header))
-    print(f"matrix rate {rate / 1e12:.3f} TFLOP/s; peak beside the weights; a task at the steps of {PRESET}'s preset")
+    print(f"peak matmul throughput {rate / 1e12:.3f} TFLOP/s; MB beside the weights; a task with {PRESET}'s preset")
 
 
 def compare(model, theirs, methods, task, repeat, about, file):
@@ -320,7 +320,7 @@ def load(name, vocab_size, context, device, dtype, alone=False):
         model.init_weights(torch.Generator(device).manual_seed(0))
         return model, None if alone else peers.twin(model)
     if not isinstance(read_config(fetch(name, weights=False)), LlamaConfig):
-        raise ValueError(f"--model {name} is no Llama, but the peers are: give a Llama, or the name of a random one.")
+        raise ValueError(f"--model {name} is not a Llama, as the baselines are: give one, or the name of a random one.")
     folder = fetch(name)
     return load_model(folder, device, dtype), None if alone else peers.load(folder, dtype, device)
 
@@ -338,10 +338,10 @@ def main():
     p.add_argument("--methods", nargs="*", choices=[*KNOWN, "map"], default=MEASURED,
                    help="of the second table; default: the paper's; map: the nine of MAP; none: no second table")
     p.add_argument("--checkpoint", action="store_true",
-                   help="recompute activations in the backward pass, here and in the peers")
+                   help="recompute activations in the backward pass, here and in the baselines")
     p.add_argument("--graph", action="store_true",
                    help="a row of the first table for CT-KV's step as a CUDA graph, which has never run on a GPU")
-    p.add_argument("--alone", action="store_true", help="without the peers")
+    p.add_argument("--alone", action="store_true", help="without the baselines")
     p.add_argument("--out", default="results/speed.jsonl",
                    help="file that lines are appended to; those of the second table go to costs.jsonl beside it")
     args = p.parse_args()

@@ -4,7 +4,7 @@
 
 A template of nanoct (template.py) has one {input} and one {output}; a conversation has a system message and turns.
 `frame` makes one of the other: the head holds the system message and goes before all demos, and each demo is two turns.
-The program comes from whoever made the model, so it runs in Jinja's sandbox, as transformers runs it.
+The program was written by the model's authors, so it runs in Jinja's sandbox, as in transformers.
 """
 
 import json
@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-from nanoct.io.files import as_text, read_bytes, read_json, reading
+from nanoct.io.files import as_text, read_bytes, read_json, reading, reason
 
 FILE, CONFIG = "chat_template.jinja", "tokenizer_config.json"  # the first that has one counts
 SPECIAL = "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"
@@ -40,7 +40,7 @@ class Chat:
 
     @cached_property
     def program(self):
-        """The compiled template. Raises ValueError if it is none, ModuleNotFoundError without Jinja."""
+        """The compiled template. Raises ValueError if it is broken, ModuleNotFoundError without Jinja."""
         from jinja2.sandbox import ImmutableSandboxedEnvironment  # comes with torch
 
         world = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
@@ -58,14 +58,13 @@ class Chat:
 
         Raises ValueError with a sentence on what the template refuses.
         """
-        from jinja2 import TemplateError
-
         try:
             return self.program.render(messages=messages, add_generation_prompt=add_generation_prompt, **self.tokens)
-        except (TemplateError, ValueError, TypeError, LookupError, ArithmeticError) as error:
-            said = " ".join(str(error).split()).rstrip(".")
-            raise ValueError(f"the chat template in {self.file} cannot write this conversation ({said:.200}): leave "
-                             "--instruction or --chat out.") from None
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # a stranger's program can end in any error
+            raise ValueError(f"the chat template in {self.file} cannot write this conversation ({reason(error, 200)}): "
+                             "leave --instruction or --chat out.") from None
 
     def frame(self, system=""):
         """(head, template): the text before all demos, and that of a demo, with {input} and {output}.

@@ -83,7 +83,7 @@ def read(file):
         raise FileNotFoundError(f"There is no file {str(file)!r}; give the path of a GGUF file.")
 
     class Reader(package.GGUFReader):
-        """The package's reader, which by itself goes on behind the end of a file for as long as its header says."""
+        """The package's reader, which by itself reads past the end of a file for as long as its header says."""
 
         def _get(self, offset, dtype, count=1, override_order=None):
             if self.byte_order == "S":

@@ -3,11 +3,12 @@
     theta = KV(x_1 y_1 … x_k y_k), where the values of demo i's answer are multiplied by exp(beta_i)
     beta* = argmin  - 1/n · sum_i log p_phi(y_i | theta without the entries of demo i, x_i),    beta_0 = 0
 
-phi is frozen. Every layer, KV head and demo has one number: L·K·k, float32. To multiply the attention that a question
-pays to an answer after the softmax, without rescaling the rest, is to multiply the answer's values. CT-KV (ct_kv.py)
-starts from the same cache and has the same loss, but trains every number of it. `compress` keeps only the answers, the
-token before each, the instruction, and the context's first token, which heads look at when they look at nothing;
-positions stay. The paper trains on examples beside the demos and compresses without training: n_step = 0 does that.
+phi is frozen. Every layer, KV head and demo has one number: L·K·k, float32. Multiplying an answer's values is the same
+as multiplying, after the softmax, the attention that a question pays to that answer, without rescaling the rest. CT-KV
+(ct_kv.py) starts from the same cache and has the same loss, but trains every number of it. `compress` keeps only the
+answers, the token before each, the instruction, and the context's first token, which heads look at when they look at
+nothing; positions stay. The paper trains on examples beside the demos and compresses without training: n_step = 0 does
+that.
 
 Cost. A step is one of CT-KV's: a packed row of T tokens behind P entries, or about P/2 if compressed.
 

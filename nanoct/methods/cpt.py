@@ -43,8 +43,8 @@ class Config:
 def adapt(model, task, config=Config(), seed=0, progress=None):
     """Tune the embeddings of task.demos; returns (model, their KV). progress(step, loss) is called every step.
 
-    Raises ValueError without demos, if context and pairs do not fit the model, or on a decay or a radius that cannot
-    be.
+    Raises ValueError without demos, if context and pairs do not fit the model, or on an impossible decay
+    or radius.
     """
     demos = task.need_demos(LABEL)
     check(config)

@@ -41,7 +41,7 @@ class Config:
 def adapt(model, task, config=Config(), seed=0, progress=None, adapter=None):
     """Tune the KV cache of task.demos; returns (model, adapter, theta). progress(step, loss) is called every step.
 
-    Raises ValueError without demos, on settings that cannot be, or if theta and the pairs do not fit the model.
+    Raises ValueError without demos, on impossible settings, or if theta and the pairs do not fit the model.
     With a single demo leave-one-out is off, and a warning says so. adapter: part of phi, not trained.
     """
     task.need_demos(LABEL)

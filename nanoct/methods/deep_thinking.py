@@ -2,11 +2,11 @@
 
     theta_0 = KV(x_1 y_1 … x_k y_k),    m <- (KV(x_1 … y_k | theta) - theta) + momentum · m,    theta <- theta + lr · m
 
-The cache moves towards what the same tokens compute while they look at all of it, their own entry and later demos too,
-and causally at each other. Keys and values have an m each; the first m is the difference. All 2·L·K·D·P numbers of
-CT-KV's theta (ct_kv.py) move from the same start, without a loss and without a gradient. Tokens are read at their own
-positions. The public code goes on counting behind the context, which mixes keys of two rotations under RoPE; and it
-takes the number of rounds that is best on the test set, while here it is a setting.
+The cache moves towards what the same tokens compute while they attend to all of it, their own entry and later demos
+included, and causally to each other. Keys and values have an m each; the first m is the difference. All 2·L·K·D·P
+numbers of CT-KV's theta (ct_kv.py) move from the same start, without a loss and without a gradient. Tokens are read at
+their own positions. The public code goes on counting behind the context, which mixes keys of two rotations under RoPE;
+and it takes the number of rounds that is best on the test set, while here it is a setting.
 
 Cost. A round is one forward of P tokens behind P entries, 2·N·P FLOPs for N weights. Memory: 4 float32 copies of theta.
 
@@ -36,7 +36,7 @@ class Config:
 def adapt(model, task, config=Config(), seed=0, progress=None):
     """Move the KV cache of task.demos; returns (model, theta). There is no loss, so progress is never called.
 
-    Raises ValueError without demos, if they do not fit the model, or on rounds, a rate or a momentum that cannot be.
+    Raises ValueError without demos, if they do not fit the model, or on impossible rounds, rate or momentum.
     """
     demos = task.need_demos(LABEL)
     if config.n_step < 0 or not 0 < config.lr < math.inf or not 0 <= config.momentum < 1:

@@ -60,7 +60,7 @@ class Injection(adapters.Part):
 def adapt(model, task, config=Config(), seed=0, progress=None):
     """Weigh the vectors of task.demos; returns (model, vectors, theta). progress(step, loss) is called every step.
 
-    Raises ValueError without demos, if they do not fit, or on noise that is no share.
+    Raises ValueError without demos, if they do not fit, or on noise that is not from 0 to below 1.
     """
     demos = task.need_demos(LABEL)
     check_dropout("noise", config.noise)

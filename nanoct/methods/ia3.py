@@ -49,7 +49,7 @@ class Factors(adapters.Part):
     @staticmethod
     def shapes(weight, seen):
         (n_out, n_in), (n, *_) = weight, seen.get("output") or (0,)
-        return dict(input=(n_in,)) if "input" in seen else dict(output=(min(n, n_out),))
+        return dict(input=(n_in,)) if "input" in seen else dict(output=(max(1, min(n, n_out)),))
 
 
 def attach(model):

@@ -37,10 +37,10 @@ class Config:
 def adapt(model, task, config=Config(), seed=0, progress=None):
     """Weigh groups of task.demos; returns (model, contexts with weights). progress(step, loss) is called every step.
 
-    Raises ValueError without two demos, if a context and a pair do not fit, or on a setting that cannot be.
+    Raises ValueError without two demos, if a context and a pair do not fit, or on an impossible setting.
     """
     if (k := len(task.need_demos(LABEL))) == 1:
-        raise ValueError(f"task {task.name!r} has one demo, and LARA takes two or more: groups answer each other's.")
+        raise ValueError(f"task {task.name!r} has one demo, and LARA needs two: each group answers the other's demos.")
     if config.n_step < 0 or not 0 <= config.sigma < torch.inf:
         raise ValueError(f"n_step = {config.n_step} and sigma = {config.sigma} must be at least 0, and sigma finite.")
     sizes = [size for size in SIZES if k % size == 0 and size < k] or [1]

@@ -4,7 +4,7 @@
     theta*  = argmin  - 1/n · sum_i log p_phi(y_i | theta, x_i)
 
 phi is frozen, and every key (after RoPE) and value of theta is trained: 2·L·K·D·P numbers, float32.
-It is CT-KV (ct_kv.py) from a start that knows nothing of the demos, so nothing need be hidden from pair i.
+It is CT-KV (ct_kv.py) from a start that does not know the demos, so nothing has to be hidden from pair i.
 The instruction, if there is one, is at the head of every row.
 New tokens always stand at positions P, P+1, …, and predictions see the whole of theta.
 
@@ -41,7 +41,7 @@ class Config:
 def adapt(model, task, config=Config(), seed=0, progress=None):
     """Tune P keys and values on task.demos; returns (model, theta). progress(step, loss) is called every step.
 
-    Raises ValueError without demos, on settings that cannot be, or if theta and the pairs do not fit the model.
+    Raises ValueError without demos, on impossible settings, or if theta and the pairs do not fit the model.
     """
     task.need_demos(LABEL)
     generator = torch.Generator().manual_seed(seed)

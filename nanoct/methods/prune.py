@@ -39,7 +39,7 @@ class Config:
 def adapt(model, task, config=Config(), seed=0, progress=None):
     """Choose tokens of task.demos; returns (model, their KV). progress(step, loss) is called every step.
 
-    Raises ValueError without demos, if context and pairs do not fit, or on a setting that cannot be. With a single demo
+    Raises ValueError without demos, if context and pairs do not fit, or on an impossible setting. With a single demo
     leave-one-out is off, and a warning says so.
     """
     demos, search = task.need_demos(LABEL), dict(climb=climb, genetic=genetic).get(config.search)

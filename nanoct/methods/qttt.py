@@ -3,10 +3,10 @@
     W_Q* = argmin  - 1/n · sum_i log p_phi(y_i | theta without the entries of demo i, x_i),    theta = KV(demos)
 
 A float32 copy of W_Q is trained, L·C·H·D numbers. theta is read once, with the model's own W_Q, and never again. CT-KV
-(ct_kv.py) has the same start and loss, and trains what is looked at instead of who looks. `objective` "span" is the
-paper's: the next tokens of a random span of the context, drawn anew for every step. A token of the span sees the frozen
-entries up to its own, and nothing that the step computes. The paper decays weights (.01); nothing decays here. In GPT-2
-W_Q is a third of one linear map.
+(ct_kv.py) has the same start and loss, and trains what is attended to, while qTTT trains what attends. `objective`
+"span" is the paper's: the next tokens of a random span of the context, drawn anew for every step. A token of the span
+sees the frozen entries up to its own, and nothing that the step computes. The paper decays weights (.01); nothing
+decays here. In GPT-2 W_Q is a third of one linear map.
 
 Cost. A step is one of CT-KV's: a packed row of T tokens behind P entries; with "span", that many tokens. Memory:
 5 float32 copies of W_Q.
@@ -49,7 +49,7 @@ class Queries(adapters.Part):
     @staticmethod
     def shapes(weight, seen):
         (n_out, n_in), (n, *_) = weight, seen.get("weight") or (0,)
-        return dict(weight=(min(n, n_out), n_in))
+        return dict(weight=(max(1, min(n, n_out)), n_in))
 
 
 def adapt(model, task, config=Config(), seed=0, progress=None):

@@ -168,7 +168,8 @@ def read_about(path):
                 raise ValueError(f"{name} is {about[name]!r:.60}")
         if isinstance(about["next_position"], list):
             numbers = [*about["next_position"], *about["weights"]]
-            if len(numbers) != 2 * len(about["weights"]) or not all(type(n) in (int, float) for n in numbers):
+            kinds = [int] * len(about["next_position"]) + [float] * len(about["next_position"])
+            if not numbers or [type(number) for number in numbers] != kinds:
                 raise ValueError(f"next_position and weights are {numbers!r:.60}")
     return about
 

@@ -16,7 +16,7 @@ then generates (peft 0.21's own generate leaves the prefix out under transformer
     model.generate(tokens, past_key_values=cache, attention_mask=seen)
 
 peft and transformers count positions from the number of entries, so theta can leave only if next_position is that
-number. What they cannot express is refused. Neither of the two need be installed.
+number. What they cannot express is refused. Neither of the two has to be installed.
 Nothing is rounded on the way. What nanoct alone knows, such as the owners of entries, is in the header of the
 safetensors files, and a folder that was written here comes back as the same bytes. One that peft wrote has no such
 header: its entries belong to no demo.
@@ -51,10 +51,11 @@ LEAVES = {  # class of a part -> {its tensor: peft's name}
 BEYOND = """alora_invocation_tokens alpha_pattern arrow_config kasa_config layer_replication lora_bias modules_to_save
     monteclora_config prefix_projection rank_pattern target_parameters trainable_token_indices use_bdlora use_qalora
     velora_config""".split()
+STARTS = None, True, False, "gaussian", "eva", "orthogonal", "mica"  # of init_lora_weights: those that leave the model
 
 
 def export(adapted, folder, about=None, base=None, kind="PREFIX_TUNING"):
-    """Write (phi, theta) as the peft folders `adapter` and `prefix`, of which there is what it has; return their paths.
+    """Write (phi, theta) as the peft folders `adapter` and `prefix`, or one of them; return their paths.
 
     about: of load_adapted, which comes back with it. base: the model's folder or name, for peft. kind: of THETA.
     Raises ValueError, before anything is written, on what peft does not have, and OSError if it cannot be written.
@@ -77,7 +78,7 @@ def export(adapted, folder, about=None, base=None, kind="PREFIX_TUNING"):
 
 
 def check_theta(theta):
-    """Raise ValueError if theta is none that a cache of transformers holds."""
+    """Raise ValueError if a cache of transformers cannot hold theta."""
     if isinstance(theta, Mixture):
         raise ValueError(f"the answers are mixed from {len(theta.parts)} contexts, and peft has one: export what a "
                          "method with one context tuned.")
@@ -162,12 +163,16 @@ def restore(folder, model):
         numbers = 0
         for place in places:
             config = read_json(place / CONFIG, kind=dict)
-            if beyond := [name for name in BEYOND if config.get(name)]:
+            start = config.get("init_lora_weights")  # some ways to start an adapter change the model, too
+            beyond = [name for name in BEYOND if config.get(name)] + ["init_lora_weights"] * (start not in STARTS)
+            if beyond:
                 raise ValueError(f"it has {beyond[0]} = {config[beyond[0]]!r:.60}")
             with reading(place / WEIGHTS, "a whole safetensors file"), safe_open(place / WEIGHTS, "pt") as file:
                 header = json.loads((file.metadata() or {}).get(ENTRY, "{}"), object_pairs_hook=each_once)
                 tensors = {name: file.get_tensor(name).to(model.device, copy=True) for name in file.keys()}
             about = dict(method=config["peft_type"].lower(), config={}, k=0) | header
+            if wrong := [name for name, kind in ABOUT.items() if name in about and not isinstance(about[name], kind)]:
+                raise ValueError(f"{wrong[0]} is {about[wrong[0]]!r:.60}")
             numbers += sum(tensor.numel() for tensor in tensors.values())
             if config["peft_type"] in THETA:
                 found["prefix"] = _to_prefix(tensors["prompt_embeddings"], model, about.pop("owner", None))
@@ -185,9 +190,10 @@ def _to_prefix(rows, model, owner):
     sizes = c.n_layer, 2, c.n_kv_head, c.head_dim
     if rows.shape[1:] != (math.prod(sizes),):
         raise ValueError(f"its entries have {tuple(rows.shape[1:])} numbers and the model {math.prod(sizes)}")
-    owner = torch.tensor([-1] * P if owner is None else owner, dtype=torch.int64, device=rows.device)
-    if owner.shape != (P,):
-        raise ValueError(f"it has {P} entries and {tuple(owner.shape)} owners")
+    owner = [-1] * P if owner is None else owner
+    if len(owner) != P or not all(type(i) is int and -1 <= i < P for i in owner):
+        raise ValueError(f"it has {P} entries and the owners {owner!r:.60}")
+    owner = torch.tensor(owner, device=rows.device)
     keys, values = rows.view(P, *sizes).permute(2, 1, 3, 0, 4)[:, :, None].contiguous()  # (L, 1, K, P, D)
     return Prefix(list(zip(keys, values)), owner, P)
 
@@ -200,6 +206,7 @@ def _to_adapter(config, tensors, model):
     kind, scale, adapter = kinds[config["peft_type"]], 1.0, {}
     if kind is not Factors:
         scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}  # as peft loads a file in bfloat16
     for name, layer in model.linears.items():
         state = {}
         for leaf, theirs in LEAVES[kind].items():
@@ -209,7 +216,8 @@ def _to_adapter(config, tensors, model):
             elif tensor is not None:
                 state[leaf] = tensor
         seen = {leaf: tuple(tensor.shape) for leaf, tensor in state.items()}
-        if seen and seen != kind.shapes(tuple(layer.weight.shape), seen):
+        rank = seen.get("a", (None,))[0]
+        if seen and (seen != kind.shapes(tuple(layer.weight.shape), seen) or rank not in (None, config.get("r"))):
             raise ValueError(f"the shapes {seen} do not fit {name}")
         if seen:
             adapter[name] = kind.restore(state, scale)
@@ -222,7 +230,7 @@ def _to_adapter(config, tensors, model):
 def dynamic_cache(theta, dtype=torch.float32):
     """theta as a DynamicCache of transformers, for one call: a model writes its new entries into it.
 
-    dtype: the model's. Raises ValueError if theta is none that such a cache holds.
+    dtype: the model's. Raises ValueError if such a cache cannot hold theta.
     """
     from transformers import DynamicCache  # nanoct does without transformers
 
@@ -246,6 +254,8 @@ def main():
     p.add_argument("--model", help="folder or hub name; default: the context's own; --back needs it")
     p.add_argument("--cartridge", action="store_true", help="theta as peft's Cartridge instead of its prefix tuning")
     args = p.parse_args()
+    if args.cartridge and args.back:
+        raise ValueError("--cartridge is a form to export: leave it out with --back.")
     if Path(args.out).exists():
         raise ValueError(f"--out {args.out} exists: give another name.")
     own = read_about(args.context).get("name") if args.context else None

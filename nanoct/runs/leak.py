@@ -4,7 +4,7 @@
 
 A prompt has k demos (solved examples). Training pair i is to give y_i, the answer of demo i. Every demo's answer is
 replaced by another demo's, so that only demo i says what y_i is. Pair i trains the embeddings of demo i alone: those of
-the other demos could learn y_i by heart. Demo i is retrieved if all tokens of y_i are the most likely ones in the row
+the other demos could memorise y_i. Demo i is retrieved if all tokens of y_i are the most likely ones in the row
 of pair i. This is measured before that training and after it:
 
     visible    nothing is hidden from pair i: what its own demo can do

@@ -1,6 +1,6 @@
 """The map of in-context optimisation: ICL, CT-KV and its nine neighbours, from the lines of several jobs.
 
-    nanoct runs.neighbours weights/nano/results/full.jsonl weights/map/results.jsonl --out weights/map
+    nanoct neighbours weights/nano/results/full.jsonl weights/map/results.jsonl --out weights/map
 
 Each method stands at its chosen setting. Differences are paired by task and seed, so where two methods have other
 seeds, they are over the runs that both have. The figure has the methods that share CT-KV's start and loss: they differ
@@ -47,9 +47,9 @@ def text(main):
             setting, of_world[other])
 
     def score(setting, of_world):
-        longest = max(len(each.lines) for each in of_world.values())
-        note = f" ({many(setting.lines, 'task')}, {many(setting.lines, 'seed')})"
-        return setting.cell + note * (len(setting.lines) < longest)
+        longest = max((each.lines for each in of_world.values()), key=len)
+        fewer = [many(setting.lines, of) for of in ("task", "seed") if many(setting.lines, of) != many(longest, of)]
+        return setting.cell + (f" ({', '.join(fewer)})" if fewer else "")
 
     def trained(setting, of_world):
         return f"{setting.over_lines('n_trained', mean) or 0:,.0f}"
@@ -65,7 +65,7 @@ def text(main):
 
 
 def main():
-    p = cli.Parser(prog="nanoct runs.neighbours", description=__doc__)
+    p = cli.Parser(prog="nanoct neighbours", description=__doc__)
     p.add_argument("files", nargs="+", help="lines of results, as reproduce and paper write them")
     p.add_argument("--out", default="results/map", type=Path, help="folder of table.md and map.png")
     args = p.parse_args()

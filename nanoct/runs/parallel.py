@@ -115,7 +115,7 @@ def in_workers(todo, work, done, n_worker, start):
 
 @contextmanager
 def deaf():
-    """with deaf(): processes that start hear no Ctrl-C, which this one answers, not even while they import."""
+    """with deaf(): processes that start hear no Ctrl-C, which this process answers, not even while they import."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

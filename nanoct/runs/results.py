@@ -28,13 +28,14 @@ MORE = "wrong dtype length limit_queries skip_queries tokenizer form data".split
 VARIANTS = {}  # {method: its Config}, as KNOWN has them, of studies, which add theirs
 RETIRED = {"bf16": False}  # {field that a Config had once: the default that it had}, so that older lines are found
 NEEDS = ("score", "seconds")  # what a report needs of a line
+SCALARS = int, float, bool, str, NoneType  # types of a config's values
 KINDS = dict.fromkeys(("model", "world", "pool", "method", "task"), (str,)) | dict(  # types of a line's fields
     config=(dict,), seed=(int,), k=(int, NoneType), n_query=(int,), n_trained=(int,), peak_bytes=(int,))
 KINDS |= dict.fromkeys(("score", "seconds", "seconds_score"), (int, float)) | dict(kl=(int, float, NoneType))
 KINDS |= dict(data=(str,), valid=(int, float, NoneType), tied=(int,))
+KINDS |= dict.fromkeys("dtype length limit_queries skip_queries tokenizer form".split(), SCALARS)
 BOUNDS = dict(score=(0, 1), valid=(0, 1), kl=(-1e-6, 1e300)) | dict.fromkeys(  # kl is 0 or more, but for rounding
     ("seconds", "seconds_score", "n_query", "n_trained", "peak_bytes", "tied"), (0, 1e300))
-SCALARS = int, float, bool, str, NoneType  # types of a config's values
 
 
 def key(line):

@@ -1,4 +1,4 @@
-"""Cells and tables as Markdown. Imports nothing of the package, so that whoever prints a table loads no world."""
+"""Cells and tables as Markdown. Imports nothing of the package, so that printing a table loads no world."""
 
 
 def table(rows, header):

@@ -86,6 +86,15 @@ def test_the_answer_is_that_of_the_context_and_a_terminal_gets_a_prompt(talker, 
     assert capsys.readouterr().out == f"> {expected}\n> "
 
 
+def test_a_line_that_is_no_text_spoils_its_own_question_alone(talker, monkeypatch, capsys):
+    call(monkeypatch, "--data", "mine.jsonl", "--model", talker, "--method", "icl", "--out", "ctx")
+    asked = []
+    monkeypatch.setattr(tune, "answer", lambda adapted, _, lines, **how: asked.append(lines[0].input) or [("", 0)])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"abc\n\xff\nno\n"), "utf-8"))
+    call(monkeypatch, "--ask", "--context", "ctx")
+    assert asked == ["abc", "\ufffd", "no"]
+
+
 @pytest.mark.parametrize("options, said", [
     (["--ask"], "--ask needs a --context"),
     (["--ask", "--context", "ctx", "--data", "mine.jsonl"], "--ask reads what you type"),

@@ -19,7 +19,7 @@ def test_help_says_what_each_command_does(monkeypatch, capsys):
     printed = capsys.readouterr().out
     for name, (_, line) in nanoct.commands().items():
         assert f"  {name} " in printed and line in printed and line
-    theirs = """reproduce paper tune demo pretrain conformance gguf smollm2 leak minus export memory speed
+    theirs = """reproduce paper tune demo pretrain conformance gguf smollm2 leak minus neighbours export memory speed
         benchmarks.nano benchmarks.words benchmarks.bbh benchmarks.mmlu benchmarks.nlp_lr benchmarks.arc
         benchmarks.fetch coins.study coins.bridge coins.predictors"""
     assert set(theirs.split()) == nanoct.commands().keys()

@@ -38,7 +38,7 @@ def test_every_method_and_its_peer(run, capsys):
         assert line["torch"] and line["device"]
         assert (line["seconds_step"] > 0) == (line["share"] is not None) == (line["method"] != "icl")
     table = capsys.readouterr().out
-    assert table.count(" nanoct |") == 9 and "matrix rate" in table
+    assert table.count(" nanoct |") == 9 and "peak matmul throughput" in table
 
 
 @pytest.fixture

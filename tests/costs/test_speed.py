@@ -195,7 +195,7 @@ def test_gpt2_is_refused_before_a_peer_is_built(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(SystemExit):
         run(monkeypatch, "--model", tmp_path, "--out", tmp_path / "speed.jsonl", *SMALL)
-    assert "is no Llama" in capsys.readouterr().err
+    assert "is not a Llama" in capsys.readouterr().err
 
 
 def test_without_transformers_nanoct_runs_alone(tmp_path, monkeypatch, capsys):

@@ -135,12 +135,12 @@ def saved_nano(folder):
     return folder
 
 
-def small_bbh(folder):
-    """Three tasks of BBH of six examples each, in a folder."""
+def small_bbh(folder, n=6):
+    """Three tasks of BBH of n examples each, in a folder."""
     for name in "bbh", "cot-prompts":
         (folder / name).mkdir()
     for task in "sums", "words", "long":
-        examples = [dict(input=f"{task} {i}" + " long" * 50 * (task == "long"), target="ab"[i % 2]) for i in range(6)]
+        examples = [dict(input=f"{task} {i}" + " long" * 50 * (task == "long"), target="ab"[i % 2]) for i in range(n)]
         (folder / "bbh" / f"{task}.json").write_text(json.dumps(dict(examples=examples)))
         (folder / "cot-prompts" / f"{task}.txt").write_text("-----\nGo on.\n")
     return folder

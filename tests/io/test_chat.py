@@ -105,10 +105,14 @@ THINKS = "{% for m in messages %}{{ m.content }}|{% endfor %}{% if add_generatio
     (LAST, "does not write every turn alike"),
     (THINKS, "does not write every turn alike"),
     ("{{ raise_exception('no system role.') }}", "cannot write this conversation (no system role): leave"),
-    ("{{ messages[9].content.x }}", "cannot write this conversation (list object has no element 9"),
-    ("{{ messages.append(1) }}", "cannot write this conversation (access to attribute 'append'"),
+    ("{{ messages[9].content.x }}", "cannot write this conversation (UndefinedError: list object has no element 9"),
+    ("{{ messages.append(1) }}", "cannot write this conversation (SecurityError: access to attribute 'append'"),
     ("{{ ''.__class__.__mro__ }}", "is unsafe"),
-    ("{% for m in messages %}", "cannot write this conversation (Unexpected end of template"),
+    ("{% for m in messages %}", "cannot write this conversation (TemplateSyntaxError: Unexpected end of template"),
+    ("{{ 'a' | xmlattr }}", "cannot write this conversation (AttributeError: 'str' object has no"),
+    ("{{ 'a' | truncate(-1) }}", "cannot write this conversation (AssertionError: expected length"),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "cannot write this conversation (it is nested too deep)"),
+    ("{% break %}", "cannot write this conversation (SyntaxError: 'break' outside loop"),
 ])
 def test_what_cannot_hold_demos_is_refused_in_a_sentence(trained, tmp_path, template, said):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(chat_template=template)))

@@ -172,6 +172,9 @@ Q = "adapter.layers.1.self_attn.q_proj"
     (lambda t, m: m["scale"].update({"layers.1.self_attn.q_proj": math.inf}), ["scale inf"]),
     (lambda t, m: m.update(next_position=-3), ["next_position = -3"]),
     (lambda t, m: m.update(next_position=2), ["next_position = 2"]),
+    (lambda t, m: m.update(next_position=[27.5], weights=[1.0]), ["next_position and weights are [27.5, 1.0]"]),
+    (lambda t, m: m.update(next_position=[], weights=[]), ["next_position and weights are []"]),
+    (lambda t, m: t.update({Q + ".a": torch.ones(0, 16), Q + ".b": torch.ones(24, 0)}), ["expected floats (1, 16)"]),
     (lambda t, m: t.update({name: t[name][..., :0, :].clone() if t[name].dim() == 5 else t[name][:0].clone()
                             for name in list(t) if name.startswith("prefix.")}), ["0 entries"]),
 ])

@@ -194,6 +194,17 @@ def test_folders_that_peft_wrote(base, tmp_path):
             assert adapted.prefix.owner.tolist() == [-1] * 4
 
 
+def test_an_adapter_of_peft_in_bfloat16_is_read_as_float32(base, tmp_path):
+    folder, model = base
+    theirs = peft.get_peft_model(read(folder), peft.LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
+    theirs.save_pretrained(tmp_path)
+    held = {name: torch.randn(t.shape).bfloat16() for name, t in load_file(tmp_path / WEIGHTS).items()}
+    save_file(held, tmp_path / WEIGHTS)
+    adapted, tokens = restore(tmp_path, model)[0], ids(1, 7)
+    assert_moved(adapted, tokens)
+    close(ours(adapted, tokens), peft.PeftModel.from_pretrained(read(folder), tmp_path)(tokens).logits)
+
+
 def test_the_command_writes_without_peft_and_brings_back_the_same_file(tmp_path, monkeypatch, capsys):
     """In a process where neither library can be imported."""
     folder = saved_nano(tmp_path / "model")
@@ -206,6 +217,7 @@ def test_the_command_writes_without_peft_and_brings_back_the_same_file(tmp_path,
         ["export", "--back", "out", "--model", folder, "--out", "again"],
         ["export", "--context", "ctx", "--out", "out"],
         ["export", "--back", "out", "--out", "new"],
+        ["export", "--back", "out", "--model", folder, "--out", "new", "--cartridge"],
     ]
     tuned, wrote, brought, *refused = without_libraries(commands)
     assert tuned[0] == 0, tuned
@@ -214,7 +226,8 @@ def test_the_command_writes_without_peft_and_brings_back_the_same_file(tmp_path,
     assert sorted(file.name for file in Path("out").glob("*/*")) == [CONFIG] * 2 + [WEIGHTS] * 2
     assert brought[0] == 0 and Path("again").read_bytes() == Path("ctx").read_bytes()
     assert peft.PeftConfig.from_pretrained("out/prefix").base_model_name_or_path == str(folder)
-    for (code, _, error), said in zip(refused, ("--out out exists", "give the model that it belongs to with --model")):
+    for (code, _, error), said in zip(refused, ("--out out exists", "give the model that it belongs to with --model",
+                                               "--cartridge is a form to export")):
         assert code == 2 and said in error and error.count("\n") == 1
 
     save_file({"prompt_embeddings": load_file("out/prefix/" + WEIGHTS)["prompt_embeddings"]}, "out/prefix/" + WEIGHTS)
@@ -322,6 +335,7 @@ def tensors(change, header=None):
 
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj."
+VALUES = LAYER.replace("q_proj", "v_proj") + "ia3_l"
 
 
 @pytest.mark.parametrize("name, damage, said", [
@@ -335,14 +349,32 @@ LAYER = "base_model.model.model.layers.0.self_attn.q_proj."
     ("lora", tensors(lambda held: None, dict(model="another")), "tuned on the model another and this one is"),
     ("ct_kv", settings(prefix_projection=True), "it has prefix_projection = True"),
     ("ct_kv", tensors(lambda held: held.update(prompt_embeddings=torch.ones(3, 9))), "have (9,) numbers and the model"),
-    ("ct_kv", tensors(lambda held: None, dict(owner=[1, 2])), "and (2,) owners"),
+    ("ct_kv", tensors(lambda held: None, dict(owner=[1, 2])), "entries and the owners [1, 2]"),
+    ("ct_kv", tensors(lambda held: None, dict(owner=[2**70] * 26)), "entries and the owners [118"),
+    ("ct_kv", tensors(lambda held: None, dict(config="")), "config is ''"),
+    ("lora", settings(init_lora_weights="pissa_niter_4"), "it has init_lora_weights = 'pissa_niter_4'"),
+    ("lora", settings(r=8), "do not fit layers.0."),
+    ("ia3", tensors(lambda held: held.update({VALUES: torch.ones(0)})), "do not fit layers.0.self_attn.v_proj"),
 ])
 def test_folders_that_nanoct_cannot_compute(base, tmp_path, name, damage, said):
-    (place,) = export(adapt(name, base[1], instruction=0), tmp_path)
+    place, *_ = export(adapt(name, base[1], instruction=0), tmp_path)
     damage(place)
     with pytest.raises((ValueError, OSError)) as error:
         restore(tmp_path, base[1])
     assert said in message(error)
+
+
+@pytest.mark.parametrize("start", ["pissa", "orthogonal"])
+def test_a_start_that_changes_the_model_is_refused_and_another_is_not(base, tmp_path, start):
+    folder, model = base
+    theirs = peft.get_peft_model(read(folder), peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=start))
+    theirs.save_pretrained(tmp_path)
+    weight = theirs.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight
+    if torch.equal(weight, model.model.layers[0].self_attn.q_proj.weight):
+        close(ours(restore(tmp_path, model)[0], ids(1, 7)), theirs(ids(1, 7)).logits)
+    else:
+        with pytest.raises(ValueError, match="it has init_lora_weights"):
+            restore(tmp_path, model)
 
 
 def test_no_folder(tmp_path, base):

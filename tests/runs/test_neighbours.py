@@ -1,4 +1,4 @@
-"""nanoct runs.neighbours: the table and the figure of the map, from lines of several jobs."""
+"""nanoct neighbours: the table and the figure of the map, from lines of several jobs."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ def test_methods_stand_at_their_presets_and_differences_are_over_the_runs_that_b
     text = neighbours.text(neighbours.at_presets(lines))
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in text.splitlines() if row.startswith("|")]
     assert text.startswith("strings: 2 tasks, k = 10, 2 seeds")
-    assert ["ct_kv", "75.0 ± 0.0"] in cells and ["windows", "20.0 ± 20.0 (2 tasks, 1 seed)"] in cells
+    assert ["ct_kv", "75.0 ± 0.0"] in cells and ["windows", "20.0 ± 20.0 (1 seed)"] in cells
     assert ["windows", "+0.0 ± 127.1"] in cells  # of seed 0 alone: 0.0 and 0.4 against 0.1 and 0.3
     assert ["windows", "-30.0 ± 254.1"] in cells
     assert ["windows", "7"] in cells and "ttt" not in text

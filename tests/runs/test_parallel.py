@@ -1,5 +1,6 @@
 """The runs that a file lacks: in this process, in workers, dealt out; nothing lost, nothing twice."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -34,6 +35,15 @@ def dies(run):
         time.sleep(1)  # a and b have come by then
         os._exit(1)
     return line(run)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, request):
+    """Workers come from a server that has imported torch once; in one test they are spawned, as those of a job are."""
+    if request.node.name != "test_a_job_does_what_is_lacking_and_no_run_twice[2]":
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["nanoct.runs.parallel"])
+        monkeypatch.setattr(parallel, "get_context", lambda how: context)
 
 
 @pytest.mark.parametrize("n_worker", [0, 2])

@@ -59,6 +59,7 @@ def sentence(error, call, *arguments):
     (dict(seconds_score=-1), "'seconds_score' is -1"), (dict(n_query=-1), "'n_query' is -1"),
     (dict(kl=-1e-3), "'kl' is -0.001"), (dict(data=3), "'data' is 3"),
     (dict(n_trained=-1), "'n_trained' is -1"), (dict(peak_bytes=-1), "'peak_bytes' is -1"),
+    (dict(dtype={"a": 1}), "'dtype' is {'a': 1}"), (dict(form=[0]), "'form' is [0]"),
     (dict(tied="x"), "'tied' is 'x'"), (dict(tied=-1), "'tied' is -1"),
     (dict(peak_bytes="9"), "'peak_bytes' is '9'"), (dict(seconds_score=None), "'seconds_score' is None"),
     *((dict({name: ...}), f"it has no {name!r}") for name in (*results.KEY, *results.NEEDS)),

@@ -1,5 +1,5 @@
 """Grades the graders: python tutorials/assignments/gate.py a6 prints which test caught which mutant, and what it said;
-without a6, for all assignments.
+without a6, for all assignments. With --summary it only prints how much there is, in seconds.
 
 Three questions. Which kinds of input do the tests give to each function (kinds.py)? Which mutants that were written by
 hand do they catch, and does the message name the cause (mutants.py)? Which that were made by operators (operators.py)?
@@ -79,11 +79,12 @@ def asked(folder, seed=0):
                 of = found.setdefault(function.__name__, {})
                 of[kind] = of.get(kind, False) or bool(is_so)
             callers.setdefault(function.__name__, set()).add(now[0])
+            kept = calls.setdefault(function.__name__, [])
+            if len(kept) == 20:
+                return right(*arguments)
             before = [value if isinstance(value, torch.Generator) else operators.copied(value) for value in arguments]
-            result = right(*arguments)
-            if len(calls.setdefault(function.__name__, [])) < 20:
-                calls[function.__name__].append((before, result))
-            return result
+            kept.append((before, right(*arguments)))
+            return kept[-1][1]
         return call
 
     def watch(module):
@@ -153,26 +154,50 @@ def sample(n, seed=0):
     return random.Random(seed).sample(every, n)
 
 
+def operator_of(name):
+    """The operator that made a mutant, by the mutant's name."""
+    kind = name.split(": ")[1]
+    return "an argument spoilt" if kind.startswith("argument") else kind.replace("the result", "the result spoilt")
+
+
 def by_operators(folders=FOLDERS):
-    """Prints, for each function, its kinds of input, mutants and survivors. Returns what is not as it should be."""
+    """Prints what is not as it should be, and returns it: kinds that no test gives, survivors that are not listed, and
+    listed ones that do not survive.
+    """
     wrong = []
     for folder in folders:
-        known, seen, of = SURVIVORS.get(folder.name, {}), set(), {}
-        for function, name, make in made(folder):
-            lives = survives(folder, function, make)
-            of.setdefault(function, Counter())["survivors" if lives else "caught"] += 1
-            if lives:
-                seen.add(name)
+        known = SURVIVORS.get(folder.name, {})
+        seen = {name for function, name, make in made(folder) if survives(folder, function, make)}
         wrong += [f"{folder.name}: {name} passes, and survivors.py gives no reason" for name in seen - {*known}]
         wrong += [f"{folder.name}: {name} is listed in survivors.py, and does not survive" for name in {*known} - seen]
-        given = asked(folder)[0]
-        for function, counts in of.items():
-            n_kinds = len(given.get(function.rpartition(".")[2], {}))
-            print(f"  {folder.name:14}{function:20}{n_kinds:3} kinds of input {counts.total():5} mutants by operators, "
-                  f"{counts['survivors']} survive")
         wrong += [f"{folder.name}: no test gives {function} {kind}" for function, kind in missing(folder)]
     print("\n".join(wrong))
     return wrong
+
+
+def summary(folders):
+    """Prints what the gate holds, of each function and in all. It runs no mutant, as the slow test does."""
+    in_all, by_operator, reasons = Counter(), Counter(), Counter()
+    print(f"{'function':37}kinds of input   mutants by operators   survivors")
+    for folder in folders:
+        given, known, of = asked(folder)[0], SURVIVORS.get(folder.name, {}), {}
+        for function, name, _ in made(folder):
+            of.setdefault(function, []).append(name)
+        for function, names in of.items():
+            n_kinds = len(given[function.rpartition(".")[2]])
+            n_survive = sum(name in known for name in names)
+            print(f"  {folder.name:14}{function:21}{n_kinds:14}{len(names):23}{n_survive:12}")
+            in_all.update(functions=1, kinds=n_kinds, mutants=len(names), survive=n_survive)
+            by_operator.update(map(operator_of, names))
+        reasons.update(known.values())
+        in_all.update(hand=len(mutants(folder)))
+    print(f"{in_all['functions']} functions, {in_all['kinds']} kinds of input, {in_all['hand']} mutants by hand, "
+          f"{in_all['mutants']} by operators, {in_all['survive']} of these survive\n\nmutants by operator")
+    for counted, what in ((by_operator, None), (reasons, "\nsurvivors, and why they are no mistakes")):
+        if what:
+            print(what)
+        for name, n in counted.most_common():
+            print(f"{n:6}  {name}")
 
 
 def table(folders):
@@ -188,8 +213,13 @@ def table(folders):
             line = message.splitlines()[0] if message is not None else "NOT CAUGHT"
             print(f"  {'' if fine else '!! '}{mutant.name:34} {mutant.test:42} {line}")
     print(f"\n{sum(len(mutants(folder)) for folder in folders)} mutants, {n_slipped} of them not caught by name\n")
-    return n_slipped + len(by_operators(folders))
+    n_wrong = n_slipped + len(by_operators(folders))
+    summary(folders)
+    print(f"\n{time.process_time():.0f} seconds of a processor")
+    return n_wrong
 
 
 if __name__ == "__main__":
-    sys.exit(bool(table([folder for folder in FOLDERS if folder.name.startswith(tuple(sys.argv[1:]) or "a")])))
+    names = [word for word in sys.argv[1:] if word != "--summary"]
+    chosen = [folder for folder in FOLDERS if folder.name.startswith(tuple(names) or "a")]
+    sys.exit(summary(chosen) if "--summary" in sys.argv else bool(table(chosen)))

@@ -19,7 +19,7 @@ def rope(x, positions, theta):
         "float32": x.dtype == torch.float32,
         "float64": x.dtype == torch.float64,
         "position 0": 0 in rows[0],
-        "positions beyond 2,000": positions.max() > 2000,
+        "positions beyond 4,096": positions.max() > 4096,
         "repeated positions": repeats(rows[0]),
         "positions that go down": rows[0] != sorted(rows[0]),
         "rows that differ": rows[0] != rows[-1],
@@ -93,6 +93,8 @@ def pack(pairs, start):
         "token 0": any(0 in part for pair in there for part in pair),
         "a token twice in a pair": any(repeats([*x, *y]) for x, y in there),
         "equal pairs": any(there.count(pair) > 1 for pair in there),
+        "a pair of many tokens": any(len(x) + len(y) > 40 for x, y in there),
+        "a large id": any(token > 30_000 for pair in there for part in pair for token in part),
         "x of one token": any(len(x) == 1 for x, _ in there),
         "y of one token": any(len(y) == 1 for _, y in there),
         "one token each, alone": len(pairs) == 1 and len(there[0][0]) == len(there[0][1]) == 1,
@@ -113,6 +115,7 @@ def visible(owner, k, leave_one_out, p, generator):
         "owners in no order": owned != sorted(owned),
         "a demo that owns nothing": len(set(owned) - {-1}) < k,
         "one entry": len(owned) == 1,
+        "many entries and a draw": len(owned) > 30 and p > 0,
         "p = 0 and no generator": not p and generator is None,
         "p = 0 and a generator": not p and generator is not None,
         "a small p": 0 < p < 0.25,
@@ -156,35 +159,27 @@ def demo_kinds(demos):
 
 
 def start(model, instruction, demos):
-    return (
-        model_kinds(model)
-        | demo_kinds(demos)
-        | {
-            "no instruction": not instruction,
-            "an instruction": bool(instruction),
-            "a long one": len(instruction) > 9,
-            "a model in bfloat16": model.dtype == torch.bfloat16,
-            "k = 1 with an instruction": bool(instruction) and len(demos) == 1,
-        }
-    )
+    return model_kinds(model) | demo_kinds(demos) | {
+        "no instruction": not instruction,
+        "an instruction": bool(instruction),
+        "a long one": len(instruction) > 9,
+        "a model in bfloat16": model.dtype == torch.bfloat16,
+        "k = 1 with an instruction": bool(instruction) and len(demos) == 1,
+    }
 
 
 def step_loss(model, keys, values, owner, demos, dropped):
-    return (
-        model_kinds(model)
-        | demo_kinds(demos)
-        | {
-            "no instruction": -1 not in owner.tolist(),
-            "k = 1 with an instruction": len(demos) == 1 and -1 in owner.tolist(),
-            "nothing dropped": not dropped.any(),
-            "all dropped": dropped.all(),
-            "some dropped": 0 < dropped.float().mean() < 1,
-            "k = 1, some dropped": len(demos) == 1 and 0 < dropped.float().mean() < 1,
-            "rows of dropped that differ": not torch.equal(dropped[0], dropped[-1]),
-            "leaves": keys.requires_grad,
-            "no leaves": not keys.requires_grad,
-        }
-    )
+    return model_kinds(model) | demo_kinds(demos) | {
+        "no instruction": -1 not in owner.tolist(),
+        "k = 1 with an instruction": len(demos) == 1 and -1 in owner.tolist(),
+        "nothing dropped": not dropped.any(),
+        "all dropped": dropped.all(),
+        "some dropped": 0 < dropped.float().mean() < 1,
+        "k = 1, some dropped": len(demos) == 1 and 0 < dropped.float().mean() < 1,
+        "rows of dropped that differ": not torch.equal(dropped[0], dropped[-1]),
+        "leaves": keys.requires_grad,
+        "no leaves": not keys.requires_grad,
+    }
 
 
 def adapt(model, instruction, demos, n_step, lr, p, seed):
@@ -196,6 +191,7 @@ def adapt(model, instruction, demos, n_step, lr, p, seed):
         "no step": n_step == 0,
         "one step": n_step == 1,
         "many steps": n_step > 5,
+        "many steps with dropout": n_step > 5 and p > 0,
         "p = 0": p == 0,
         "a large p": p > 0.5,
         "a large lr": lr > 0.5,
@@ -260,6 +256,7 @@ def fit(k, seconds):
         "two points": fits and len(k) == 2,
         "k in no order": k != sorted(k),
         "a k twice": repeats(k),
+        "a k twice, with other seconds": fits and len({*zip(k, seconds)}) == len(k) > len({*k}),
         "one k": fits and len(set(k)) == 1,
         "none": not k,
         "fewer seconds": len(seconds) < len(k),
@@ -278,6 +275,7 @@ def macro_f1(predicted, gold):
         "one class": fits and len(set(gold)) == 1,
         "three classes or more": len(set(gold)) > 2,
         "labels that cannot be sorted": len({type(c) for c in gold}) > 1,
+        "labels that read alike": len({*map(str, gold)}) < len({*gold}),
         "numbers": fits and all(isinstance(c, int) for c in gold),
         "a label that is false": fits and (0 in gold or "" in gold),
         "a class never predicted": fits and bool(set(gold) - set(predicted)),
@@ -295,6 +293,7 @@ def paired(a, b):
     tasks, ours = {task for task, _, _ in a}, {row[:2] for row in a}
     theirs = {row[:2] for row in b}
     return {f"{n} tasks": len(tasks) == n for n in (1, 2, 3, 5, 12, 31, 40)} | {
+        "names that are alike when joined": len({task + query for task, query in ours}) < len(ours),
         "rows in another order": ours == theirs and [r[:2] for r in a] != [r[:2] for r in b],
         "none": not a and not b,
         "tasks of unequal size": len({sum(t == task for t, _, _ in a) for task in tasks}) > 1,
@@ -319,6 +318,7 @@ def choose(lines, validation):
         "reported tasks": any(t not in validation for _, t in of),
         "scores below 0": any(x < 0 for *_, x in lines),
         "a score of 0": any(x == 0 for *_, x in lines),
+        "scores that are nearly equal": len(lines) in (4, 8) and 0 < lines[1][2] - lines[0][2] < 0.05,
         "no lines": not lines,
         "a setting that lacks a task": len({len({t for s, t in of if s == name}) for name in names}) > 1,
         "names in no order": names != sorted(names),
@@ -335,12 +335,7 @@ OF = {
     "a5_cost": (flops_step, peak_bytes, fit),
     "a6_table": (macro_f1, paired, choose),
 }
-NOT_IN_A4 = {
-    "a model in float32",
-    "a frozen model",
-    "k > 2",
-    "no leaves",
-    "nothing dropped",
-    "answers of one token alone",
+NOT_IN_A4 = {  # its steps are given, and mended in one place
+    "a model in float32", "a frozen model", "k > 2", "no leaves", "nothing dropped", "answers of one token alone",
     "a question of one token",
-}  # its steps are given, and mended in one place
+}

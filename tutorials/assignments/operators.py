@@ -6,7 +6,6 @@ Others leave the text alone and spoil what goes in or comes out: an axis, a dtyp
 
 import ast
 import copy
-import pickle
 import sys
 import types
 import zlib
@@ -21,28 +20,30 @@ TURNED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mu
 
 
 def of_text(path, function):
-    """[(name, module)] of a file with one change in the text of a function."""
-    source = Path(path).read_text(encoding="utf-8")
-    (node,) = (node for node in ast.parse(source).body if getattr(node, "name", "") == function)
-    made, whole = {}, pickle.dumps(node)  # ten times as quick as copy.deepcopy
-    for n, part in enumerate(ast.walk(node)):
-        if isinstance(part, (ast.Name, ast.arg, ast.expr_context, ast.operator, ast.cmpop)):
-            continue  # no operator changes these
-        for operator in (dropped, swapped, constants, operators):
-            for change in operator(pickle.loads(whole), n):
-                kind, before, after, changed_node = change
-                name = f"{function}: {kind}: {before} -> {after}"
-                while name in made:  # the same text in another place
-                    name += "'"
-                made[name] = changed_node
-    return [(name, lambda name=name, changed_node=changed_node: module(source, function, changed_node, path, name))
-            for name, changed_node in made.items()]
+    """[(name, call that makes the module)] of a file with one change in the text of a function."""
+    source, made = Path(path).read_text(encoding="utf-8"), {}
+    for n, part in enumerate(ast.walk(node_of(ast.parse(source), function))):
+        for i, (kind, before, after) in enumerate(changes(part)):
+            name = f"{function}: {kind}: {before} -> {after}"
+            while name in made:  # the same text in another place
+                name += "'"
+            made[name] = n, i
+    return [(name, lambda name=name, at=at: module(source, function, at, path, name)) for name, at in made.items()]
 
 
-def module(source, function, node, path, name):
-    """The module of a file with another node in the place of a function."""
+def node_of(tree, function):
+    """The syntax tree of a function of a file."""
+    (node,) = (node for node in tree.body if getattr(node, "name", "") == function)
+    return node
+
+
+def module(source, function, at, path, name):
+    """The module of a file with the i-th change of a function's n-th node; at: (n, i)."""
+    n, i = at
     tree = ast.parse(source)
-    tree.body = [node if getattr(old, "name", "") == function else old for old in tree.body]
+    going = changes(list(ast.walk(node_of(tree, function)))[n])
+    for _ in range(i + 1):  # the change is undone as soon as `going` is asked for the next
+        next(going)
     made = types.ModuleType(f"operator_{zlib.crc32(name.encode()):08x}")
     sys.modules[made.__name__] = made
     made.__file__ = str(path)
@@ -54,68 +55,69 @@ def text(node):
     return " ".join(ast.unparse(node).split())
 
 
-def nth(tree, n):
-    return list(ast.walk(tree))[n]
+def changes(node):
+    """(kind, before, after) of each small change of a node: it is made when it is yielded, and undone afterwards."""
+    for operator in (dropped, swapped, constants, operators):
+        yield from operator(node)
 
 
-def dropped(tree, n):
-    """The n-th node's lines, each one left out."""
-    node = nth(tree, n)
+def dropped(node):
+    """A node's lines, each one left out."""
     for field in ("body", "orelse"):
         lines = getattr(node, field, None)
         for i, line in enumerate(lines if isinstance(lines, list) else []):
             if isinstance(line, (ast.Return, ast.FunctionDef, ast.Pass)):
                 continue
             lines[i] = ast.Pass()
-            yield "a line dropped", text(line), "", copy.deepcopy(tree)
+            yield "a line dropped", text(line), ""
             lines[i] = line
 
 
-def swapped(tree, n):
+def swapped(node):
     """Two neighbours among a call's arguments, in a tuple, or on both sides of an operator."""
-    node = nth(tree, n)
     lists = {ast.Call: "args", ast.Tuple: "elts", ast.List: "elts"}
     if isinstance(node, ast.BinOp) and not isinstance(node.op, (ast.Add, ast.Mult, ast.BitAnd, ast.BitOr)):
         before, (node.left, node.right) = text(node), (node.right, node.left)
-        yield "two names swapped", before, text(node), tree
+        yield "two names swapped", before, text(node)
+        node.left, node.right = node.right, node.left
     elif field := lists.get(type(node)):
         parts = getattr(node, field)
         for i in range(len(parts) - 1):
             if text(parts[i]) == text(parts[i + 1]):
                 continue
             before, parts[i : i + 2] = text(node), parts[i : i + 2][::-1]
-            yield "two names swapped", before, text(node), copy.deepcopy(tree)
+            yield "two names swapped", before, text(node)
             parts[i : i + 2] = parts[i : i + 2][::-1]
 
 
-def constants(tree, n):
-    node = nth(tree, n)
+def constants(node):
     if not isinstance(node, ast.Constant) or not isinstance(node.value, (bool, int, float)):
         return
     value = node.value
     for other in ((not value,) if isinstance(value, bool) else (value + 1, value - 1) if isinstance(value, int) else
                   (value * 2, value / 2) if value else (0.5,)):
         node.value = other
-        yield "another constant", str(value), str(other), copy.deepcopy(tree)
+        yield "another constant", str(value), str(other)
     node.value = value
 
 
-def operators(tree, n):
-    node = nth(tree, n)
-    before = text(node) if isinstance(node, ast.expr | ast.stmt) else ""
+def operators(node):
     if isinstance(node, (ast.BinOp, ast.AugAssign, ast.BoolOp)) and type(node.op) in TURNED:
-        node.op = TURNED[type(node.op)]()
-        yield "another operator", before, text(node), tree
+        before, op, node.op = text(node), node.op, TURNED[type(node.op)]()
+        yield "another operator", before, text(node)
+        node.op = op
     elif isinstance(node, ast.Compare) and type(node.ops[0]) in TURNED:
-        node.ops[0] = TURNED[type(node.ops[0])]()
-        yield "another operator", before, text(node), tree
+        before, op, node.ops[0] = text(node), node.ops[0], TURNED[type(node.ops[0])]()
+        yield "another operator", before, text(node)
+        node.ops[0] = op
     elif isinstance(node, ast.IfExp):
+        before, (node.body, node.orelse) = text(node), (node.orelse, node.body)
+        yield "another operator", before, text(node)
         node.body, node.orelse = node.orelse, node.body
-        yield "another operator", before, text(node), tree
     for field, child in ast.iter_fields(node):
         if isinstance(child, ast.UnaryOp):
             setattr(node, field, child.operand)
-            yield "another operator", text(child), text(child.operand), copy.deepcopy(tree)
+            yield "another operator", text(child), text(child.operand)
             setattr(node, field, child)
 
 

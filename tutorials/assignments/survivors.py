@@ -2,6 +2,7 @@
 
 LARGER = "the larger of two, in either order"
 EMPTY = "all of them are empty at first"
+ZERO = "both are 0 at first"
 AXES = "transpose takes two axes in either order"
 SINGLE = "this axis has one entry, the row"
 FREE = "the handout leaves it free: "
@@ -89,6 +90,14 @@ SURVIVORS = {
         "padded.tune: a line dropped: model.zero_grad() -> ": "nothing reads the gradients of the weights",
         "packed.tune: a line dropped: model.zero_grad() -> ": "nothing reads the gradients of the weights",
         "packed.step_loss: another constant: 0 -> -1": SINGLE,
+        "one_by_one.step_loss: another constant: 0 -> -1'": SINGLE,
+        "one_by_one.step_loss: two names swapped: (total, n_token) -> (n_token, total)": ZERO,
+        "one_by_one.step_loss: two names swapped: (0.0, 0) -> (0, 0.0)": ZERO,
+        "one_by_one.step_loss: two names swapped: torch.einsum('av,av->', log_p, F.one_hot(torch.tensor(y), "
+        "log_p.shape[1]).to(log_p)) -> torch.einsum('av,av->', F.one_hot(torch.tensor(y), log_p.shape[1]).to(log_p), "
+        "log_p)": "a product in either order",
+        "one_by_one.tune: two names swapped: max(1.0, float(torch.linalg.vector_norm(slope))) -> "
+        "max(float(torch.linalg.vector_norm(slope)), 1.0)": LARGER,
         **{f"packed.step_loss: two names swapped: (tokens, positions, pair, where, target) -> {other}": EMPTY
            for other in ("(positions, tokens, pair, where, target)", "(tokens, pair, positions, where, target)",
                          "(tokens, positions, where, pair, target)", "(tokens, positions, pair, target, where)")},

@@ -1,6 +1,6 @@
 """The worlds of functions, "strings" and "grids": what a task is, what is held out, what pretraining draws.
 
-A task is a function: a primitive, or two primitives one after the other. Names do not tell tasks apart: `reverse
+A task is a function: a primitive, or two primitives one after the other. Two names can mean the same task: `reverse
 then sort` is `sort`. So two tasks with equal outputs on a large set of probe inputs are one task. Pretraining sees
 all primitives, two fifths of the distinct pairs, and every function that agrees with one it sees on more than half
 of the probes. It never sees the other functions. The last N_HELD_OUT of them are reported; settings are chosen on

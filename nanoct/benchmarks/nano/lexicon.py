@@ -2,12 +2,11 @@
 
     <s> sin val zol fox ; rel yam win owl ; …   here: the words of a fox sentence are alive, those of an owl one dead
 
-A word has four hidden attributes; every combination of them occurs six times. The words of a sentence agree on what
-the task labels. Spelling tells people the attributes (onset and vowel, `bits` below). It tells the model nothing, as
-a word is one token. Pretraining has tasks that label one attribute. In half of them the labels name it, as
-"positive" does in language. The others, called "renamed", have two random animals for labels, and only the demos
-(solved examples) explain them. There is no "=" before the label: with it the model did not learn to match labels in
-context.
+A word has four hidden attributes; every combination of them occurs six times. The words of a sentence agree on what the
+task labels. Spelling tells people the attributes (onset and vowel, `bits` below). It tells the model nothing, because a
+word is one token. Pretraining has tasks that label one attribute. In half of them the labels name it, as "positive"
+does in language. The others, called "renamed", have two random animals for labels, and only the demos (solved examples)
+explain them. There is no "=" before the label: with it the model did not learn to match labels in context.
 
 Four other kinds of tasks are unseen, labelled by animals too: AND of two attributes, XOR of two to four, most of
 three, and arbitrary halves of the words.
@@ -79,7 +78,7 @@ def mosts():
 
 
 def canonical(name):
-    """Return the two labels that name a task's attribute; [] for a task whose labels say nothing."""
+    """Return the two labels that name a task's attribute; [] for a task whose labels name nothing."""
     return [f" {label}" for pair in ATTRIBUTES if name in pair for label in pair]
 
 
@@ -137,7 +136,7 @@ class Lexicon:
         """Return {hypothesis: log p}. A hypothesis is (a task's name, which of the sorted labels its first class has).
 
         "training": the attributes, equally likely. "all": attributes, AND, XOR, most of three and halves of the words,
-        1/5 each, equally likely within a kind; "half" stands for all halves. Both are for labels that say nothing.
+        1/5 each, equally likely within a kind; "half" stands for all halves. Both are for labels that name nothing.
         """
         kinds = [NAMES] + [ands(), xors(), mosts(), ["half"]] * (which == "all")
         return {(name, i): -log(len(kinds) * len(kind) * 2) for kind in kinds for name in kind for i in (0, 1)}

@@ -123,7 +123,7 @@ def test_rope_turns_each_vector_by_its_position(impl, seed):
         same(impl.rope(x, zero, theta), x, "rope changes a vector at position 0.", told(x=x) + ", all positions 0",
              "By what angle does position 0 turn?", "1", TOL)
     rows = [[5, 5, 0, 9], [7, 2, 2, 30]]  # in no order, with repeats
-    far = [[64, 3000, 255, 1024], [2048, 1, 511, 100]]  # no table is that long: angles are computed
+    far = [[64, 5000, 255, 1024], [2048, 1, 511, 100]]  # no table is that long: angles are computed
     cases = (  # x, positions, theta, the least difference that counts
         (x, positions * 0 + positions[:, :1] + 3, theta, TOL), (x, positions, theta, TOL),
         (normal(g, 2, 1, 4, 2), torch.tensor(rows), 10.0, TOL), (normal(g, 1, 3, 1, 8), torch.tensor([[4]]), 1e4, TOL),

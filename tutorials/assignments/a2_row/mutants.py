@@ -22,6 +22,13 @@ TRIL = "own = own.tril()"
 ROWS = "alternatives/padded_rows.py"
 
 MUTANTS = [
+    Mutant("ids of one byte", HOLDS, "x and what of y", [
+        ("        ids = [*x, *y]", "        ids = [t % 256 for t in [*x, *y]]")]),
+    Mutant("positions of a short table", POSITIONS, "go on by one", [("[start + t for t in range(len(read))]",
+                                                                      "[start + t % 16 for t in range(len(read))]")]),
+    Mutant("sixteen draws for all entries", EACH, "each entry", [(
+        "torch.rand(k, len(owner), generator=generator)",
+        "torch.rand(k, 16, generator=generator).repeat(1, len(owner) // 16 + 1)[:, : len(owner)]")]),
     Mutant("positions restart at 0", POSITIONS, "positions of a pair", [("start + t for t in range(len(read))",
                                                                          "t for t in range(len(read))")]),
     Mutant("positions run on through the row", POSITIONS, "positions of a pair", [

@@ -26,6 +26,7 @@ def cases(seed, salt):
         (drawn[:1], 11), (drawn, 5), (drawn, 0), (draw(seed, salt, 7), 1000),
         ([([0], [0])], 3), ([([3], [0]), ([0], [5])], 2),  # one token each, and token 0
         ([([4, 4, 4], [4, 4]), ([4, 7, 4], [7, 4, 7])], 6), ([([1, 2], [3, 1])] * 3, 4),  # tokens and pairs that repeat
+        ([(list(range(30)), list(range(50_070, 50_045, -1))), ([5], [6])], 9),  # longer, and of a larger vocabulary
         (draw(seed, salt, 5, [0]), 3), (draw(seed, salt, 5, [1, 3]), 3), (draw(seed, salt, 4, [0, 2, 3]), 0),
     ]
 
@@ -289,9 +290,10 @@ def test_dropout_hides_with_probability_p_and_no_entry_is_exempt(impl, seed):
 
 @points(2, minutes=10, section="2.2")
 def test_dropout_is_drawn_for_each_pair_and_each_entry(impl, seed):
-    owner, k = owners(seed)
-    p, n, P = 0.5, 240, len(owner)
-    for leave_one_out in (False, True):
+    few, k = owners(seed)
+    p, n = 0.5, 240
+    for owner, leave_one_out in ((few, False), (few, True), (few.repeat(3), False)):
+        P = len(owner)
         hidden = drops(impl, owner, k, p, rng(seed, "independent"), n, leave_one_out).double() - p  # (n, k, P)
         if leave_one_out:  # what is hidden anyway says nothing of the draw
             hidden[:, owner == torch.arange(k)[:, None]] = 0

@@ -29,6 +29,9 @@ AT = "positions += range(P, P + len(ids))"
 LOOP = "    for step in range(n_step):\n        " + DRAW
 
 MUTANTS = [
+    Mutant("dropout in the first steps alone", DRAWN, "every step", [
+        ("generator=generator) < p", "generator=generator) < (p if step < 5 else 0)")]),
+    Mutant("eight seeds for all", DRAWN, "seeds", [("manual_seed(seed)", "manual_seed(seed % 8)")]),
     # start
     Mutant("demos encoded apart", START, "encoded apart", [(BODY, APART)]),
     Mutant("context starts at 1", START, "position",

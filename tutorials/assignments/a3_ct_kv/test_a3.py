@@ -63,6 +63,12 @@ def right(seed, kind, drop):
     return loss.detach(), torch.autograd.grad(loss, exact)
 
 
+@cache
+def right_start(seed, kind):
+    case = Case(seed, **KINDS[kind])
+    return reference.start(case.model, case.instruction, case.demos)
+
+
 def read(impl, case):
     """start of an implementation, its kinds of numbers checked."""
     weights = bits(case.model)
@@ -177,9 +183,10 @@ def test_start_reads_the_demos_one_after_the_other(impl, seed):
         fail("The demos are encoded apart: demo 1's entries do not depend on demo 0.",
              f"{case.name}; the question of demo 0 changed", "the same values of demo 1's entries, bit for bit",
              "others", "What has the model read when it comes to the first token of demo 1?", "1")
-    for case in (Case(seed, **kind) for kind in KINDS):
+    for i, kind in enumerate(KINDS):
+        case = Case(seed, **kind)
         keys, values, _ = read(impl, case)
-        want_keys, want_values, _ = reference.start(case.model, case.instruction, case.demos)
+        want_keys, want_values, _ = right_start(seed, i)
         for got, want, name in zip((keys, values), (want_keys, want_values), names):
             same(got.double(), want, f"The {name} are the cache of instruction and demos read as one sentence from "
                  "position 0 on.", case.name, "What stands before this token, and at which position does it stand?",
@@ -368,7 +375,7 @@ def test_steps_follow_the_optimiser(impl, seed):
         if farthest(got, want) <= atol:
             continue
         what = f"{n_step} steps of lr = {lr}, p = 0; {case.name}"
-        for sentence, question, made in other_steps(case, n_step, lr):
+        for sentence, question, made in other_steps(seed, i):
             if farthest(got, made) < atol < farthest(want, made) / 3:
                 fail(sentence, what, f"keys and values off by up to {farthest(got, want):.4f}",
                      "those of the slow reference", question, "3")
@@ -378,8 +385,14 @@ def test_steps_follow_the_optimiser(impl, seed):
     small(impl, seed, 0.0)
 
 
-def other_steps(case, n_step, lr):
-    """(sentence, question, keys and values) of what usually goes wrong in the loop, one after the other."""
+@cache
+def other_steps(seed, i):
+    """[(sentence, question, keys and values)] of what usually goes wrong in the loop."""
+    kind, n_step, lr, _ = STEPS[i]
+    return list(wrong_steps(Case(seed, **kind), n_step, lr))
+
+
+def wrong_steps(case, n_step, lr):
     begin = [part.double() for part in start_quickly(case)]
     right = lambda leaves, t: quick(case, leaves)
     cosine = reference.cosine(lr, n_step)
@@ -455,7 +468,10 @@ def test_dropout_is_drawn_for_every_step_pair_and_entry(impl, seed):
              "Which entries can token dropout hide?", "3")
     drawn(once, p, "An entry is not dropped with probability p.", f"p = {p}, one step; {case.name}",
           "Is True in your draw what is kept, or what is dropped? Is any entry exempt?")
-    for n_step, q in ((2, p), (4, 0.6)):
+    if len({tuple(line) for line in once.tolist()}) < len(once) - 1:
+        fail("Different seeds give the same draw of token dropout.", f"{len(once)} seeds, p = {p}, one step; "
+             f"{case.name}", "few draws that differ", "one for each seed", "Where does the seed go?", "3")
+    for n_step, q in ((2, p), (7, 0.85)):
         drawn(still(impl, case, n_step, q), q**n_step, "Token dropout is not drawn anew at every step.",
               f"p = {q}, the share of entries that are dropped in all of {n_step} steps; {case.name}", ask)
     case = Case(seed, k=2, instruction=0, lengths=[(9, 1), (1, 9)], **tiny)
@@ -622,13 +638,28 @@ def test_without_a_step_the_answer_is_icl(impl, seed):
                   "and the option read as one sentence.")
 
 
+QUESTIONS = (({}, (2, 2, 1, 3)), *((kind, (1, 4)) for kind in KINDS), (dict(alike=True), (3, 1, 2, 2, 1)))
+
+
+def question(seed, i):
+    """(case, x, options) of what answer is given: kinds, and lengths of x and of the options."""
+    kind, lengths = QUESTIONS[i]
+    case = Case(seed, **dict(k=2) | kind)
+    x, *options = map(case.ids, lengths)
+    return case, x, options
+
+
+@cache
+def right_question(seed, i):
+    case, x, options = question(seed, i)
+    return reference.answer(case.model, case.keys.double(), case.values.double(), x, options)
+
+
 @points(2, minutes=10, section="4")
 def test_answer_sees_all_of_a_tuned_prefix(impl, seed):
-    for kind, lengths in (({}, (2, 2, 1, 3)), *((kind, (1, 4)) for kind in KINDS), (dict(alike=True), (3, 1, 2, 2, 1))):
-        case = Case(seed, **dict(k=2) | kind)
-        x, *options = map(case.ids, lengths)
-        got = answered(impl, case, case.keys.clone(), case.values.clone(), x, options)
-        want = reference.answer(case.model, case.keys.double(), case.values.double(), x, options)
+    for i in range(len(QUESTIONS)):
+        case, x, options = question(seed, i)
+        got, want = answered(impl, case, case.keys.clone(), case.values.clone(), x, options), right_question(seed, i)
         right_answers(got, want, case, case.keys, case.values, x, options,
                       "The losses of the options are not those behind the whole tuned prefix.")
     turned = answered(impl, case, case.keys.clone(), case.values.clone(), x, options[::-1])

@@ -12,6 +12,8 @@ FOUR = "trained = 4 * entry * P"
 SAVED = "saved = L * T * (2 * C + 2 * H * D + 3 * F + H) + entry * S + T * S"
 
 MUTANTS = [
+    Mutant("of a k twice the last", RELATIVE, "relative", [
+        (SOLVED, "    last = dict(zip(k, seconds))\n" + SOLVED.replace("zip(k, seconds)", "last.items()"))]),
     Mutant("6N for a frozen model", LINEAR, "frozen", [("linear = 4 * N * T", "linear = 6 * N * T")]),
     Mutant("forward alone", LINEAR, "frozen", [("linear = 4 * N * T", "linear = 2 * N * T")]),
     Mutant("a product and a sum as one", LINEAR, "frozen", [("linear = 4 * N * T", "linear = 2 * N * T"),

@@ -11,6 +11,17 @@ BY_TASK = "    differences = [mean(found) for found in by_task.values()]"
 HALF = "    half = (T975[n - 2] if n - 2 < len(T975) else 1.96) * stdev(differences) / math.sqrt(n)"
 
 MUTANTS = [
+    Mutant("labels as texts", MEAN, "plain mean", [
+        ("    found = []", "    predicted, gold = list(map(str, predicted)), list(map(str, gold))\n    found = []")]),
+    Mutant("refuses all labels", "test_macro_f1_refuses_labels_that_do_not_fit", "ValueError", [
+        ("if len(predicted) != len(gold) or not gold:", "if True:")]),
+    Mutant("task and query joined", SIGN, "for one", [
+        ("{(task, query): score for", "{task + query: (task, query, score) for"),
+        ("    for task, query in a:\n        by_task.setdefault(task, []).append(a[task, query] - b[task, query])",
+         "    for name, (task, _, score) in a.items():\n"
+         "        by_task.setdefault(task, []).append(score - b[name][2])")]),
+    Mutant("means rounded for print", BEST, "best setting", [
+        ("mean(map(mean, of.values()))", "round(mean(map(mean, of.values())), 1)")]),
     Mutant("micro for macro", MEAN, "every class", [
         (F1, "    return sum(p == g for p, g in zip(predicted, gold)) / len(gold)\n")]),
     Mutant("classes weighted by their queries", MEAN, "every class", [

@@ -84,7 +84,8 @@ def test_macro_f1_is_the_mean_over_classes(impl, seed):
          f"gold {gold}", "What may a label be?", "1")
     mixed = [("x", 1), "x", 2, ("x", 1), 2, 2, "", 0]
     for predicted, gold in (([*mixed[1:], "x"], mixed), ([3, 1, 1, 2], [1, 1, 2, 2]), (["a"] * 5, ["a"] * 5),
-                            (["a", "b"], ["a", "a"]), ([0, 0, 0, 1], [0, 1, 0, 0])):
+                            (["a", "b"], ["a", "a"]), ([0, 0, 0, 1], [0, 1, 0, 0]),
+                            ([1, "1", "1", 1], ["1", "1", 1, 1])):
         near(said_f1(impl, predicted, gold), slow_macro_f1(predicted, gold),
              "macro_f1 is not the plain mean of every class's F1.", f"predicted {predicted}, gold {gold}",
              "What may a label be, and how many classes are there?", "1")
@@ -103,6 +104,8 @@ def test_macro_f1_counts_the_classes_of_gold(impl, seed):
 
 @points(1, minutes=5, section="1")
 def test_macro_f1_refuses_labels_that_do_not_fit(impl, seed):
+    near(said_f1(impl, ["b", "a"], ["b", "a"]), 1, "macro_f1 of answers that are all right is not 1.",
+         "predicted ['b', 'a'], gold ['b', 'a']", "Which labels fit each other?", "1")
     for predicted, gold in (["a", "b", "a"], ["a", "b"]), (["a"], ["a", "b"]), ([], []), ([], ["a"]), (["a"], []):
         refuses(lambda: impl.macro_f1(predicted, gold), "macro_f1 takes labels that do not fit each other.",
                 f"predicted {predicted}, gold {gold}", "Which prediction belongs to which query here?", "1")
@@ -131,8 +134,13 @@ def study(g, n_task, gain=0.0, spread=1.0, hard=4.0, most=9):
 
 
 def ends(impl, a, b, case, section="2"):
+    """(mean, low, high) of paired, with its arguments watched."""
     with untouched("paired", section, a=a, b=b):
-        got = impl.paired(a, b)
+        return three(impl, a, b, case, section)
+
+
+def three(impl, a, b, case, section="2"):
+    got = impl.paired(a, b)
     if not isinstance(got, (tuple, list)) or len(got) != 3:
         fail("paired returns three numbers: the mean difference, and the low and the high end.", case, f"{got!r}",
              "(mean, low, high)", "What does paired hand back?", section)
@@ -162,6 +170,9 @@ def test_paired_is_a_minus_b_over_tasks(impl, seed):
     case = f"a: {shown(one)}; b: {shown(two)}"
     near(ends(impl, one, two, case)[0], 2.5, "The mean difference has the wrong sign or size: it is a minus b.", case,
          "If a is the better method, is the number above 0?", "2")
+    joined = [("1", "11", 3.0), ("11", "1", 9.0)], [("1", "11", 1.0), ("11", "1", 1.0)]
+    near(ends(impl, *joined, f"a: {shown(joined[0])}; b: {shown(joined[1])}")[0], 5, "Two queries are taken for one.",
+         f"a: {shown(joined[0])}; b: {shown(joined[1])}", "What says that two scores are of one query?", "2")
     more = [("t", f"{q}", 8.0) for q in range(3, 9)], [("t", f"{q}", 4.5) for q in range(3, 9)]
     case = f"a: {shown(one + more[0])}; b: {shown(two + more[1])}"
     near(ends(impl, one + more[0], two + more[1], case)[0], 2.5,
@@ -256,7 +267,7 @@ def studies(seed, n_task):
 @points(2, minutes=10, section="2")
 def test_the_interval_covers_the_truth(impl, seed):
     for n_task in (12, 5, 40):
-        found = [ends(impl, list(a), list(b), f"a study of {n_task} tasks") for a, b in studies(seed, n_task)]
+        found = [three(impl, list(a), list(b), f"a study of {n_task} tasks") for a, b in studies(seed, n_task)]
         covered = mean(low <= 1.5 <= high for _, low, high in found)
         case = f"{len(found)} studies of {n_task} tasks drawn at random, in which a gains 1.5 on the mean task"
         want = "between 92% and 98% of the intervals hold 1.5"
@@ -365,6 +376,7 @@ def test_choose_takes_the_best_of_validation(impl, seed):
          "two equal settings, in no order of the alphabet"),
         ([("a", "v1", 10.0), ("b", "v1", 20.0), ("c", "v1", 15.0), ("c", "v2", 15.0), ("b", "v2", 20.0),
           ("a", "v2", 10.0)], "b", "the best stands in the middle"),
+        ([("a", "v1", 50.02), ("b", "v1", 50.04), ("a", "v2", 50.02), ("b", "v2", 50.04)], "b", "means 50.02, 50.04"),
     )
     seeds = [30.0, 90.0, 45.0, 60.0]  # their mean is 56.25, their median 52.5
     for other in (32.0, 88.0, 46.0, 50.0, 55.0, 57.0, 58.0, 62.0):  # the other's every seed: below or above that mean
