@@ -263,8 +263,8 @@ BROKEN = {
     "14": [
         ("torch.where(is_answer, beta.exp()[...", "torch.where(theta_0.owner >= 0, beta.exp()[...",
          "the anchors differ", True),
-        ("lr=0.03, token_dropout=0.0", "lr=3e-5, token_dropout=0.0", "of ICL's loss CT-KV leaves", False),
-        ("dict(n_step=few(128, 2))", "dict(n_step=few(1, 2))", "in facts CT-KV is", False),
+        ("dict(token_dropout=0.0)", "dict(token_dropout=0.0, lr=3e-5)", "of ICL's loss CT-KV leaves", False),
+        ("n_step=few(128, 2)", "n_step=few(1, 2)", "in facts CT-KV is", False),
         ("rounds, thought = (0, 2, 5, 8, 11, 15)", "rounds, thought = (0, 1, 1, 2, 2, 3)",
          "after 15 rounds Deep-Thinking", False),
     ],

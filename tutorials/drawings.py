@@ -118,24 +118,24 @@ def idea():
     pairs = [("dog", "mammal"), ("ant", "insect"), ("cod", "fish")]
     owner = [0, 0, 0, 1, 1, 1, 2, 2, 2]
     figure, axes = canvas(47, 15.5, 9)
-    text(axes, 4.4, 0.8, "demonstrations", 10, weight="bold")
+    text(axes, 4.3, 0.8, "demonstrations", 10, weight="bold")
     for i, (x, y) in enumerate(pairs):
-        box(axes, 0, 1.9 + 2.1 * i, 8.8, 1.6, f"{x} → {y}", mix(OWNERS[i], "#ffffff", 0.8), OWNERS[i])
-    arrow(axes, (9, 4.6), (13.2, 4.6), "read once")
+        box(axes, 0, 1.9 + 2.1 * i, 8.6, 1.6, f"{x} → {y}", mix(OWNERS[i], "#ffffff", 0.8), OWNERS[i])
+    arrow(axes, (9, 4.6), (13.4, 4.6), "read once")
     text(axes, 18.2, 0.8, "their KV cache, θ₀", 10, weight="bold")
     cache(axes, 13.7, 3.1, owner)
     text(axes, 18.2, 7.1, "a column is a token, a row a layer", 8, NOBODY)
-    arrow(axes, (23.2, 4.6), (31.6, 4.6), "16 gradient steps")
+    arrow(axes, (23.2, 4.6), (31.6, 4.6), "gradient steps")
     text(axes, 36.6, 0.8, "the trained cache, θ*", 10, weight="bold")
     cache(axes, 32.1, 3.1, owner, shade=0.35)
     text(axes, 36.6, 7.1, "the weights stay as they are", 8, NOBODY)
 
-    text(axes, 18.2, 9.2, "one term of the loss: pair 2 without its own entries", 9, weight="bold")
+    text(axes, 16.2, 9.2, "one term of the loss: ant without its own entries", 9, weight="bold")
     cache(axes, 13.7, 10.3, owner, hidden=(1,))
     box(axes, 23.6, 11, 3.6, 1.6, "ant →", mix(OWNERS[1], "#ffffff", 0.8), OWNERS[1])
     arrow(axes, (27.4, 11.8), (29.2, 11.8))
     text(axes, 31.5, 11.8, "insect?", 10, OWNERS[1])
-    arrow(axes, (27.6, 10.6), (27.6, 5.0), colour=NOBODY, bend=0.15)
+    arrow(axes, (28.6, 10.8), (28.6, 5.0), colour=NOBODY, bend=0.12)
     text(axes, 18.2, 14.2, "so that it cannot copy its answer", 8, NOBODY)
 
     arrow(axes, (36.6, 8), (36.6, 9.5), colour=INK)
