@@ -61,6 +61,9 @@ SETTINGS = {
         "ct_prompt": dict(n_step=12, lr=1e-2, token_dropout=0.1),
         "ct_kv": dict(n_step=20, lr=1e-2, token_dropout=0.1),
         "ttt_ct_kv": TTT | dict(ttt_n_step=8, ttt_lr=1e-3, batch=5, n_step=8, lr=3e-3, token_dropout=0.1),
+        "anchors": dict(n_step=32, lr=3e-2),  # these three on six of the tasks, at four rates each
+        "ia3": dict(n_step=32, lr=1e-2),
+        "qttt": dict(n_step=32, lr=3e-4),
     },
 }
 

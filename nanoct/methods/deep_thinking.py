@@ -6,7 +6,7 @@ The cache moves towards what the same tokens compute while they attend to all of
 included, and causally to each other. Keys and values have an m each; the first m is the difference. All 2·L·K·D·P
 numbers of CT-KV's theta (ct_kv.py) move from the same start, without a loss and without a gradient. Tokens are read at
 their own positions. The public code goes on counting behind the context, which mixes keys of two rotations under RoPE;
-and it takes the number of rounds that is best on the test set, while here it is a setting.
+and it reports the best round on all its questions, while here the number of rounds is a setting.
 
 Cost. A round is one forward of P tokens behind P entries, 2·N·P FLOPs for N weights. Memory: 4 float32 copies of theta.
 

@@ -245,7 +245,7 @@ def test_settings_that_cannot_be_are_refused_in_one_line(model, name, changes, s
 def test_lara_with_one_demo_is_refused(model):
     with pytest.raises(ValueError) as error:
         lara.adapt(model, random_task(lengths=((3, 2),)))
-    assert "takes two or more" in message(error)
+    assert "LARA needs two" in message(error)
 
 
 @pytest.mark.parametrize("name", sorted(set(MAP) - {"windows", "lara", "i2cl"}))
