@@ -147,6 +147,7 @@ def test_without_settings_the_sweep_is_asked_for(monkeypatch, tmp_path):
         bridge.model.__wrapped__()
 
 
+@pytest.mark.slow
 def test_table_and_figure(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bridge, "N_QUERY", 4)
     monkeypatch.setattr(bridge, "SEVERAL", (4,))

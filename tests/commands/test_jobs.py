@@ -135,6 +135,7 @@ def test_what_cannot_be_written_is_said_before_the_work(command, option, spoils,
     assert stop.value.code == 2 and said.startswith("error: cannot write ") and spoils in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_two_tunes_of_one_context_do_not_both_write_it(tmp_path, model_folder):
     (tmp_path / "mine.jsonl").write_text('{"input": "ab", "output": "ba"}\n{"input": "cd", "output": "dc"}\n')
     more = ["--data", "mine.jsonl", "--out", "ctx", "--model", str(model_folder), "--device", "cpu"]

@@ -339,7 +339,7 @@ def test_invalid_utf8_is_replaced_and_unknown_ids_are_refused(trained):
 # ---- NFC, other regexes, and tokens that are no special ones
 
 @needs_qwen
-@settings(repeatable, max_examples=300)
+@settings(repeatable, max_examples=100)
 @given(text=texts)
 def test_the_real_qwen_equals_the_reference(text):
     check(*real_qwen(), text)

@@ -10,6 +10,7 @@ from helpers import config_of, random_task, saved_nano, small_bbh, tiny_llama
 from safetensors.torch import load_file, save_file
 
 from nanoct import paper, reproduce, tune
+from nanoct.benchmarks import nano
 from nanoct.costs import memory
 from nanoct.fewshot import Mixture
 from nanoct.methods import MAP, METHODS
@@ -39,7 +40,7 @@ def test_map_means_the_nine_and_nothing_asked_for_means_the_ten(monkeypatch, tmp
     job = parsed(monkeypatch, reproduce, *of_worlds, "--methods", "icl", "map", "--set", "qttt.lr=0.5")
     assert job.methods == ["icl", *MAP]
     config = {method: config for method, config, *_ in worlds.variants(job)["strings"]}
-    assert config["qttt"]["lr"] == 0.5 and config["prune"] == asdict(MAP["prune"].Config())
+    assert config["qttt"]["lr"] == 0.5 and config["prune"] == asdict(MAP["prune"].Config(**nano.read_settings()["strings"]["prune"]))
     assert [name for name in parsed(monkeypatch, reproduce, *of_worlds).methods if name in MAP] == []
     swept = parsed(monkeypatch, reproduce, *of_worlds, "--sweep", "--methods", "map", "bayes_all")
     assert swept.methods == list(MAP)

@@ -205,6 +205,7 @@ def test_an_adapter_of_peft_in_bfloat16_is_read_as_float32(base, tmp_path):
     close(ours(adapted, tokens), peft.PeftModel.from_pretrained(read(folder), tmp_path)(tokens).logits)
 
 
+@pytest.mark.slow
 def test_the_command_writes_without_peft_and_brings_back_the_same_file(tmp_path, monkeypatch, capsys):
     """In a process where neither library can be imported."""
     folder = saved_nano(tmp_path / "model")
