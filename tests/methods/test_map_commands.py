@@ -40,7 +40,8 @@ def test_map_means_the_nine_and_nothing_asked_for_means_the_ten(monkeypatch, tmp
     job = parsed(monkeypatch, reproduce, *of_worlds, "--methods", "icl", "map", "--set", "qttt.lr=0.5")
     assert job.methods == ["icl", *MAP]
     config = {method: config for method, config, *_ in worlds.variants(job)["strings"]}
-    assert config["qttt"]["lr"] == 0.5 and config["prune"] == asdict(MAP["prune"].Config(**nano.read_settings()["strings"]["prune"]))
+    chosen = nano.read_settings()["strings"]["prune"]
+    assert config["qttt"]["lr"] == 0.5 and config["prune"] == asdict(MAP["prune"].Config(**chosen))
     assert [name for name in parsed(monkeypatch, reproduce, *of_worlds).methods if name in MAP] == []
     swept = parsed(monkeypatch, reproduce, *of_worlds, "--sweep", "--methods", "map", "bayes_all")
     assert swept.methods == list(MAP)
