@@ -31,13 +31,17 @@ FOLDER = Path(__file__).parents[3] / "weights" / "nano"
 
 def read_settings():
     """Return {world: {method: config}} as `python -m nanoct.reproduce --sweep` chose it; {} before the first sweep."""
-    file = FOLDER / "settings.json"
-    return read_json(file, kind=dict) if file.exists() else {}
+    return of_sweep("settings.json")
 
 
 def read_curves():
     """Return {world: {method: configs}}, the best config at each of several numbers of steps; {} likewise."""
-    file = FOLDER / "curves.json"
+    return of_sweep("curves.json")
+
+
+def of_sweep(name):
+    """A file that the sweep wrote, read as a dict; {} if there is none."""
+    file = FOLDER / name
     return read_json(file, kind=dict) if file.exists() else {}
 
 
