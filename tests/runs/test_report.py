@@ -151,3 +151,14 @@ def test_lines_of_several_jobs_are_in_no_table_together(name, other, tmp_path, m
     with pytest.raises(ValueError, match=f"more than one {name}"):
         reproduce.main()
     assert not (tmp_path / "table.md").exists()
+
+
+@pytest.mark.parametrize("rates, drawn", [((0.1, 0.1), False), ((0.1, 0.3), True)])
+def test_settings_of_one_number_of_steps_make_no_curve(rates, drawn, tmp_path, capsys):
+    """Two rates at 4 steps are two points above each other; at 4 and 8 steps a line leads from one to the other."""
+    steps = (4, 8) if drawn else (4, 4)
+    configs = [dict(n_step=n_step, lr=lr + i) for i, (n_step, lr) in enumerate(zip(steps, rates))]
+    lines = [line("ct_kv", task, config=config) for config in configs for task in "ab"]
+    report.report(lines, {}, tmp_path)
+    assert (tmp_path / "accuracy_vs_seconds.png").exists() is drawn
+    assert ("kl_vs_steps.png" in capsys.readouterr().out) is drawn and (tmp_path / "table.md").exists()
